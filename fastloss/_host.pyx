@@ -1,0 +1,58 @@
+"""Facts about the machine this process runs on."""
+
+cdef extern from *:
+    """
+    #ifdef _OPENMP
+    #include <omp.h>
+    static int fl_max_threads(void) { return omp_get_max_threads(); }
+    #else
+    static int fl_max_threads(void) { return 0; }
+    #endif
+    #if defined(_MSC_VER) && defined(_M_X64)
+    #include <intrin.h>
+    #include <immintrin.h>
+    /* the instruction set counts only if the operating system saves its registers: XGETBV */
+    static int fl_has_avx2(void) {
+        int r[4];
+        const int need = 1 << 12 | 1 << 27 | 1 << 28 | 1 << 29;      /* fma, osxsave, avx, f16c */
+        __cpuid(r, 1);
+        if ((r[2] & need) != need || (_xgetbv(0) & 0x06) != 0x06) return 0;
+        __cpuidex(r, 7, 0);
+        return (r[1] & (1 << 5)) != 0 && (r[1] & (1 << 8)) != 0;     /* avx2, bmi2 */
+    }
+    static int fl_has_avx512(void) {
+        int r[4];
+        const int need = 1 << 16 | 1 << 17 | 1 << 28 | 1 << 30;      /* f, dq, cd, bw */
+        if (!fl_has_avx2() || (_xgetbv(0) & 0xe6) != 0xe6) return 0;
+        __cpuidex(r, 7, 0);
+        return (r[1] & need) == need && r[1] < 0;                    /* vl is the sign bit */
+    }
+    #elif defined(__x86_64__)
+    static int fl_has_avx2(void) {
+        __builtin_cpu_init();
+        return __builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma") && __builtin_cpu_supports("bmi2")
+            && __builtin_cpu_supports("f16c");
+    }
+    static int fl_has_avx512(void) {
+        return fl_has_avx2() && __builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512bw")
+            && __builtin_cpu_supports("avx512cd") && __builtin_cpu_supports("avx512dq")
+            && __builtin_cpu_supports("avx512vl");
+    }
+    #else
+    static int fl_has_avx2(void) { return 0; }
+    static int fl_has_avx512(void) { return 0; }
+    #endif
+    """
+    int fl_max_threads() nogil
+    int fl_has_avx2() nogil
+    int fl_has_avx512() nogil
+
+
+def isas():
+    """Instruction sets this processor and operating system can run, best first."""
+    return [name for name, ok in (("avx512", fl_has_avx512()), ("avx2", fl_has_avx2()), ("baseline", True)) if ok]
+
+
+def openmp_max_threads():
+    """``omp_get_max_threads()``, or 0 when built without OpenMP."""
+    return fl_max_threads()

@@ -1,0 +1,18 @@
+"""Compiled kernels: ``from fastloss._native import softmax``.
+
+Every kernel is built once per instruction set, each set in its own folder
+beside this file.  This package's search path is the best folder that the
+machine can run, or the one that ``FASTLOSS_ISA`` names.
+"""
+
+import os
+from pathlib import Path
+
+from fastloss import _host
+
+_root = Path(__file__).parent
+available = [isa for isa in _host.isas() if any((_root / isa).glob("*.[sp][oy]*"))]
+isa = os.environ.get("FASTLOSS_ISA") or (available[0] if available else "")
+if isa not in available:
+    raise ImportError(f"FASTLOSS_ISA={isa!r}, but this machine and build offer {available}")
+__path__ = [str(_root / isa)]

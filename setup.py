@@ -1,0 +1,95 @@
+"""The build matrix: every kernel is compiled once per instruction set."""
+
+import os
+import platform
+import sys
+import tempfile
+from pathlib import Path
+
+from Cython.Build import cythonize
+from setuptools import Extension, setup
+from setuptools.command.build_ext import build_ext
+
+KERNELS = ["softmax"]
+
+ISAS = {"baseline": {"unix": [], "msvc": []}}
+if platform.machine().lower() in ("x86_64", "amd64") and sys.platform != "darwin":
+    ISAS["avx2"] = {"unix": ["-march=x86-64-v3"], "msvc": ["/arch:AVX2"]}
+    ISAS["avx512"] = {"unix": ["-march=x86-64-v4", "-mprefer-vector-width=512"], "msvc": ["/arch:AVX512"]}
+if only := os.environ.get("FASTLOSS_BUILD_ISAS"):  # for faster developer builds
+    ISAS = {isa: ISAS[isa] for isa in only.split(",")}
+
+# No flag here may change the value of an expression: no -ffast-math, no reassociation, and contraction only where
+# the source says fma, so that the instruction sets agree bit for bit.
+COMPILE = {
+    "unix": ["-O3", "-fno-math-errno", "-fno-trapping-math", "-ffp-contract=off", "-fno-strict-aliasing", "-g0"],
+    "msvc": ["/O2", "/fp:precise"],
+}
+OPENMP = {"unix": ["-fopenmp"], "msvc": ["/openmp"]}
+DIRECTIVES = {
+    "language_level": 3,
+    "boundscheck": False,
+    "wraparound": False,
+    "cdivision": True,
+    "initializedcheck": False,
+    "freethreading_compatible": True,
+}
+
+
+def extensions():
+    """One extension for the host facts, and one per kernel and instruction set."""
+    # each instruction set has a build folder of its own: distinct C and object files, safe in parallel
+    jobs = {"compiler_directives": DIRECTIVES, "nthreads": os.cpu_count() if sys.platform == "linux" else 0}
+    headers = [str(p) for ending in ("h", "pxd") for p in Path("fastloss/kernels").glob(f"*.{ending}")]
+    yield from cythonize([Extension("fastloss._host", ["fastloss/_host.pyx"])], build_dir="build/host", **jobs)
+    for isa in ISAS:
+        Path("fastloss/_native", isa).mkdir(exist_ok=True)  # in-place builds need it
+        yield from cythonize(
+            [
+                Extension(
+                    f"fastloss._native.{isa}.{kernel}",
+                    [f"fastloss/kernels/{kernel}.pyx"],
+                    include_dirs=["fastloss/kernels"],
+                    depends=headers,
+                )
+                for kernel in KERNELS
+            ],
+            build_dir=f"build/{isa}",
+            **jobs,
+        )
+
+
+class BuildExt(build_ext):
+    """Adds the flags of compiler and instruction set; builds without OpenMP where the compiler has none."""
+
+    def finalize_options(self):
+        super().finalize_options()
+        self.parallel = self.parallel or os.cpu_count()
+
+    def build_extensions(self):
+        self.kind = "msvc" if self.compiler.compiler_type == "msvc" else "unix"
+        # macOS stays serial: a second OpenMP runtime in one process aborts it there
+        self.openmp = OPENMP[self.kind] if sys.platform != "darwin" and self._compiles_openmp() else []
+        super().build_extensions()
+
+    def _compiles_openmp(self):
+        with tempfile.TemporaryDirectory() as folder:
+            source = Path(folder, "probe.c")
+            source.write_text("#include <omp.h>\nint main(void) { return omp_get_max_threads() < 1; }\n")
+            try:
+                objects = self.compiler.compile([str(source)], output_dir=folder, extra_postargs=OPENMP[self.kind])
+                link = OPENMP[self.kind] if self.kind == "unix" else []
+                self.compiler.link_executable(objects, str(Path(folder, "probe")), extra_postargs=link)
+            except Exception as error:  # compilers' errors have no common base
+                print(f"building without OpenMP: {error}", file=sys.stderr)
+                return False
+        return True
+
+    def build_extension(self, ext):
+        isa = ext.name.split(".")[-2]
+        ext.extra_compile_args = COMPILE[self.kind] + ISAS.get(isa, {}).get(self.kind, []) + self.openmp
+        ext.extra_link_args = self.openmp if self.kind == "unix" else []
+        super().build_extension(ext)
+
+
+setup(ext_modules=list(extensions()), cmdclass={"build_ext": BuildExt})
