@@ -8,6 +8,9 @@ import sys
 
 from fastloss import _host
 
+GRAIN = 32768  # elements; kernels/parallel.pxd has it too
+MOST = 1024  # threads of one call, whatever is asked for
+
 _forked = False  # libgomp deadlocks when a forked child opens a parallel region
 
 
@@ -40,17 +43,22 @@ def _is_worker() -> bool:
     return process is not None and process.parent_process() is not None
 
 
-def resolve(n_threads: int | None = None) -> int:
-    """Size of the OpenMP team of this call; nothing is remembered, so threadpoolctl's limits hold at once."""
+def resolve(n_threads: int | None = None, work: int = sys.maxsize) -> int:
+    """Size of the OpenMP team for a call on `work` elements.
+
+    Nothing is remembered, so threadpoolctl's limits and the environment hold at once.
+    """
     if n_threads is not None:
         n_threads = operator.index(n_threads)
         if n_threads < 1:
             raise ValueError(f"n_threads must be at least 1, got {n_threads}")
+    elif work < GRAIN:
+        return 1  # the kernel would not enter OpenMP anyway
     limit = _host.openmp_max_threads()
     if limit == 0 or _forked:
         return 1
     if n_threads is not None:
-        return min(n_threads, 1024)
+        return min(n_threads, MOST)
     if os.environ.get("OMP_NUM_THREADS"):
         return limit
     return 1 if _is_worker() else min(limit, _CPUS)

@@ -1,0 +1,124 @@
+"""value_and_grad, and how a loss offers its gradients."""
+
+from __future__ import annotations
+
+import functools
+import inspect
+from collections.abc import Callable
+from typing import Any, Concatenate, ParamSpec
+
+import numpy as np
+from numpy.typing import ArrayLike, NDArray
+
+Array = NDArray[Any]
+P = ParamSpec("P")
+
+
+class Wants:
+    """What a call is asked for beside its value; the loss leaves the gradients in `grads`, by name."""
+
+    __slots__ = ("buffers", "cotangent", "grads", "wrt")
+
+    def __init__(self, wrt: tuple[str, ...], cotangent: ArrayLike | None, buffers: dict[str, Any]) -> None:
+        self.wrt = wrt
+        self.cotangent = cotangent
+        self.buffers = buffers
+        self.grads: dict[str, Any] = {}
+
+
+def differentiable(*names: str) -> Callable[[Callable[Concatenate[Wants | None, P], Any]], Callable[P, Any]]:
+    """Makes a public loss of a function that takes Wants first.
+
+    `names` are the arguments that have a gradient, the loss's main input first.
+    """
+
+    def decorate(implementation: Callable[Concatenate[Wants | None, P], Any]) -> Callable[P, Any]:
+        @functools.wraps(implementation)
+        def loss(*args: P.args, **kwargs: P.kwargs) -> Any:
+            return implementation(None, *args, **kwargs)
+
+        signature = inspect.signature(implementation)
+        loss.__signature__ = signature.replace(parameters=list(signature.parameters.values())[1:])  # type: ignore[attr-defined]
+        loss.implementation = implementation  # type: ignore[attr-defined]
+        loss.wrt = names  # type: ignore[attr-defined]
+        return loss
+
+    return decorate
+
+
+def value_and_grad(loss: Callable[..., Any], wrt: str | tuple[str, ...] | None = None) -> Callable[..., Any]:
+    """Turn a loss into a function that returns its value and its gradient, in one pass.
+
+    Parameters
+    ----------
+    loss : function
+        A loss of this package.
+    wrt : str or tuple of str, optional
+        The argument or arguments to differentiate with respect to; the loss's main input (``logits``,
+        ``predictions``, ``inputs``) by default.
+
+    Returns
+    -------
+    function
+        Takes the arguments of `loss` and, by keyword,
+
+        cotangent : array_like, optional
+            Shaped as the value; multiplies the gradients row by row.  Ones by default.
+        grad_out : array or tuple of arrays, optional
+            Where to write the gradients.  May be the logits themselves: then they are overwritten in place.
+
+        and returns ``(value, gradient)``, with a tuple of gradients, in order, where `wrt` is a tuple.  A gradient has
+        the dtype, shape and memory layout of its argument, and is the derivative of the (reduced) value.
+
+    Raises
+    ------
+    TypeError
+        If `loss` is no loss of this package.
+    ValueError
+        If it has no gradient with respect to a name in `wrt`.
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> import fastloss as fl
+    >>> f = fl.value_and_grad(fl.sparse_softmax_cross_entropy_with_logits)
+    >>> value, grad = f(labels=[0], logits=np.float32([[20, 0]]))
+    >>> value
+    array([2.0611537e-09], dtype=float32)
+    >>> grad
+    array([[-2.0611537e-09,  2.0611537e-09]], dtype=float32)
+    """
+    names = getattr(loss, "wrt", None)
+    if names is None:
+        raise TypeError(f"loss must be a loss of fastloss, got {loss!r}")
+    implementation: Callable[..., Any] = loss.implementation  # type: ignore[attr-defined]
+    asked = (names[0],) if wrt is None else (wrt,) if isinstance(wrt, str) else tuple(wrt)
+    single = not isinstance(wrt, tuple)
+    for name in asked:
+        if name not in names:
+            raise ValueError(f"wrt must be among {names}, got {name!r}")
+    if len(set(asked)) < len(asked):
+        raise ValueError(f"wrt must not repeat a name, got {asked}")
+
+    @functools.wraps(loss)
+    def value_and_gradient(*args: Any, cotangent: ArrayLike | None = None, grad_out: Any = None, **kwargs: Any) -> Any:
+        buffers = {}
+        if grad_out is not None:
+            given = (grad_out,) if single else grad_out
+            if not isinstance(given, tuple) or len(given) != len(asked):
+                raise ValueError(f"grad_out must be a tuple of {len(asked)} arrays, as wrt, got {type(grad_out).__name__}")
+            buffers = dict(zip(asked, given, strict=True))
+        wants = Wants(asked, cotangent, buffers)
+        value = implementation(wants, *args, **kwargs)
+        if single:
+            return value, wants.grads[asked[0]]
+        return value, tuple(wants.grads[name] for name in asked)
+
+    return value_and_gradient
+
+
+def sum_back(grad: Array, shape: tuple[int, ...]) -> Array:
+    """The gradient of an argument that was broadcast: summed over the axes it was repeated along."""
+    lead = grad.ndim - len(shape)
+    axes = tuple(k for k in range(grad.ndim) if k < lead or (shape[k - lead] == 1 and grad.shape[k] != 1))
+    return np.asarray(grad.sum(axis=axes, dtype=np.float64)).reshape(shape)

@@ -1,0 +1,107 @@
+"""The one place that knows sample_weight, reduction and denominators.
+
+One rule: the mean is the sum of weighted losses over the sum of the weights of the rows that count.  A row's weight is
+its sample weight times its class weight; ignored rows weigh 0; if nothing counts the mean is 0.  A weight of exactly 0
+makes a row's loss and gradient exactly 0, whatever the row holds.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+from numpy.typing import ArrayLike, NDArray
+
+from fastloss import _inputs
+from fastloss._gradients import Wants
+from fastloss._native import reductions
+
+Array = NDArray[Any]
+KINDS = ("none", "sum", "mean")
+
+
+class Reduction:
+    """How the losses of one call become its value, and what multiplies each row's gradient.
+
+    Parameters
+    ----------
+    shape, dtype
+        Of the losses, one for each row.
+    row_weight : float64 array of that shape, optional
+        The rows' class weights (already in their losses), 0 where ignored; ones by default.  Only the mean looks at it.
+    apart : dict
+        Inputs that `out` must not overlap, by name.
+    """
+
+    __slots__ = ("_direct", "_factor", "_kind", "_out", "_row_weight", "_threads", "_weight", "loss", "scale", "total")
+
+    def __init__(
+        self,
+        reduction: str,
+        sample_weight: ArrayLike | None,
+        out: Array | None,
+        shape: tuple[int, ...],
+        dtype: np.dtype[Any],
+        apart: dict[str, Array | None],
+        row_weight: Array | None = None,
+        wants: Wants | None = None,
+        n_threads: int = 1,
+    ) -> None:
+        if reduction not in KINDS:
+            _inputs.choice("reduction", reduction, KINDS)
+        self._kind = reduction
+        self._threads = n_threads
+        self._row_weight = row_weight
+        self._weight = None if sample_weight is None else _inputs.weights("sample_weight", sample_weight, shape)
+        if out is not None:
+            _inputs.output("out", out, shape if reduction == "none" else (), dtype, apart)
+        self._out = out
+        # the kernel writes where the result goes, unless something is left to be done to it
+        self._direct = reduction == "none" and self._weight is None
+        self.loss: Array = out if out is not None and self._direct else np.empty(shape, dtype)
+        self.total = self._denominator() if reduction == "mean" else 1.0
+        self.scale: Array | None = None
+        self._factor = 0.0
+        if wants is not None:
+            self._set_scale(wants, shape)
+
+    @property
+    def factor(self) -> float:
+        """What multiplies every row's gradient; `scale`, where there is one, multiplies each."""
+        return self._factor
+
+    def _denominator(self) -> float:
+        if self._weight is None and self._row_weight is None:
+            return float(self.loss.size)
+        if self._row_weight is None:
+            return reductions.weighted_sum(self._weight, None, self._threads)
+        return reductions.weighted_sum(self._row_weight, self._weight, self._threads)
+
+    def _set_scale(self, wants: Wants, shape: tuple[int, ...]) -> None:
+        cotangent = wants.cotangent
+        self.scale = self._weight
+        self._factor = 1.0
+        if self._kind == "none":
+            rows = None if cotangent is None else _inputs.weights("cotangent", cotangent, shape)
+            if rows is not None:
+                self.scale = rows if self._weight is None else rows * self._weight
+        elif cotangent is not None:
+            self._factor = float(_inputs.same_shape("cotangent", np.asarray(cotangent), (), "that of the value"))
+        if self._kind == "mean":
+            self._factor = self._factor / self.total if self.total != 0 else 0.0
+
+    def value(self) -> Any:
+        """The result, once the kernel has filled `loss`."""
+        if self._kind == "none":
+            if not self._direct:
+                out = self.loss if self._out is None else self._out
+                reductions.multiply(self.loss, self._weight, out, self._threads)
+                self.loss = out
+            return self.loss if self.loss.ndim or self._out is not None else self.loss[()]
+        total = reductions.weighted_sum(self.loss, self._weight, self._threads)
+        if self._kind == "mean":
+            total = total / self.total if self.total != 0 else 0.0
+        if self._out is None:
+            return self.loss.dtype.type(total)
+        self._out[...] = total
+        return self._out

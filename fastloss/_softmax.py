@@ -1,0 +1,442 @@
+"""Softmax cross entropies, and softmax, log-softmax and log-sum-exp themselves."""
+
+from __future__ import annotations
+
+import math
+from typing import Any
+
+import numpy as np
+from numpy.typing import ArrayLike, NDArray
+
+from fastloss import _inputs, _threads
+from fastloss._gradients import Wants, differentiable, sum_back
+from fastloss._native import softmax as _kernels
+from fastloss._reductions import Reduction
+
+Array = NDArray[Any]
+
+
+def _cross_entropy(
+    wants: Wants | None,
+    logits: Array,
+    labels: Array,
+    index: bool,
+    axis: int,
+    ignore_index: int | None,
+    sample_weight: ArrayLike | None,
+    class_weight: ArrayLike | None,
+    label_smoothing: float,
+    where: ArrayLike | None,
+    reduction: str,
+    out: Array | None,
+    n_threads: int | None,
+) -> Any:
+    """What the two cross entropies share: arguments checked, `labels` of the right shape, `axis` from the front."""
+    dtype = _inputs.loss_dtype("logits", logits.dtype)
+    shape, n_classes = _inputs.without(logits.shape, axis), logits.shape[axis]
+    threads = _threads.resolve(n_threads, logits.size)
+    mask = None if where is None else _inputs.mask("where", where, logits.shape)
+    weights = None if class_weight is None else _inputs.vector("class_weight", class_weight, n_classes)
+    smoothing = 0.0 if label_smoothing == 0 else _inputs.scalar("label_smoothing", label_smoothing, 0, 1)
+    ignore = _inputs.ignored(ignore_index)
+    full = labels if index else _inputs.broadcast("labels", labels, logits.shape)
+    x, y = _inputs.raw(logits), _inputs.raw(full)
+
+    row_weight = None
+    if reduction == "mean" and (weights is not None or ignore is not None):
+        row_weight = np.empty(shape)
+        bad = _kernels.class_weights(y, axis, index, weights, ignore, n_classes, row_weight.reshape(-1))
+        if bad >= 0:
+            raise _inputs.bad_label("labels", labels, bad, n_classes, ignore)
+    apart = {"logits": logits, "labels": labels, "where": mask}
+    rows = Reduction(reduction, sample_weight, out, shape, dtype, apart, row_weight, wants, threads)
+    grad = labels_grad = None
+    if wants is not None:
+        grad, labels_grad = _gradient_buffers(wants, logits, labels, full, rows.loss)
+
+    def run(grad: Array | None, labels_grad: Array | None, mean: float = 0.0) -> None:
+        bad = _kernels.cross_entropy(
+            x, y, axis, index, rows.loss, _inputs.raw(grad), _inputs.raw(labels_grad), weights,
+            None if rows.scale is None else rows.scale.reshape(-1), rows.factor, smoothing, mask, ignore, mean, threads,
+        )  # fmt: skip
+        if bad >= 0:
+            raise _inputs.bad_label("labels", labels, bad, n_classes, ignore)
+
+    if n_classes == 0:
+        rows.loss[...] = 0
+    if labels_grad is not None and row_weight is not None:
+        run(None, None)  # labels move the mean's denominator too: its value comes first
+        value = rows.value()
+        run(grad, labels_grad, float(value))
+    else:
+        run(grad, labels_grad)
+        value = rows.value()
+    if labels_grad is not None and wants is not None and wants.grads["labels"] is not labels_grad:
+        wants.grads["labels"][...] = sum_back(labels_grad, labels.shape)
+    return value
+
+
+def _gradient_buffers(
+    wants: Wants, logits: Array, labels: Array, full: Array, loss: Array
+) -> tuple[Array | None, Array | None]:
+    """Where the kernel writes; wants.grads has what the caller gets, labels in their own shape and dtype."""
+    grad = labels_grad = None
+    for name in wants.wrt:
+        a = logits if name == "logits" else labels
+        if name == "labels" and (a.dtype.kind in "iub"):
+            raise TypeError(f"labels must be float16, bfloat16, float32 or float64 to have a gradient, got {a.dtype}")
+        apart = {"logits": logits, "labels": labels, "out": loss}
+        apart |= {f"the buffer for {other}": buffer for other, buffer in wants.grads.items()}
+        buffer = _inputs.output(
+            "grad_out", wants.buffers.get(name), a.shape, a.dtype, apart, logits if name == "logits" else None
+        )
+        if buffer is None:
+            buffer = np.empty_like(a, subok=False)
+        wants.grads[name] = buffer
+        if name == "logits":
+            grad = buffer
+        else:
+            labels_grad = buffer if full.shape == a.shape else np.empty(full.shape)
+    return grad, labels_grad
+
+
+@differentiable("logits")
+def sparse_softmax_cross_entropy_with_logits(
+    wants: Wants | None,
+    /,
+    *,
+    labels: ArrayLike,
+    logits: ArrayLike,
+    axis: int = -1,
+    ignore_index: int | None = None,
+    sample_weight: ArrayLike | None = None,
+    class_weight: ArrayLike | None = None,
+    label_smoothing: float = 0.0,
+    where: ArrayLike | None = None,
+    reduction: str = "none",
+    out: Array | None = None,
+    n_threads: int | None = None,
+    dim: int | None = None,
+    name: str | None = None,
+) -> Any:
+    """Softmax cross entropy between logits and class indices.
+
+    For a row of logits :math:`x` with label :math:`y` the loss is, in nats,
+
+    .. math:: \\log \\sum_j e^{x_j} - x_y = \\operatorname{log1p} \\frac{\\sum_{j \\ne y} e^{x_j}}{e^{x_y}},
+
+    computed in the second form: right to 2 units in the last place (4 in float64) at every margin, where the first
+    returns 0 for a confident row.
+
+    Parameters
+    ----------
+    labels : array_like of int, shape [...]
+        Class indices in ``[0, C)``: the shape of `logits` without `axis`, any integer dtype.
+    logits : array_like, shape [..., C]
+        Unnormalised log-probabilities: float16, bfloat16, float32 or float64, any memory layout.
+    axis : int, default -1
+        The axis of `logits` that holds the classes.
+    ignore_index : int, optional
+        Rows with this label have loss and gradient 0 and do not count in the mean.
+    sample_weight : array_like, optional
+        Multiplies the losses; broadcasts to their shape.  A row of weight 0 is exactly 0.
+    class_weight : array_like, shape [C], optional
+        Multiplies each class's term; the weights are weights in the mean.
+    label_smoothing : float, default 0
+        In [0, 1]: mixes the labels with the uniform distribution over the classes that `where` keeps.
+    where : array_like of bool, optional
+        Classes that take part; broadcasts to `logits`.  The others count as logits of ``-inf``.
+    reduction : {"none", "sum", "mean"}
+        The mean divides by the sum of the weights of the rows that count; it is 0 if none does.
+    out : ndarray, optional
+        Where to write the result, of its shape and dtype.
+    n_threads : int, optional
+        Threads of this call; the result's bits do not depend on it.
+    dim, name
+        TensorFlow 1's alias of `axis`; ignored.
+
+    Returns
+    -------
+    ndarray or scalar
+        One loss a row, shape [...], or their sum or mean; the dtype of `logits`, float32 for half types.
+
+    Raises
+    ------
+    TypeError
+        If a dtype is not one of the above.
+    ValueError
+        If shapes do not fit or a label is out of range; nothing has been written then.
+
+    Notes
+    -----
+    A ``-inf`` logit at the label gives ``inf`` and a finite gradient; ``+inf``, NaN or a row of ``-inf`` give NaN in
+    that row.  After ``tf.nn.sparse_softmax_cross_entropy_with_logits``.
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> import fastloss as fl
+    >>> fl.sparse_softmax_cross_entropy_with_logits(labels=[0, 2], logits=np.float32([[20, 0, 0], [1, 2, 3]]))
+    array([4.1223074e-09, 4.0760595e-01], dtype=float32)
+    """
+    x = _inputs.array("logits", logits)
+    k = _inputs.axis_index(axis if dim is None else dim, x.ndim)
+    y = _inputs.integers("labels", labels)
+    _inputs.same_shape("labels", y, _inputs.without(x.shape, k), "that of logits without axis")
+    return _cross_entropy(
+        wants, x, y, True, k, ignore_index, sample_weight, class_weight, label_smoothing, where, reduction, out,
+        n_threads,
+    )  # fmt: skip
+
+
+@differentiable("logits", "labels")
+def softmax_cross_entropy_with_logits(
+    wants: Wants | None,
+    /,
+    *,
+    labels: ArrayLike,
+    logits: ArrayLike,
+    axis: int = -1,
+    sample_weight: ArrayLike | None = None,
+    class_weight: ArrayLike | None = None,
+    label_smoothing: float = 0.0,
+    where: ArrayLike | None = None,
+    reduction: str = "none",
+    out: Array | None = None,
+    n_threads: int | None = None,
+    dim: int | None = None,
+    name: str | None = None,
+) -> Any:
+    """Softmax cross entropy between logits and a target for every class.
+
+    For a row of logits :math:`x` with targets :math:`z` the loss is, in nats,
+
+    .. math:: \\sum_k z_k \\Bigl(\\log \\sum_j e^{x_j} - x_k\\Bigr),
+
+    computed as two sums without cancellation, around the row's maximum.  Terms whose target is exactly 0 contribute
+    exactly 0, also on a logit of ``-inf``.  The targets need not sum to 1, and the gradient is the true one then.
+
+    Parameters
+    ----------
+    labels : array_like
+        Targets: real numbers of any dtype; broadcasts to `logits`.
+    logits : array_like, shape [..., C]
+        Unnormalised log-probabilities: float16, bfloat16, float32 or float64, any memory layout.
+    axis : int, default -1
+        The axis of `logits` that holds the classes.
+    sample_weight, class_weight, label_smoothing, where, reduction, out, n_threads
+        As in :func:`sparse_softmax_cross_entropy_with_logits`.  A row's class weight is the sum over the classes of
+        class weight times target.
+    dim, name
+        TensorFlow 1's alias of `axis`; ignored.
+
+    Returns
+    -------
+    ndarray or scalar
+        One loss a row, shape [...], or their sum or mean; the dtype of `logits`, float32 for half types.
+
+    Raises
+    ------
+    TypeError
+        If a dtype is not one of the above.
+    ValueError
+        If shapes do not fit; nothing has been written then.
+
+    Notes
+    -----
+    Differentiable in `logits` and `labels`.  After ``tf.nn.softmax_cross_entropy_with_logits``.
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> import fastloss as fl
+    >>> fl.softmax_cross_entropy_with_logits(labels=[[0.5, 0.5, 0]], logits=np.array([[1.0, 2.0, -np.inf]]))
+    array([0.81326169])
+    """
+    x = _inputs.array("logits", logits)
+    k = _inputs.axis_index(axis if dim is None else dim, x.ndim)
+    y = _inputs.numbers("labels", labels)
+    return _cross_entropy(
+        wants, x, y, False, k, None, sample_weight, class_weight, label_smoothing, where, reduction, out, n_threads
+    )
+
+
+def _rows(logits: Array, axis: int | tuple[int, ...] | None) -> tuple[Array, int]:
+    """The array and its one axis of classes; several are merged (a copy where they do not lie together)."""
+    if axis is not None and not isinstance(axis, tuple):
+        return logits, _inputs.axis_index(axis, logits.ndim)
+    axes = tuple(range(logits.ndim)) if axis is None else tuple(_inputs.axis_index(a, logits.ndim) for a in axis)
+    if len(set(axes)) < len(axes):
+        raise ValueError(f"axis must not repeat one, got {axis}")
+    rest = [a for a in range(logits.ndim) if a not in axes]
+    moved = logits.transpose(*rest, *axes)
+    return moved.reshape(*moved.shape[: len(rest)], math.prod(moved.shape[len(rest) :])), len(rest)
+
+
+def _normalize(
+    what: int,
+    x: ArrayLike,
+    axis: int | tuple[int, ...] | None,
+    where: ArrayLike | None,
+    out: Array | None,
+    n_threads: int | None,
+) -> Array:
+    """softmax and log_softmax."""
+    a = _inputs.array("x", x)
+    _inputs.loss_dtype("x", a.dtype)
+    threads = _threads.resolve(n_threads, a.size)
+    mask = None if where is None else _inputs.mask("where", where, a.shape)
+    _inputs.output("out", out, a.shape, a.dtype, {"x": a, "where": mask}, a)
+    result = np.empty_like(a, subok=False) if out is None else out
+    rows, k = _rows(a, axis)
+    target = _rows(result, axis)[0]
+    kept = None if mask is None else _rows(mask, axis)[0]
+    _kernels.normalize(what, _inputs.raw(rows), k, _inputs.raw(target), kept, threads)
+    if not np.may_share_memory(target, result):  # several axes that do not lie together
+        moved = result.transpose(*_moved_axes(a.ndim, axis))
+        moved[...] = target.reshape(moved.shape)
+    return result
+
+
+def _moved_axes(ndim: int, axis: int | tuple[int, ...] | None) -> list[int]:
+    axes = range(ndim) if axis is None else [_inputs.axis_index(a, ndim) for a in np.atleast_1d(axis).tolist()]
+    return [*(a for a in range(ndim) if a not in axes), *axes]
+
+
+def softmax(
+    x: ArrayLike,
+    axis: int | tuple[int, ...] | None = -1,
+    *,
+    where: ArrayLike | None = None,
+    out: Array | None = None,
+    n_threads: int | None = None,
+) -> Array:
+    """Softmax, :math:`e^{x_k} / \\sum_j e^{x_j}`.
+
+    Parameters
+    ----------
+    x : array_like
+        float16, bfloat16, float32 or float64, any memory layout.
+    axis : int, tuple of int or None, default -1
+        The axis or axes that sum to 1; None for all.
+    where : array_like of bool, optional
+        Elements that take part; broadcasts to `x`.  The others are 0.
+    out : ndarray, optional
+        Where to write the result; may be `x` itself.
+    n_threads : int, optional
+        Threads of this call; the result's bits do not depend on it.
+
+    Returns
+    -------
+    ndarray
+        Shape, dtype and memory layout of `x`.
+
+    Raises
+    ------
+    TypeError, ValueError
+        If a dtype, shape or axis does not fit.
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> import fastloss as fl
+    >>> fl.softmax(np.array([0.0, np.log(3.0)]))
+    array([0.25, 0.75])
+    """
+    return _normalize(_kernels.SOFTMAX, x, axis, where, out, n_threads)
+
+
+def log_softmax(
+    x: ArrayLike,
+    axis: int | tuple[int, ...] | None = -1,
+    *,
+    where: ArrayLike | None = None,
+    out: Array | None = None,
+    n_threads: int | None = None,
+) -> Array:
+    """Logarithm of softmax, :math:`x_k - \\log \\sum_j e^{x_j}`, exact in the tails.
+
+    Parameters
+    ----------
+    x, axis, out, n_threads
+        As in :func:`softmax`.
+    where : array_like of bool, optional
+        Elements that take part; broadcasts to `x`.  The others are ``-inf``.
+
+    Returns
+    -------
+    ndarray
+        Shape, dtype and memory layout of `x`, in nats.
+
+    Raises
+    ------
+    TypeError, ValueError
+        If a dtype, shape or axis does not fit.
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> import fastloss as fl
+    >>> fl.log_softmax(np.float32([20, 0]))
+    array([-2.0611537e-09, -2.0000000e+01], dtype=float32)
+    """
+    return _normalize(_kernels.LOG_SOFTMAX, x, axis, where, out, n_threads)
+
+
+def logsumexp(
+    x: ArrayLike,
+    axis: int | tuple[int, ...] | None = -1,
+    *,
+    keepdims: bool = False,
+    where: ArrayLike | None = None,
+    out: Array | None = None,
+    n_threads: int | None = None,
+) -> Any:
+    """Logarithm of the sum of exponentials, :math:`\\log \\sum_j e^{x_j}`.
+
+    Parameters
+    ----------
+    x, n_threads
+        As in :func:`softmax`.
+    axis : int, tuple of int or None, default -1
+        The axis or axes to sum over; None for all.
+    keepdims : bool, default False
+        Whether to leave these axes in the result, with length 1.
+    where : array_like of bool, optional
+        Elements that take part; broadcasts to `x`.
+    out : ndarray, optional
+        Where to write the result, of its shape and dtype.
+
+    Returns
+    -------
+    ndarray or scalar
+        In nats; the dtype of `x`, float32 for half types.  ``-inf`` over nothing.
+
+    Raises
+    ------
+    TypeError, ValueError
+        If a dtype, shape or axis does not fit.
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> import fastloss as fl
+    >>> fl.logsumexp(np.array([[1000.0, 1000.0], [0.0, -np.inf]]))
+    array([1000.69314718,    0.        ])
+    """
+    a = _inputs.array("x", x)
+    dtype = _inputs.loss_dtype("x", a.dtype)
+    threads = _threads.resolve(n_threads, a.size)
+    mask = None if where is None else _inputs.mask("where", where, a.shape)
+    rows, k = _rows(a, axis)
+    kept = None if mask is None else _rows(mask, axis)[0]
+    shape = _inputs.without(rows.shape, k)
+    if keepdims:
+        summed = range(a.ndim) if axis is None else [d % a.ndim for d in np.atleast_1d(axis).tolist()]
+        shape = tuple(1 if d in summed else n for d, n in enumerate(a.shape))
+    _inputs.output("out", out, shape, dtype, {"x": a, "where": mask})
+    result = np.empty(shape, dtype) if out is None else out
+    if rows.shape[k] == 0:
+        result[...] = -np.inf
+    _kernels.normalize(_kernels.LOGSUMEXP, _inputs.raw(rows), k, result, kept, threads)
+    return result if result.ndim or out is not None else result[()]

@@ -1,0 +1,335 @@
+"""Row-wise building blocks of softmax: maxima, and sums of exp against a power of two, one element left out.
+
+The element left out (the label, or the maximum) is what makes the results exact: with E its own exp and T the sum of
+all others, log-sum-exp minus its logit is log1p(T/E), and 1 - p = T/(T + E), at any margin.
+
+Sums have one fixed shape on every instruction set, for any number of threads: L lanes side by side; in a lane, pairs
+of terms, chains of PAIRS pairs, then float64; blocks of BLOCK terms; in float64 with compensation throughout. In a
+longer chain equal terms (a constant background) would drift by many units in the last place.
+"""
+from libc.math cimport INFINITY
+
+from fastloss.kernels.vmath cimport (
+    FL_BIAS, FL_LN2, FL_PREFETCH, bias_of, exp_label, exp_of, fl_log1p, fl_log1p_short, fl_quotient_rest, lo_of,
+    magic_of, power_of, real, shift_of,
+)
+
+cdef enum:
+    L = 32              # lanes
+    BLOCK = 2048        # terms whose exp stays in the first-level cache between its two uses
+    PAIRS = 4
+    ROWS = 16           # rows whose losses are finished together
+    HEADROOMF = 29      # powers of two by which a logit may exceed the reference before its row is done again
+    HEADROOM = 400
+
+
+# ------------------------------------------------------------------ sums
+
+cdef inline double sum_rest(double a, double b, double z) noexcept nogil:
+    """What z = a + b lost."""
+    return (a - (z - (z - a))) + (b - (z - a))
+
+
+cdef inline void fold(double* a, double* carry, int n, bint compensate) noexcept nogil:
+    cdef double z
+    cdef int j
+    for j in range(n):
+        z = a[j] + a[j + n]
+        if compensate:
+            carry[j] = carry[j] + carry[j + n] + sum_rest(a[j], a[j + n], z)
+        a[j] = z
+
+
+cdef inline double lanes_sum(double* a, double* carry, bint compensate) noexcept nogil:
+    fold(a, carry, 16, compensate)
+    fold(a, carry, 8, compensate)
+    fold(a, carry, 4, compensate)
+    fold(a, carry, 2, compensate)
+    fold(a, carry, 1, compensate)
+    return a[0] + carry[0] if compensate else a[0]
+
+
+cdef inline void add_block(double* total, double* carry, double term) noexcept nogil:
+    cdef double z = total[0] + term
+    carry[0] += sum_rest(total[0], term, z)
+    total[0] = z
+
+
+cdef inline double sum_groups(const real* e, Py_ssize_t n_groups) noexcept nogil:
+    """Sum of n_groups groups of L terms; e has room for one group more, which may be overwritten with zeros."""
+    cdef real part[L]
+    cdef double total[L]
+    cdef double carry[L]
+    cdef double z
+    cdef Py_ssize_t g, p = 0, p_end
+    cdef int j
+    for j in range(L):
+        total[j] = 0
+        carry[j] = 0
+    if n_groups % 2:
+        for j in range(L):
+            (<real*>e)[n_groups*L + j] = 0
+    while p < n_groups:
+        p_end = p + 2*PAIRS
+        if p_end > n_groups:
+            p_end = n_groups
+        for j in range(L):
+            part[j] = 0
+        for g in range((p_end - p + 1)//2):
+            for j in range(L):
+                part[j] = part[j] + (e[(p + 2*g)*L + j] + e[(p + 2*g + 1)*L + j])
+        for j in range(L):
+            z = total[j] + <double>part[j]
+            if real is double:
+                carry[j] = carry[j] + sum_rest(total[j], part[j], z)
+            total[j] = z
+        p = p_end
+    return lanes_sum(total, carry, real is double)
+
+
+# ------------------------------------------------------------------ maxima
+
+cdef inline real lanes_max(real* a) noexcept nogil:
+    cdef int j
+    for j in range(L//2):
+        a[j] = a[j] if a[j] > a[j + L//2] else a[j + L//2]
+    for j in range(L//4):
+        a[j] = a[j] if a[j] > a[j + L//4] else a[j + L//4]
+    for j in range(L//8):
+        a[j] = a[j] if a[j] > a[j + L//8] else a[j + L//8]
+    for j in range(L//16):
+        a[j] = a[j] if a[j] > a[j + L//16] else a[j + L//16]
+    return a[0] if a[0] > a[1] else a[1]
+
+
+cdef inline real row_max(const real* x, Py_ssize_t n) noexcept nogil:
+    """The largest element, NaN left aside; -inf where there is none."""
+    cdef real top[L]
+    cdef Py_ssize_t g, k
+    cdef int j
+    cdef real v
+    for j in range(L):
+        top[j] = -INFINITY
+    for g in range(n//L):
+        for j in range(L):
+            v = x[g*L + j]
+            top[j] = v if v > top[j] else top[j]
+    for k in range(n//L*L, n):
+        top[0] = x[k] if x[k] > top[0] else top[0]
+    return lanes_max(top)
+
+
+cdef inline Py_ssize_t find(const real* x, Py_ssize_t n, real v) noexcept nogil:
+    """Where v first stands; n - 1 if nowhere."""
+    cdef Py_ssize_t g, k
+    cdef int j, hits
+    for g in range(n//L):
+        hits = 0
+        for j in range(L):
+            hits += x[g*L + j] == v
+        if hits:
+            break
+    else:
+        g = n//L
+    for k in range(g*L, n):
+        if x[k] == v:
+            return k
+    return n - 1
+
+
+# ------------------------------------------------------------------ exp of one block
+
+cdef struct Groups:     # which groups of the row are read from a padded copy: the one left out, and the tail
+    Py_ssize_t out
+    Py_ssize_t tail
+
+
+cdef inline double exp_block(const real* x, Py_ssize_t n_groups, Groups at, const real* out_group,
+                             const real* tail_group, const real* empty_group, real shift, real lo, real magic,
+                             real* top_out) noexcept nogil:
+    """Sum of exp over a block, and its largest logit."""
+    cdef real top[L]
+    cdef real part[L]
+    cdef real w[L]
+    cdef double total[L]
+    cdef double carry[L]
+    cdef double z
+    cdef Py_ssize_t g = 0, g_end
+    cdef int j
+    cdef real v
+    cdef const real* p
+    cdef const real* q
+    for j in range(L):
+        top[j] = -INFINITY
+        total[j] = 0
+        carry[j] = 0
+    while g < n_groups:
+        g_end = g + 2*PAIRS
+        if g_end > n_groups:
+            g_end = n_groups
+        for j in range(L):
+            part[j] = 0
+        while g < g_end:
+            p = x + g*L
+            q = p + L
+            p = out_group if g == at.out else p
+            p = tail_group if g == at.tail else p
+            q = out_group if g + 1 == at.out else q
+            q = tail_group if g + 1 == at.tail else q
+            q = empty_group if g + 1 == n_groups else q
+            FL_PREFETCH(x + g*L + BLOCK)
+            FL_PREFETCH(x + g*L + BLOCK + 16)
+            FL_PREFETCH(x + g*L + BLOCK + 32)
+            FL_PREFETCH(x + g*L + BLOCK + 48)
+            for j in range(L):
+                v = p[j]
+                top[j] = v if v > top[j] else top[j]
+                w[j] = exp_of(v - shift, lo, magic)
+            for j in range(L):
+                v = q[j]
+                top[j] = v if v > top[j] else top[j]
+                part[j] = part[j] + (w[j] + exp_of(v - shift, lo, magic))
+            g = g + 2
+        for j in range(L):
+            z = total[j] + <double>part[j]
+            if real is double:
+                carry[j] = carry[j] + sum_rest(total[j], part[j], z)
+            total[j] = z
+    top_out[0] = lanes_max(top)
+    return lanes_sum(total, carry, real is double)
+
+
+cdef inline double exp_block_kept(const real* x, Py_ssize_t n_groups, Groups at, const real* out_group,
+                                  const real* tail_group, real shift, real lo, real magic,
+                                  real* e, real* top_out) noexcept nogil:
+    """The same, keeping the terms; in two loops, for one is too much for 16 registers. The same sums."""
+    cdef real top[L]
+    cdef Py_ssize_t g
+    cdef int j
+    cdef real v
+    cdef const real* p
+    for j in range(L):
+        top[j] = -INFINITY
+    for g in range(n_groups):
+        p = x + g*L
+        p = out_group if g == at.out else p
+        p = tail_group if g == at.tail else p
+        FL_PREFETCH(x + g*L + BLOCK)
+        FL_PREFETCH(x + g*L + BLOCK + 16)
+        for j in range(L):
+            v = p[j]
+            top[j] = v if v > top[j] else top[j]
+            e[g*L + j] = exp_of(v - shift, lo, magic)
+    top_out[0] = lanes_max(top)
+    return sum_groups(e, n_groups)
+
+
+# ------------------------------------------------------------------ one row
+
+cdef struct Terms:      # of a row, in the unit 2^(power - bias): see vmath.h
+    double others       # sum of exp over all elements but one
+    double gap          # that one's logit minus shift
+    double power
+    double shift
+
+
+cdef inline bint exp_row(const real* x, Py_ssize_t c, Py_ssize_t out, real m, real* e, Terms* terms) noexcept nogil:
+    """Sum of exp over all elements but `out`, with e (room for c + 2 L, or NULL) the terms, e[out] = 0.
+
+    False when a logit lies too far above the reference m.
+    """
+    cdef real out_group[L]
+    cdef real tail_group[L]
+    cdef real empty_group[L]
+    cdef real shift = shift_of(m), power = power_of(m, shift), lo = lo_of(power), magic = magic_of(power), top, limit
+    cdef Py_ssize_t b = 0, n, n_groups, k
+    cdef Groups row, at
+    cdef int j
+    cdef double total = 0, carry = 0, t
+    limit = (power + (HEADROOMF if real is float else HEADROOM))*<real>FL_LN2
+    row.out = out//L
+    row.tail = c//L if c % L else -1
+    for j in range(L):
+        empty_group[j] = -INFINITY
+    if row.tail >= 0:
+        for j in range(L):
+            tail_group[j] = -INFINITY
+        for k in range(row.tail*L, c):
+            tail_group[k - row.tail*L] = x[k]
+    if row.out == row.tail:
+        tail_group[out - row.tail*L] = -INFINITY
+        row.out = -1
+    else:
+        for j in range(L):
+            out_group[j] = x[row.out*L + j]
+        out_group[out - row.out*L] = -INFINITY
+    while b < c:
+        n = c - b if c - b < BLOCK else BLOCK
+        n_groups = (n + L - 1)//L
+        at.out = row.out - b//L
+        at.tail = row.tail - b//L
+        if e != NULL:
+            t = exp_block_kept(x + b, n_groups, at, out_group, tail_group, shift, lo, magic, e + b, &top)
+        else:
+            t = exp_block(x + b, n_groups, at, out_group, tail_group, empty_group, shift, lo, magic, &top)
+        if top - shift > limit:
+            return False
+        add_block(&total, &carry, t)
+        b += n
+    terms.others = total + carry
+    terms.gap = <double>x[out] - <double>shift
+    terms.power = power
+    terms.shift = shift
+    return True
+
+
+cdef inline void row_terms(const real* x, Py_ssize_t c, Py_ssize_t out, real* e, Terms* terms) noexcept nogil:
+    """exp_row in one pass: the reference is the largest of the first L logits and x[out], rarely the row's maximum."""
+    cdef real m = row_max(x, c if c < L else L), v = x[out]
+    m = v if v > m else m
+    if m > -INFINITY and exp_row(x, c, out, m, e, terms):
+        return
+    row_terms_from(x, c, out, row_max(x, c), e, terms)
+
+
+cdef inline void row_terms_from(const real* x, Py_ssize_t c, Py_ssize_t out, real m, real* e,
+                                Terms* terms) noexcept nogil:
+    """exp_row with the row's maximum m known; NaN in all where it is infinite."""
+    if not exp_row(x, c, out, m, e, terms):
+        terms.others = <double>INFINITY - <double>INFINITY
+
+
+# ------------------------------------------------------------------ many rows
+
+cdef inline double label_of_terms(const Terms* terms, real dummy) noexcept nogil:
+    """exp of the element left out."""
+    return exp_label(terms.gap, terms.power, bias_of(dummy))
+
+
+cdef inline double total_of(const Terms* terms, real dummy) noexcept nogil:
+    """Sum of exp over all elements."""
+    return terms.others + label_of_terms(terms, dummy)
+
+
+cdef inline void log_ratios(Py_ssize_t n, const Terms* terms, double* out, real dummy) noexcept nogil:
+    """out = log(1 + T/E), log-sum-exp minus the logit left out; where E underflows log(T) - log(E)."""
+    cdef double others[ROWS]
+    cdef double gap[ROWS]
+    cdef double power[ROWS]
+    cdef double e, u, far, rest, limit = 60 if real is float else 600
+    cdef int bias = bias_of(dummy)
+    cdef Py_ssize_t r
+    for r in range(n):
+        others[r] = terms[r].others
+        gap[r] = terms[r].gap
+        power[r] = terms[r].power
+    for r in range(n):
+        e = exp_label(gap[r], power[r], bias)
+        far = power[r]*FL_LN2 - gap[r]
+        u = others[r]/e
+        rest = 0.0
+        if real is double:
+            rest = 0.0 if far > limit else fl_quotient_rest(others[r], e, u)/(others[r] + e)
+        u = others[r] if far > limit else u
+        u = fl_log1p_short(u) if real is float else fl_log1p(u) + rest
+        out[r] = u + ((power[r] - bias)*FL_LN2 - gap[r] if far > limit else 0.0)

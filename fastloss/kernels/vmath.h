@@ -1,0 +1,220 @@
+/* exp, log and log1p for the kernels: branch-free and without tables, so that the compiler vectorises plain loops.
+ *
+ * Every instruction set with fma evaluates the same expressions in the same order (the build pins contraction off), so
+ * AVX2 and AVX-512 give the same bits. Without fma, a product and a sum: the last bit may differ.
+ * Float functions end in f. Bounds below are measured maxima, in units in the last place (tests/test_vmath.py).
+ */
+#ifndef FL_VMATH_H
+#define FL_VMATH_H
+#include <stdint.h>
+#include <string.h>
+
+#if defined(_MSC_VER)
+#define FL_INLINE static __forceinline
+#define FL_PREFETCH(p) ((void)(p))
+#else
+#define FL_INLINE static inline __attribute__((always_inline))
+#define FL_PREFETCH(p) __builtin_prefetch((const void *)(p))
+#endif
+
+#if defined(__FMA__) || defined(__ARM_FEATURE_FMA)
+#define FL_HAS_FMA 1
+#define FL_FMAF(a, b, c) __builtin_fmaf((a), (b), (c))
+#define FL_FMA(a, b, c) __builtin_fma((a), (b), (c))
+#else
+#define FL_HAS_FMA 0
+#define FL_FMAF(a, b, c) ((a) * (b) + (c))
+#define FL_FMA(a, b, c) ((a) * (b) + (c))
+#endif
+
+FL_INLINE float fl_float_of(uint32_t bits) { float f; memcpy(&f, &bits, 4); return f; }
+FL_INLINE uint32_t fl_bits_of_float(float f) { uint32_t bits; memcpy(&bits, &f, 4); return bits; }
+FL_INLINE double fl_double_of(uint64_t bits) { double f; memcpy(&f, &bits, 8); return f; }
+FL_INLINE uint64_t fl_bits_of_double(double f) { uint64_t bits; memcpy(&bits, &f, 8); return bits; }
+
+/* ---- the reference of an exp -----------------------------------------------------------------------------------
+ * Softmax needs exp(x - m) for all x of a row. With m = M ln 2 + shift, M an integer, the subtraction becomes part of
+ * the argument reduction: nothing of x - m is ever rounded, and another M changes exponents only.
+ *
+ *     fl_expf(x - shift, lo, magic) = exp(x - shift) * 2^(BIAS - M)
+ *
+ * `magic` hides M in the rounding constant. BIAS keeps all down to the smallest subnormal, relative to 2^M, in normal
+ * range. Below `lo` the result is exactly 0, also for -inf; NaN stays NaN.
+ * |m| small: shift = 0. |m| large: shift = m, and x - m is exact wherever exp(x - m) does not underflow (Sterbenz).
+ */
+#define FL_BIASF 49
+#define FL_BIAS 120
+#define FL_ROUNDF 12582912.0f         /* 1.5 * 2^23: adding it rounds to an integer */
+#define FL_ROUND 6755399441055744.0   /* 1.5 * 2^52 */
+#define FL_LN2 0.6931471805599453
+
+FL_INLINE float fl_shiftf(float m) { return (m < 0 ? -m : m) < 256.0f ? 0.0f : m; }
+FL_INLINE float fl_powerf(float m, float shift) { return FL_FMAF(m - shift, 1.44269504f, FL_ROUNDF) - FL_ROUNDF; }
+FL_INLINE float fl_lof(float M) { return (M - (float)(FL_BIASF + 127)) * 0.693147181f; }
+FL_INLINE float fl_magicf(float M) { return (FL_ROUNDF + (float)(FL_BIASF + 127)) - M; }
+
+FL_INLINE double fl_shift(double m) { return (m < 0 ? -m : m) < 2048.0 ? 0.0 : m; }
+FL_INLINE double fl_power(double m, double shift) { return FL_FMA(m - shift, 1.4426950408889634, FL_ROUND) - FL_ROUND; }
+FL_INLINE double fl_lo(double M) { return (M - (double)(FL_BIAS + 1023)) * FL_LN2; }
+FL_INLINE double fl_magic(double M) { return (FL_ROUND + (double)(FL_BIAS + 1023)) - M; }
+
+/* ---- exp ------------------------------------------------------------------------------------------------------- */
+FL_INLINE float fl_exp_series(float r) {                  /* exp(r) = 1 + r + r^2 series(r), |r| <= ln 2 / 2 */
+    float p = 0.00138144672637811823f;
+    p = FL_FMAF(p, r, 0.0083687803232603949f);
+    p = FL_FMAF(p, r, 0.0416683941774088599f);
+    p = FL_FMAF(p, r, 0.166665201098895081f);
+    return FL_FMAF(p, r, 0.499999934129920636f);
+}
+
+/* 0.79 ulp: 1 + r in two words; a tenth slower than fl_expf where there is fma */
+FL_INLINE float fl_expf_fine(float d, float lo, float magic) {
+    float t, n, r, high, low;
+    d = lo > d ? lo : d;                                  /* NaN passes */
+    t = FL_FMAF(d, 1.44269504f, magic);
+    n = t - magic;
+    r = FL_FMAF(n, -0.693115234375f, d);                  /* ln 2 in 14 bits: exact for |n| < 1024 */
+    r = FL_FMAF(n, -3.19461833e-05f, r);
+    high = 1.0f + r;
+    low = r - (high - 1.0f);
+    return (high + FL_FMAF(r * r, fl_exp_series(r), low)) * fl_float_of(fl_bits_of_float(t) << 23);
+}
+
+/* 0.88 ulp */
+FL_INLINE float fl_expf(float d, float lo, float magic) {
+#if FL_HAS_FMA
+    float t, n, r;
+    d = lo > d ? lo : d;
+    t = FL_FMAF(d, 1.44269504f, magic);
+    n = t - magic;
+    r = FL_FMAF(n, -0.693115234375f, d);
+    r = FL_FMAF(n, -3.19461833e-05f, r);
+    return FL_FMAF(FL_FMAF(fl_exp_series(r), r, 1.0f), r, 1.0f) * fl_float_of(fl_bits_of_float(t) << 23);
+#else
+    return fl_expf_fine(d, lo, magic);                    /* Horner's form would cost 1.2 ulp without fma */
+#endif
+}
+
+/* 0.81 ulp */
+FL_INLINE double fl_exp(double d, double lo, double magic) {
+    double t, n, r, p, high, low;
+    d = lo > d ? lo : d;
+    t = FL_FMA(d, 1.4426950408889634, magic);
+    n = t - magic;
+    r = FL_FMA(n, -6.93147180369123816490e-01, d);        /* ln 2 in 33 bits: exact for |n| < 2^20 */
+    r = FL_FMA(n, -1.90821492927058770002e-10, r);
+    p = 2.49999443819749157e-8;
+    p = FL_FMA(p, r, 2.76303780577467382e-7);
+    p = FL_FMA(p, r, 2.75575873989747433e-6);
+    p = FL_FMA(p, r, 0.0000248014927644309942);
+    p = FL_FMA(p, r, 0.000198412695047140968);
+    p = FL_FMA(p, r, 0.0013888888943921016);
+    p = FL_FMA(p, r, 0.00833333333349564107);
+    p = FL_FMA(p, r, 0.0416666666665291949);
+    p = FL_FMA(p, r, 0.166666666666664102);
+    p = FL_FMA(p, r, 0.500000000000001072);
+    high = 1.0 + r;
+    low = r - (high - 1.0);
+    return (high + FL_FMA(r * r, p, low)) * fl_double_of(fl_bits_of_double(t) << 52);
+}
+
+/* ---- log(1 + u), u >= 0 ---------------------------------------------------------------------------------------- */
+/* 1 + u = 2^k (1 + f) with 1 + f in [sqrt 1/2, sqrt 2); for k = 0 f is u itself, so a tiny u loses nothing */
+FL_INLINE double fl_split1p(double u, double *k, double *scale) {
+    uint64_t e = (fl_bits_of_double(1.0 + u) - 0x3fe6a09e667f3bcdULL) >> 52;
+    *scale = fl_double_of((1023ULL - e) << 52);
+    *k = fl_double_of(e | 0x4330000000000000ULL) - 4503599627370496.0;
+    return FL_FMA(u, *scale, *scale - 1.0);
+}
+
+/* k ln 2 + log(1 + f), plus `rest` that f lost; the series is the one of fdlibm */
+FL_INLINE double fl_log_series(double k, double f, double rest) {
+    double s = f / (2.0 + f), z = s * s, h = 0.5 * f * f, p;
+    p = 1.479819860511658591e-01;
+    p = FL_FMA(p, z, 1.531383769920937332e-01);
+    p = FL_FMA(p, z, 1.818357216161805012e-01);
+    p = FL_FMA(p, z, 2.222219843214978396e-01);
+    p = FL_FMA(p, z, 2.857142874366239149e-01);
+    p = FL_FMA(p, z, 3.999999999940941908e-01);
+    p = FL_FMA(p, z, 6.666666666666735130e-01);
+    p = FL_FMA(p, z, h);
+    p = FL_FMA(k, 1.90821492927058770002e-10, FL_FMA(s, p, rest));
+    k = k * 6.93147180369123816490e-01;                   /* exact; the rounding error of k ln 2 + f goes back in */
+    z = k + f;
+    return z + ((f - (z - k)) - (h - p));
+}
+
+/* 0.8 ulp, u finite */
+FL_INLINE double fl_log1p(double u) {
+    double k, scale, f = fl_split1p(u, &k, &scale);
+    return fl_log_series(k, f, FL_FMA(u, scale, (scale - 1.0) - f) * (1.0 - f));
+}
+
+/* 2^-30 relative, no division: all that a float result needs */
+FL_INLINE double fl_log1p_short(double u) {
+    double k, scale, f = fl_split1p(u, &k, &scale), p;
+    p = 0.0672494574541743945;
+    p = FL_FMA(p, f, -0.116840236032655936);
+    p = FL_FMA(p, f, 0.119053259199432674);
+    p = FL_FMA(p, f, -0.124064454612364718);
+    p = FL_FMA(p, f, 0.14217010495139267);
+    p = FL_FMA(p, f, -0.16667707863114897);
+    p = FL_FMA(p, f, 0.200022510642369295);
+    p = FL_FMA(p, f, -0.250000260050229889);
+    p = FL_FMA(p, f, 0.333333104046393706);
+    p = FL_FMA(p, f, -0.499999997490359285);
+    p = FL_FMA(p, f, 1.0);
+    return FL_FMA(k, FL_LN2, f * p);
+}
+
+/* ---- log(x), x positive, normal and finite: 1 ulp ----------------------------------------------------------------- */
+FL_INLINE double fl_log(double x) {
+    uint64_t e = (fl_bits_of_double(x) - 0x3fe6a09e667f3bcdULL) >> 52;
+    double scale, k, f;
+    e &= 2047;
+    /* e counts from 2^-1: sign-extend it over the 11 bits of the exponent */
+    k = (double)((int64_t)(e ^ 1024) - 1024);
+    scale = fl_double_of(fl_bits_of_double(x) - (uint64_t)((int64_t)k * ((int64_t)1 << 52)));
+    f = scale - 1.0;
+    return fl_log_series(k, f, 0.0);
+}
+
+/* ---- what a quotient q = a / b lost, times b: a - b q in one rounding; without fma not known: 0 -------------------- */
+FL_INLINE double fl_quotient_rest(double a, double b, double q) {
+#if FL_HAS_FMA
+    return FL_FMA(-b, q, a);
+#else
+    (void)a; (void)b; (void)q;
+    return 0.0;
+#endif
+}
+
+/* e (c + rest), c and rest the two words of one number */
+FL_INLINE double fl_scaled(double e, double c, double rest) { return FL_FMA(e, c, e * rest); }
+
+/* ---- half types: exact to float, round to nearest even from float; branch-free ------------------------------------ */
+FL_INLINE float fl_float_of_half(uint16_t h) {
+    uint32_t magnitude = (uint32_t)(h & 0x7fffu) << 13, exponent = magnitude & 0x0f800000u;
+    float normal = fl_float_of(magnitude + (exponent == 0x0f800000u ? 0x70000000u : 0x38000000u));
+    float tiny = fl_float_of(magnitude + 0x38800000u) - fl_float_of(0x38800000u);
+    return fl_float_of(fl_bits_of_float(exponent ? normal : tiny) | (uint32_t)(h & 0x8000u) << 16);
+}
+
+FL_INLINE uint16_t fl_half_of_float(float f) {
+    uint32_t bits = fl_bits_of_float(f), sign = bits & 0x80000000u, normal, tiny, result;
+    bits ^= sign;
+    normal = (bits - 0x38000000u + 0x0fffu + (bits >> 13 & 1)) >> 13;            /* rebias, round to even */
+    tiny = fl_bits_of_float(fl_float_of(bits) + 0.5f) - 0x3f000000u;              /* the addition rounds at 2^-24 */
+    result = bits < 0x38800000u ? tiny : normal;
+    result = bits >= 0x477ff000u ? 0x7c00u : result;                              /* overflow */
+    result = bits > 0x7f800000u ? 0x7e00u : result;                               /* NaN */
+    return (uint16_t)(result | sign >> 16);
+}
+
+FL_INLINE float fl_float_of_bfloat(uint16_t h) { return fl_float_of((uint32_t)h << 16); }
+
+FL_INLINE uint16_t fl_bfloat_of_float(float f) {
+    uint32_t bits = fl_bits_of_float(f), rounded = (bits + 0x7fffu + (bits >> 16 & 1)) >> 16;
+    return (uint16_t)((bits & 0x7fffffffu) > 0x7f800000u ? bits >> 16 | 0x40u : rounded);
+}
+#endif
