@@ -1,6 +1,7 @@
 """Sums over rows, in float64 and in an order that does not depend on threads."""
 from cpython.mem cimport PyMem_RawFree, PyMem_RawMalloc
 from cython.parallel cimport prange
+from libc.math cimport INFINITY
 
 from fastloss.kernels.arrays cimport NO_AXIS, Held, Rows, load, release, row_at, store, take
 from fastloss.kernels.parallel cimport blocks
@@ -76,12 +77,11 @@ def weighted_sum(x, w, int n_threads):
                     sums[p] = part_sum(&rows, &weight, p*PART, min(rows.n, (p + 1)*PART))
             for p in range(parts):              # compensated: 2^31 rows are many parts
                 z = total + sums[p]
-                if abs(z) < 1e308:
-                    y = z - total
-                    carry += (total - (z - y)) + (sums[p] - y)
+                y = z - total
+                carry += (total - (z - y)) + (sums[p] - y)
                 total = z
         PyMem_RawFree(sums)
-        return total + carry
+        return total + carry if abs(total) < <double>INFINITY else total
     finally:
         release(&held)
 

@@ -15,8 +15,8 @@ from fastloss.kernels.arrays cimport (
 )
 from fastloss.kernels.parallel cimport blocks, cut
 from fastloss.kernels.terms cimport (
-    BLOCK, ROWS, L, Terms, add_block, find, label_of_terms, log_ratios, row_max, row_terms, row_terms_from, sum_groups,
-    total_of,
+    BLOCK, ROWS, L, Terms, add_block, find, label_of_terms, log_ratios, row_max, row_terms, row_terms_from, settled,
+    sum_groups, total_of,
 )
 from fastloss.kernels.tiles cimport (
     LANES, TILE, TILE_SIZE, Lanes, lane_sums, lanes_for, load_tile, store_tile, tile_argmax, tile_max, tile_terms,
@@ -28,9 +28,14 @@ cdef extern from "stream.h" nogil:
     void fl_stream_end() noexcept
 
 cdef enum:
-    DENSE_TILE = 32             # with soft labels row by row is faster from here on
+    DENSE_TILE = 32             # with a target for every class row by row is faster from here on
+    DENSE_SIZE = 32*64          # a multiple of 4 classes, as lane_sums needs
     STREAMED = 32 << 20         # bytes of output from which stores bypass the caches
     STRIDED = 1 << 20           # elements of scratch when rows are gathered from a strided class axis
+
+ctypedef fused target:          # targets as they lie, or built in float64: see targets()
+    float
+    double
 
 cpdef enum:                     # what is asked for
     CROSS_ENTROPY
@@ -126,13 +131,16 @@ cdef inline double scale_of(const Job* job, Py_ssize_t i) noexcept nogil:
     return job.factor*job.scale[i] if job.scale != NULL else job.factor
 
 
-cdef void targets(const Job* job, Py_ssize_t i, real* t) noexcept nogil:
-    """t_k = w_k ((1 - s) y_k + s/K), K the classes that `where` keeps; w: class weights, s: smoothing."""
+cdef void targets(const Job* job, Py_ssize_t i, double* t) noexcept nogil:
+    """t_k = w_k ((1 - s) y_k + s/K), K the classes that `where` keeps; w: class weights, s: smoothing.
+
+    In float64: rounded to float, s/K alone would shift every term alike and cost the loss half a unit.
+    """
     cdef Py_ssize_t k, c = job.logits.width, kept = c
     cdef double share
     cdef const char* p = row_at(&job.where, i) if job.where.data != NULL else NULL
     if job.index:
-        memset(t, 0, c*sizeof(real))
+        memset(t, 0, c*sizeof(double))
         k = label_of(job, i)
         t[k if k >= 0 else 0] = 1
     else:
@@ -144,10 +152,10 @@ cdef void targets(const Job* job, Py_ssize_t i, real* t) noexcept nogil:
                 kept += p[k*job.where.step] != 0
         share = job.smoothing/kept if kept else 0.0
         for k in range(c):
-            t[k] = <real>((1 - job.smoothing)*t[k] + (share if p == NULL or p[k*job.where.step] else 0.0))
+            t[k] = (1 - job.smoothing)*t[k] + (share if p == NULL or p[k*job.where.step] else 0.0)
     if job.class_weight != NULL:
         for k in range(c):
-            t[k] = <real>(t[k]*job.class_weight[k])
+            t[k] = t[k]*job.class_weight[k]
 
 
 cdef struct Slope:      # a gradient's factor: its two words, or in float the scale apart where c would be subnormal
@@ -213,7 +221,7 @@ cdef void index_rows(const Job* job, Py_ssize_t start, Py_ssize_t stop, real* sc
     cdef double weight[ROWS]
     cdef Py_ssize_t i = start, c = job.logits.width, n, r
     cdef int64_t y
-    cdef real* e = scratch
+    cdef real* e = scratch              # kept terms
     cdef real v
     cdef double total, s
     while i < stop:
@@ -245,17 +253,18 @@ cdef void index_rows(const Job* job, Py_ssize_t start, Py_ssize_t stop, real* sc
 
 # ------------------------------------------------------------------ row by row: a target for every class
 
-cdef inline double masked_dot(const real* x, const real* t, Py_ssize_t c, Py_ssize_t top, real m, real* w,
+cdef inline double masked_dot(const real* x, const target* t, Py_ssize_t c, Py_ssize_t top, real m,
                               double* others) noexcept nogil:
-    """sum of t_k (m - x_k) over t_k != 0; others = sum of t_k, k != top.  w: room for BLOCK + L."""
+    """sum of t_k (m - x_k) over t_k != 0; others = sum of t_k, k != top."""
+    cdef target w[BLOCK + L]
     cdef double dot = 0, dot_carry = 0, rest = 0, rest_carry = 0
     cdef Py_ssize_t b = 0, n, k
-    cdef real v
+    cdef target v
     while b < c:
         n = c - b if c - b < BLOCK else BLOCK
         for k in range(n):
-            v = t[b + k]*(m - x[b + k])
-            w[k] = v if t[b + k] != 0 else <real>0
+            v = t[b + k]*(<target>m - <target>x[b + k])
+            w[k] = v if t[b + k] != 0 else <target>0
         for k in range(n, (n + L - 1)//L*L):
             w[k] = 0
         add_block(&dot, &dot_carry, sum_groups(w, (n + L - 1)//L))
@@ -267,12 +276,13 @@ cdef inline double masked_dot(const real* x, const real* t, Py_ssize_t c, Py_ssi
             w[top - b] = 0
         add_block(&rest, &rest_carry, sum_groups(w, (n + L - 1)//L))
         b += n
-    others[0] = rest + rest_carry
-    return dot + dot_carry
+    others[0] = settled(rest, rest_carry)
+    return settled(dot, dot_carry)
 
 
-cdef void put_target_grad(const Job* job, Py_ssize_t i, const real* e, const real* t, Slope s, double scale,
-                          real* w) noexcept nogil:
+cdef inline void put_target_grad(const Job* job, Py_ssize_t i, const real* e, const target* t, Slope s,
+                                 double scale) noexcept nogil:
+    cdef real w[BLOCK]
     cdef Py_ssize_t b = 0, n, k, c = job.logits.width
     cdef real f = <real>s.c, rest = <real>s.rest, apart = <real>s.apart, u = <real>scale
     while b < c:
@@ -283,7 +293,7 @@ cdef void put_target_grad(const Job* job, Py_ssize_t i, const real* e, const rea
             for k in range(n):
                 w[k] = w[k]*apart
         for k in range(n):
-            w[k] = w[k] - t[b + k]*u
+            w[k] = w[k] - <real>t[b + k]*u
         put(&job.grad, i, b, w, n, job.stream)
         b += n
 
@@ -314,51 +324,53 @@ cdef void put_labels_grad(const Job* job, Py_ssize_t i, const real* x, real m, d
         put_one(&job.labels_grad, i, k, <real>(v*w*scale))
 
 
+cdef inline void target_row(const Job* job, Py_ssize_t i, const real* x, const target* t, real* e) noexcept nogil:
+    """Loss and gradients of row i, around its maximum."""
+    cdef Terms terms
+    cdef Py_ssize_t c = job.logits.width, top
+    cdef real m = row_max(x, c)
+    cdef double total, dot, rest, ratio, s = scale_of(job, i), top_slope
+    top = find(x, c, m)
+    row_terms_from(x, c, top, m, e if job.grad.data != NULL else NULL, &terms)
+    log_ratios(1, &terms, &ratio, m)
+    dot = masked_dot(x, t, c, top, m, &rest)
+    put_one(&job.loss, i, 0, <real>(dot + (rest + t[top])*ratio))
+    if job.labels_grad.data != NULL:
+        put_labels_grad(job, i, x, m, ratio, s)
+    if job.grad.data == NULL:
+        return
+    if s == 0:
+        put_zeros(&job.grad, i)
+        return
+    # the maximum's entry apart, as two terms that cancel only where the truth does
+    total = total_of(&terms, m)
+    top_slope = rest*(label_of_terms(&terms, m)/total) - t[top]*(terms.others/total)
+    put_target_grad(job, i, e, t, slope(s*(rest + t[top]), total, m), s)
+    put_one(&job.grad, i, top, <real>(top_slope*s))
+
+
 cdef void target_rows(const Job* job, Py_ssize_t start, Py_ssize_t stop, real* scratch) noexcept nogil:
     cdef const real* row[ROWS]
     cdef const real* t
-    cdef real w[BLOCK + L]
-    cdef Terms terms
     cdef Rows everything                # no mask
-    cdef Py_ssize_t i = start, c = job.logits.width, n, r, top
-    cdef real* e = scratch
-    cdef real* own = scratch + c + 2*L  # the row's targets, where they are not read as they lie
-    cdef real m
-    cdef double total, dot, rest, ratio, s, top_slope
+    cdef Py_ssize_t i = start, c = job.logits.width, n, r
+    cdef double* built = <double*>scratch   # the row's targets, where they are not read as they lie
+    cdef real* e = <real*>(built + c)
     everything.data = NULL
     while i < stop:
         n = stop - i if stop - i < job.group else job.group
-        fetch(&job.logits, &job.where, i, n, own + c, row)
+        fetch(&job.logits, &job.where, i, n, e + c + 2*L, row)
         for r in range(n):
             if job.index and label_of(job, i + r) < 0:
                 put_one(&job.loss, i + r, 0, <real>0)
                 if job.grad.data != NULL:
                     put_zeros(&job.grad, i + r)
-                continue
-            if job.soft:
-                targets(job, i + r, own)
-                t = own
+            elif job.soft:
+                targets(job, i + r, built)
+                target_row(job, i + r, row[r], built, e)
             else:
-                fetch(&job.labels, &everything, i + r, 1, own, &t)
-            m = row_max(row[r], c)
-            top = find(row[r], c, m)
-            row_terms_from(row[r], c, top, m, e if job.grad.data != NULL else NULL, &terms)
-            log_ratios(1, &terms, &ratio, m)
-            dot = masked_dot(row[r], t, c, top, m, w, &rest)
-            put_one(&job.loss, i + r, 0, <real>(dot + (rest + t[top])*ratio))
-            s = scale_of(job, i + r)
-            if job.labels_grad.data != NULL:
-                put_labels_grad(job, i + r, row[r], m, ratio, s)
-            if job.grad.data == NULL:
-                continue
-            if s == 0:
-                put_zeros(&job.grad, i + r)
-                continue
-            # the maximum's entry apart, as two terms that cancel only where the truth does
-            total = total_of(&terms, m)
-            top_slope = rest*(label_of_terms(&terms, m)/total) - t[top]*(terms.others/total)
-            put_target_grad(job, i + r, e, t, slope(s*(rest + t[top]), total, m), s, w)
-            put_one(&job.grad, i + r, top, <real>(top_slope*s))
+                fetch(&job.labels, &everything, i + r, 1, <real*>built, &t)
+                target_row(job, i + r, row[r], t, e)
         i += n
 
 
@@ -443,11 +455,31 @@ cdef void index_tiles(const Job* job, Py_ssize_t start, Py_ssize_t stop, real du
         i += n
 
 
+cdef inline void dot_tile(const real* b, target* t, Py_ssize_t c, int lanes, const real* m, const Py_ssize_t* top,
+                          Py_ssize_t n, double* dot, double* t_top, double* rest) noexcept nogil:
+    """Lane by lane: sum of t_k (m - b_k) over t_k != 0; t of the maximum, taken out of t; sum of the other t_k."""
+    cdef target w[DENSE_SIZE]
+    cdef target v
+    cdef Py_ssize_t k, r
+    cdef int j
+    for k in range(c):
+        for j in range(lanes):
+            v = t[k*lanes + j]*(<target>m[j] - <target>b[k*lanes + j])
+            w[k*lanes + j] = v if t[k*lanes + j] != 0 else <target>0
+    lane_sums(w, c, lanes, dot)
+    for r in range(n):
+        t_top[r] = t[top[r]*lanes + r]
+        t[top[r]*lanes + r] = 0
+    lane_sums(t, c, lanes, rest)
+
+
 cdef void target_tiles(const Job* job, Py_ssize_t start, Py_ssize_t stop, real dummy) noexcept nogil:
-    cdef real b[TILE_SIZE]
-    cdef real t[TILE_SIZE]
-    cdef real w[TILE_SIZE]
-    cdef real row[TILE]
+    cdef real b[DENSE_SIZE]
+    cdef real t[DENSE_SIZE]
+    cdef real x[DENSE_SIZE]             # the logits, for the labels' gradient: exp takes their place
+    cdef double built[DENSE_SIZE]
+    cdef double targets_row[DENSE_TILE]
+    cdef real row[DENSE_TILE]
     cdef real m[LANES]
     cdef real u[LANES]
     cdef Py_ssize_t top[LANES]
@@ -456,12 +488,11 @@ cdef void target_tiles(const Job* job, Py_ssize_t start, Py_ssize_t stop, real d
     cdef double t_top[LANES]
     cdef double scale[LANES]
     cdef double top_slope[LANES]
+    cdef bint used[LANES]
     cdef Slope s[LANES]
     cdef Lanes rows
-    cdef bint used[LANES]
     cdef Py_ssize_t i = start, c = job.logits.width, n, r, k
     cdef int lanes, j
-    cdef real v
     for j in range(LANES):
         t_top[j] = 0
         scale[j] = 1
@@ -471,32 +502,27 @@ cdef void target_tiles(const Job* job, Py_ssize_t start, Py_ssize_t stop, real d
             n = n if n < LANES//2 else LANES//2
         lanes = lanes_for(n, dummy)
         load_masked(job, i, n, b, lanes)
+        tile_argmax(b, c, lanes, m, top)
         if job.soft:
-            memset(t, 0, c*lanes*sizeof(real))
+            memset(built, 0, c*lanes*sizeof(double))
             for r in range(n):
-                targets(job, i + r, row)
+                targets(job, i + r, targets_row)
                 for k in range(c):
-                    t[k*lanes + r] = row[k]
+                    built[k*lanes + r] = targets_row[k]
+            dot_tile(b, built, c, lanes, m, top, n, dot, t_top, rest)
+            for k in range(c*lanes):
+                t[k] = <real>built[k]
         else:
             load_tile(&job.labels, i, n, t, lanes)
-        tile_argmax(b, c, lanes, m, top)
-        for k in range(c):
-            for j in range(lanes):
-                v = t[k*lanes + j]*(m[j] - b[k*lanes + j])
-                w[k*lanes + j] = v if t[k*lanes + j] != 0 else <real>0
-        lane_sums(w, c, lanes, dot)
-        if job.labels_grad.data != NULL:    # needs the logits after their exp has taken their place
+            dot_tile(b, t, c, lanes, m, top, n, dot, t_top, rest)
+        if job.labels_grad.data != NULL:
             for k in range(c*lanes):
-                w[k] = b[k]
+                x[k] = b[k]
         tile_terms(b, c, lanes, m, top, n, &rows)
-        for r in range(n):
-            t_top[r] = t[top[r]*lanes + r]
-            t[top[r]*lanes + r] = 0
-            used[r] = not (job.index and label_of(job, i + r) < 0)
-        lane_sums(t, c, lanes, rest)
         for j in range(lanes):
             dot[j] = dot[j] + (rest[j] + t_top[j])*rows.ratio[j]
         for r in range(n):
+            used[r] = not (job.index and label_of(job, i + r) < 0)
             put_one(&job.loss, i + r, 0, <real>dot[r] if used[r] else <real>0)
             scale[r] = scale_of(job, i + r) if used[r] else 0.0
         if job.grad.data != NULL:
@@ -517,7 +543,7 @@ cdef void target_tiles(const Job* job, Py_ssize_t start, Py_ssize_t stop, real d
         if job.labels_grad.data != NULL:
             for r in range(n):
                 for k in range(c):
-                    row[k] = w[k*lanes + r]
+                    row[k] = x[k*lanes + r]
                 put_labels_grad(job, i + r, row, m[r], rows.ratio[r], scale[r])
         i += n
 
@@ -641,7 +667,7 @@ cdef int run(Job* job, real dummy, int n_threads) except -1:
             job.group = <int>(room//c) if c < room else 1
     job.stream = (c > TILE and job.grad.data != NULL and is_direct(&job.grad, dummy)
                   and <double>n*<double>c*sizeof(real) > STREAMED)
-    room = c + 2*L + c + (0 if direct else job.group*c)
+    room = c + 2*L + 2*c + (0 if direct else job.group*c)   # kept terms, targets in float64, gathered rows
     room = (room + 15)//16*16
     if c <= DENSE_TILE:
         room = 16

@@ -7,7 +7,7 @@ Sums have one fixed shape on every instruction set, for any number of threads: L
 of terms, chains of PAIRS pairs, then float64; blocks of BLOCK terms; in float64 with compensation throughout. In a
 longer chain equal terms (a constant background) would drift by many units in the last place.
 """
-from libc.math cimport INFINITY
+from libc.math cimport INFINITY, fabs
 
 from fastloss.kernels.vmath cimport (
     FL_BIAS, FL_LN2, FL_PREFETCH, bias_of, exp_label, exp_of, fl_log1p, fl_log1p_short, fl_quotient_rest, lo_of,
@@ -30,6 +30,11 @@ cdef inline double sum_rest(double a, double b, double z) noexcept nogil:
     return (a - (z - (z - a))) + (b - (z - a))
 
 
+cdef inline double settled(double total, double carry) noexcept nogil:
+    """A compensated sum's result: of an infinite one the carry is NaN and means nothing."""
+    return total + carry if fabs(total) < <double>INFINITY else total
+
+
 cdef inline void fold(double* a, double* carry, int n, bint compensate) noexcept nogil:
     cdef double z
     cdef int j
@@ -46,7 +51,7 @@ cdef inline double lanes_sum(double* a, double* carry, bint compensate) noexcept
     fold(a, carry, 4, compensate)
     fold(a, carry, 2, compensate)
     fold(a, carry, 1, compensate)
-    return a[0] + carry[0] if compensate else a[0]
+    return settled(a[0], carry[0]) if compensate else a[0]
 
 
 cdef inline void add_block(double* total, double* carry, double term) noexcept nogil:
@@ -276,7 +281,7 @@ cdef inline bint exp_row(const real* x, Py_ssize_t c, Py_ssize_t out, real m, re
             return False
         add_block(&total, &carry, t)
         b += n
-    terms.others = total + carry
+    terms.others = settled(total, carry)
     terms.gap = <double>x[out] - <double>shift
     terms.power = power
     terms.shift = shift

@@ -3,7 +3,7 @@
 Every lane has its own reference; no sum runs across lanes, so a row's bits do not depend on its neighbours.
 """
 from fastloss.kernels.arrays cimport Rows, even_run, is_direct, load, row_at, run_stride, store
-from fastloss.kernels.terms cimport sum_rest
+from fastloss.kernels.terms cimport settled, sum_rest
 from fastloss.kernels.vmath cimport (
     FL_BIAS, FL_LN2, bias_of, exp_fine, exp_label, fl_log1p, fl_log1p_short, fl_quotient_rest, lo_of, magic_of,
     power_of, real, shift_of,
@@ -93,7 +93,7 @@ cdef inline void lane_sums(real* b, Py_ssize_t c, int lanes, double* total) noex
             total[j] = z
     if real is double:
         for j in range(lanes):
-            total[j] = total[j] + carry[j]
+            total[j] = settled(total[j], carry[j])
 
 
 cdef struct Lanes:          # what is known of each row of a tile

@@ -1,0 +1,100 @@
+"""Oracles: slow, plain twins of the public functions, in 80-bit arithmetic where the platform has it."""
+
+from __future__ import annotations
+
+import numpy as np
+
+EPS = {"float16": 2.0**-11, "bfloat16": 2.0**-8, "float32": 2.0**-24, "float64": 2.0**-53}
+
+
+def wide(a):
+    """As long double; bfloat16 goes by way of float32."""
+    a = np.asarray(a)
+    return (a.astype(np.float32) if a.dtype.kind == "V" else a).astype(np.longdouble)
+
+
+def ulps(got, want, dtype=None):
+    """|got - want| in units in the last place of `want` rounded to dtype; 0 where both are the same inf or NaN."""
+    dtype = np.asarray(got).dtype if dtype is None else np.dtype(dtype)
+    got, want = wide(got), wide(want)
+    with np.errstate(all="ignore"):
+        unit = np.spacing(np.abs(want).astype(dtype)).astype(np.longdouble)
+        unit = np.maximum(unit, np.longdouble(np.finfo(dtype).smallest_subnormal))
+        distance = np.abs(got - want) / unit
+    same = (got == want) | (np.isnan(got) & np.isnan(want))
+    return np.where(same, 0, np.where(np.isfinite(distance), distance, np.inf)).astype(float)
+
+
+def logsumexp_less(x, axis=-1):
+    """(log-sum-exp minus x, for every class), and the softmax: without cancellation, class by class."""
+    x = np.moveaxis(wide(x), axis, -1)
+    with np.errstate(all="ignore"):
+        m = x.max(-1, keepdims=True)
+        e = np.exp(x - m)
+        total = e.sum(-1, keepdims=True)
+        others = np.empty_like(e)
+        for k in range(x.shape[-1]):  # the sum of all others, added up, not subtracted
+            others[..., k] = np.delete(e, k, -1).sum(-1)
+        less = np.where(e > 0, np.log1p(others / e), np.log(total) + m - x)
+    return np.moveaxis(less, -1, axis), np.moveaxis(e / total, -1, axis), np.moveaxis(others / total, -1, axis)
+
+
+def one_hot(labels, n_classes, axis=-1):
+    labels = np.asarray(labels)
+    z = (labels[..., None] == np.arange(n_classes)).astype(np.longdouble)
+    return np.moveaxis(z, -1, axis)
+
+
+def cross_entropy(labels, logits, axis=-1, class_weight=None, label_smoothing=0.0, where=None, ignore_index=None):
+    """Losses, gradient to the logits and class weights of the rows; labels are indices or targets."""
+    x = wide(logits)
+    n_classes = x.shape[axis]
+    index = np.asarray(labels).ndim < x.ndim
+    z = one_hot(labels, n_classes, axis) if index else np.broadcast_to(wide(labels), x.shape)
+    keep = np.ones(x.shape, bool) if where is None else np.broadcast_to(where, x.shape)
+    x = np.where(keep, x, -np.inf)
+    if class_weight is None:
+        w, row_weight = np.ones(x.shape, np.longdouble), np.ones(z.sum(axis).shape, np.longdouble)
+    else:
+        w = np.moveaxis(np.broadcast_to(wide(class_weight), np.moveaxis(x, axis, -1).shape), -1, axis)
+        row_weight = (w * z).sum(axis)
+    kept = keep.sum(axis, keepdims=True)
+    q = z if label_smoothing == 0 else (1 - label_smoothing) * z + label_smoothing * keep / kept
+    t = w * q
+    less, p, others = logsumexp_less(x, axis)
+    with np.errstate(all="ignore"):
+        loss = np.where(t != 0, t * less, 0).sum(axis)
+        loss = np.where(np.isnan(less).any(axis), np.nan, loss)
+        # p_k sum(t) - t_k, in two terms that cancel only where the truth does
+        grad = p * (t.sum(axis, keepdims=True) - t) - t * others
+    if ignore_index is not None and index:
+        ignored = np.asarray(labels) == ignore_index
+        loss, row_weight = np.where(ignored, 0, loss), np.where(ignored, 0, row_weight)
+        grad = np.where(np.expand_dims(ignored, axis), 0, grad)
+    return loss, grad, row_weight
+
+
+def reduce(loss, row_weight, sample_weight=None, reduction="none"):
+    weight = np.ones(loss.shape, np.longdouble) if sample_weight is None else wide(sample_weight)
+    weight = np.broadcast_to(weight, loss.shape)
+    with np.errstate(invalid="ignore"):
+        weighted = np.where(weight != 0, loss * weight, 0)
+    if reduction == "none":
+        return weighted
+    if reduction == "sum":
+        return weighted.sum()
+    total = (row_weight * weight).sum()
+    return weighted.sum() / total if total != 0 else np.longdouble(0)
+
+
+def central_difference(f, x, step=1e-3):
+    """Fourth-order central differences of a scalar function of a float64 array, entry by entry."""
+    grad = np.empty(x.shape)
+    for place in np.ndindex(x.shape):
+        values = []
+        for k in (-2, -1, 1, 2):
+            y = x.copy()
+            y[place] += k * step
+            values.append(float(f(y)))
+        grad[place] = (values[0] - 8 * values[1] + 8 * values[2] - values[3]) / (12 * step)
+    return grad
