@@ -169,14 +169,9 @@ FL_INLINE double fl_log1p_short(double u) {
 
 /* ---- log(x), x positive, normal and finite: 1 ulp ----------------------------------------------------------------- */
 FL_INLINE double fl_log(double x) {
-    uint64_t e = (fl_bits_of_double(x) - 0x3fe6a09e667f3bcdULL) >> 52;
-    double scale, k, f;
-    e &= 2047;
-    /* e counts from 2^-1: sign-extend it over the 11 bits of the exponent */
-    k = (double)((int64_t)(e ^ 1024) - 1024);
-    scale = fl_double_of(fl_bits_of_double(x) - (uint64_t)((int64_t)k * ((int64_t)1 << 52)));
-    f = scale - 1.0;
-    return fl_log_series(k, f, 0.0);
+    uint64_t e = (fl_bits_of_double(x) + (0x3ff0000000000000ULL - 0x3fe6a09e667f3bcdULL)) >> 52;   /* k + 1023 */
+    double k = fl_double_of(e | 0x4330000000000000ULL) - (4503599627370496.0 + 1023.0);
+    return fl_log_series(k, fl_double_of(fl_bits_of_double(x) - ((e - 1023) << 52)) - 1.0, 0.0);
 }
 
 /* ---- what a quotient q = a / b lost, times b: a - b q in one rounding; without fma not known: 0 -------------------- */

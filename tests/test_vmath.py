@@ -1,0 +1,119 @@
+"""exp, log and log1p of the kernels, and the half types, each over all the arguments that it can meet."""
+
+from concurrent.futures import ThreadPoolExecutor
+
+import ml_dtypes
+import numpy as np
+import pytest
+import reference
+
+from fastloss._native import probe
+
+CHUNK = 1 << 18  # stays in the second-level cache
+
+
+def floats(first, last):
+    """Every float32 from first to last, which have one sign, chunk by chunk."""
+    a, b = sorted(int(np.float32(v).view(np.uint32)) for v in (first, last))
+    return [(k, min(k + CHUNK, b + 1)) for k in range(a, b + 1, CHUNK)]
+
+
+def worst_exp(bounds, fine=False):
+    x = np.arange(*bounds, dtype=np.uint32).view(np.float32)
+    out = np.empty_like(x)
+    probe.exp(x, out, fine)
+    out *= np.float32(2.0**-49)
+    if abs(x).max() < 2.0**-26:  # so near 1 that only 1 is right to the last place
+        return 0.0 if (out == 1).all() else np.inf
+    want = np.exp(x.astype(np.float64))
+    distance = np.abs(out - want)
+    distance /= np.spacing(want.astype(np.float32))
+    return distance.max()
+
+
+@pytest.mark.parametrize(("fine", "least"), [(False, 0.0), (True, 2.0**-26)])
+def test_every_float32_exp(fine, least):
+    # beyond: -122 gives 0, and a row whose top exceeds its reference by 2^29 is done again
+    chunks = floats(-87.3, -least) + floats(least, 20.2)
+    with ThreadPoolExecutor(2) as pool:
+        worst = max(pool.map(lambda c: worst_exp(c, fine), chunks))
+    assert worst <= 1
+    assert len(chunks) * CHUNK > (5e8 if least else 2.2e9)
+
+
+def test_exp_below_the_normal_range():
+    """Results under 2^-126 that the bias keeps exact: every argument from -121 to -87.3."""
+    for a, b in floats(-121, -87.3):
+        x = np.arange(a, b, dtype=np.uint32).view(np.float32)
+        out = np.empty_like(x)
+        probe.exp(x, out, False)
+        want = np.exp(x.astype(np.float64)) * 2.0**49
+        assert (np.abs(out - want) / np.spacing(want.astype(np.float32))).max() <= 1
+
+
+def test_exp_at_the_ends():
+    for dtype in (np.float32, np.float64):
+        x = np.array([-np.inf, -1e30, 0, -0.0, np.nan], dtype)
+        out = np.empty_like(x)
+        probe.exp(x, out, False)
+        one = 2.0 ** probe.BIAS[np.dtype(dtype).name]
+        np.testing.assert_array_equal(out, [0, 0, one, one, np.nan])
+
+
+def test_exp_float64():
+    rng = np.random.default_rng(0)
+    x = np.concatenate([-rng.uniform(0, 780, 300_000), rng.uniform(-1, 1, 300_000), rng.uniform(0, 277, 100_000),
+                        -(10.0 ** rng.uniform(-12, 0, 50_000)), 10.0 ** rng.uniform(-12, 0, 50_000)])  # fmt: skip
+    out = np.empty_like(x)
+    probe.exp(x, out, False)
+    assert reference.ulps(out, np.exp(x.astype(np.longdouble)) * np.longdouble(2) ** 120).max() <= 1
+
+
+def test_log1p():
+    rng = np.random.default_rng(1)
+    x = np.concatenate([10.0 ** rng.uniform(-300, 300, 200_000), 10.0 ** rng.uniform(-3, 3, 200_000),
+                        rng.uniform(0.4, 0.5, 200_000), [0.0, 2.0**-1074]])  # fmt: skip
+    out = np.empty_like(x)
+    want = np.log1p(x.astype(np.longdouble))
+    probe.log1p(x, out, False)
+    assert reference.ulps(out, want).max() <= 1
+    probe.log1p(x, out, True)
+    normal = want > 1e-37
+    assert reference.ulps(out[normal], want[normal], np.float32).max() <= 0.02
+
+
+def test_log():
+    rng = np.random.default_rng(2)
+    x = np.concatenate([10.0 ** rng.uniform(-307, 308, 200_000), rng.uniform(0.5, 2, 200_000),
+                        1 + 2.0 ** -rng.uniform(1, 52, 20_000), [1.0, np.finfo(float).tiny, np.finfo(float).max]])  # fmt: skip
+    out = np.empty_like(x)
+    probe.log(x, out)
+    assert reference.ulps(out, np.log(x.astype(np.longdouble))).max() <= 1
+
+
+@pytest.mark.parametrize("brain", [False, True])
+def test_every_half(brain):
+    bits = np.arange(65536, dtype=np.uint16)
+    out = np.empty(65536, np.float32)
+    probe.widen(bits, out, brain)
+    want = bits.view(ml_dtypes.bfloat16 if brain else np.float16).astype(np.float32)
+    np.testing.assert_array_equal(out, want)
+    assert (np.signbit(out) == np.signbit(want)).all()
+
+
+@pytest.mark.parametrize("brain", [False, True])
+def test_rounding_to_half(brain):
+    rng = np.random.default_rng(3)
+    bits = rng.integers(0, 2**32, 2_000_000, dtype=np.uint32)
+    halves = np.arange(65536, dtype=np.uint16).view(ml_dtypes.bfloat16 if brain else np.float16).astype(np.float32)
+    edges = halves[np.isfinite(halves)]
+    ties = (edges[:-1] / 2 + edges[1:] / 2).astype(np.float32)
+    near = np.concatenate([ties, np.nextafter(ties, np.float32(np.inf)), np.nextafter(ties, np.float32(-np.inf))])
+    x = np.concatenate([bits.view(np.float32), halves, near, np.float32([65504, 65519.996, 65520, 1e30])])
+    out = np.empty(x.shape, np.uint16)
+    probe.narrow(x, out, brain)
+    got = out.view(ml_dtypes.bfloat16 if brain else np.float16)
+    with np.errstate(over="ignore", invalid="ignore"):
+        want = x.astype(got.dtype)
+    np.testing.assert_array_equal(got.astype(np.float32), want.astype(np.float32))
+    assert (np.signbit(got) == np.signbit(want)).all()
