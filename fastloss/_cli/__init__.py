@@ -1,0 +1,1 @@
+"""The commands of ``python -m fastloss``; nothing here is imported by ``import fastloss``."""

@@ -1,0 +1,271 @@
+"""The next-token model: what is learned, one step of learning, the exact held-out perplexity.
+
+The same bytes at any number of threads: work is cut into blocks of fixed size, each block is one thread's,
+and what blocks yield is added in their order.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from concurrent.futures import ThreadPoolExecutor
+from typing import Protocol, TypeVar
+
+import numpy as np
+from numpy.typing import NDArray
+
+import fastloss as fl
+from fastloss._cli.corpus import Corpus, Ids
+
+DIMENSIONS = 64
+CONTEXT = 8  # tokens before the one to be predicted
+WINDOW = 16  # neighbouring targets that share their contexts' embeddings
+BATCH = 512  # targets per step
+RATE = 0.1
+ROWS = 64  # targets per block
+CLASSES = 1024  # rows of the output table per block
+
+Floats = NDArray[np.float32]
+T = TypeVar("T")
+
+
+class Pool:
+    """Threads that take blocks of work; results come in the order of the blocks."""
+
+    def __init__(self, threads: int) -> None:
+        self._executor = ThreadPoolExecutor(threads) if threads > 1 else None
+
+    def each(self, work: Callable[[slice], T], size: int, block: int) -> list[T]:
+        """``work`` of every slice of `block` out of `size`."""
+        slices = [slice(i, min(i + block, size)) for i in range(0, size, block)]
+        return list(self._executor.map(work, slices) if self._executor else map(work, slices))
+
+
+class Adagrad:
+    """A parameter with the sum of its squared gradients, which scales its steps."""
+
+    def __init__(self, value: Floats, squares: Floats | None = None) -> None:
+        self.value = value
+        self.squares = np.full_like(value, INITIAL) if squares is None else squares
+
+    def update(self, where: slice | Ids, gradient: Floats) -> None:
+        """Take a step at rows `where`, each named once."""
+        squares = self.squares[where] + gradient * gradient
+        self.squares[where] = squares
+        self.value[where] -= RATE * gradient / np.sqrt(squares)
+
+
+INITIAL = 1e-2
+
+
+class Context:
+    """Embeddings of the previous tokens, weighted by position and averaged."""
+
+    def __init__(self, embeddings: Adagrad, positions: Adagrad) -> None:
+        self.embeddings = embeddings
+        self.positions = positions
+
+    def forward(self, ids: Ids) -> tuple[Floats, Floats]:
+        """Hidden vectors of the targets in windows of ids.
+
+        Parameters
+        ----------
+        ids : int32 array, shape (S, CONTEXT + L)
+            S windows of L targets behind their first context.
+
+        Returns
+        -------
+        hidden : float32 array, shape (S * L, DIMENSIONS + 1)
+            The last column is 1, for the bias.
+        embedded : float32 array, shape (S, CONTEXT + L - 1, DIMENSIONS)
+            What `backward` needs.
+        """
+        embedded: Floats = self.embeddings.value[ids[:, :-1]]
+        windows, length = len(ids), ids.shape[1] - CONTEXT
+        hidden = np.ones((windows, length, DIMENSIONS + 1), np.float32)
+        mean = np.zeros((windows, length, DIMENSIONS), np.float32)
+        for k, weight in enumerate(self.positions.value):
+            mean += embedded[:, k : k + length] * weight
+        np.multiply(mean, 1 / CONTEXT, out=hidden[:, :, :DIMENSIONS], dtype=np.float32)
+        return hidden.reshape(-1, DIMENSIONS + 1), embedded
+
+    def backward(self, ids: Ids, embedded: Floats, d_hidden: Floats) -> None:
+        """Learn from the gradient with respect to the hidden vectors, shape (S * L, DIMENSIONS)."""
+        windows, length = len(ids), ids.shape[1] - CONTEXT
+        d_mean = (d_hidden * np.float32(1 / CONTEXT)).reshape(windows, length, DIMENSIONS)
+        d_embedded = np.zeros_like(embedded)
+        d_positions = np.empty_like(self.positions.value)
+        for k, weight in enumerate(self.positions.value):
+            part = slice(k, k + length)
+            d_positions[k] = (embedded[:, part] * d_mean).sum((0, 1))
+            d_embedded[:, part] += d_mean * weight
+        # A token may stand in many places: sort them together, then sum each run.
+        flat = ids[:, :-1].ravel()
+        order = np.argsort(flat, kind="stable")
+        rows, starts = np.unique(flat[order], return_index=True)
+        gradient = np.add.reduceat(d_embedded.reshape(-1, DIMENSIONS)[order], starts, axis=0)
+        self.embeddings.update(rows, gradient)
+        self.positions.update(slice(None), d_positions)
+
+
+class Output(Protocol):
+    """What learns the output table: a loss of hidden vectors, table and targets.
+
+    A loss that draws candidates takes its place beside `FullSoftmax`, in `OUTPUTS`.
+    """
+
+    def __init__(self, table: Adagrad, pool: Pool) -> None: ...
+
+    def step(self, hidden: Floats, targets: Ids) -> tuple[float, Floats]:
+        """Learn the table; return the sum of the losses and the gradient with respect to `hidden`, bias column off."""
+        ...
+
+
+class FullSoftmax:
+    """Softmax cross entropy over the whole vocabulary."""
+
+    def __init__(self, table: Adagrad, pool: Pool) -> None:
+        self._table = table
+        self._pool = pool
+        self._logits = np.empty((BATCH, len(table.value)), np.float32)
+        self._value_and_grad = fl.value_and_grad(fl.sparse_softmax_cross_entropy_with_logits)
+
+    def _forward(self, hidden: Floats) -> Floats:
+        table, logits = self._table.value, self._logits[: len(hidden)]
+
+        def block(classes: slice) -> None:
+            np.matmul(hidden, table[classes].T, out=logits[:, classes])
+
+        self._pool.each(block, len(table), CLASSES)
+        return logits
+
+    def losses(self, hidden: Floats, targets: Ids) -> Floats:
+        """Loss of every target."""
+        logits = self._forward(hidden)
+
+        def block(rows: slice) -> Floats:
+            # One thread each: the pool's threads are the only ones, none spins for another.
+            loss: Floats = fl.sparse_softmax_cross_entropy_with_logits(
+                labels=targets[rows], logits=logits[rows], n_threads=1
+            )
+            return loss
+
+        return np.concatenate(self._pool.each(block, len(targets), ROWS))
+
+    def step(self, hidden: Floats, targets: Ids) -> tuple[float, Floats]:
+        """Learn the table; see `Output`."""
+        logits = self._forward(hidden)
+        table = self._table
+
+        def loss(rows: slice) -> float:
+            x = logits[rows]
+            value, _ = self._value_and_grad(
+                labels=targets[rows], logits=x, reduction="sum", grad_out=x, n_threads=1
+            )
+            return float(value)
+
+        def learn(classes: slice) -> Floats:
+            d_logits = logits[:, classes]
+            d_hidden: Floats = d_logits @ table.value[classes, :DIMENSIONS]
+            table.update(classes, d_logits.T @ hidden)
+            return d_hidden
+
+        total = sum(self._pool.each(loss, len(targets), ROWS))
+        parts = self._pool.each(learn, len(table.value), CLASSES)
+        d_hidden = parts[0]
+        for part in parts[1:]:
+            d_hidden += part
+        return total, d_hidden
+
+
+OUTPUTS: dict[str, type[Output]] = {"full": FullSoftmax}
+
+
+class Model:
+    """The model, the text it learns from, and how far it has come.
+
+    Parameters
+    ----------
+    corpus : Corpus
+    loss : str
+        One of `OUTPUTS`.
+    seed : int
+        Of the initial embeddings and the order of the text.
+    threads : int
+        Changes speed only.
+    """
+
+    def __init__(self, corpus: Corpus, loss: str, seed: int, threads: int) -> None:
+        self._seed = seed
+        self._pool = Pool(threads)
+        v = len(corpus.tokens)
+        start = np.random.default_rng(seed).standard_normal((v, DIMENSIONS), np.float32)
+        table = np.zeros((v, DIMENSIONS + 1), np.float32)
+        table[:, -1] = corpus.log_unigram  # learning starts from the baseline
+        self.context = Context(
+            Adagrad(start * np.float32(SCALE)), Adagrad(np.ones((CONTEXT, DIMENSIONS), np.float32))
+        )
+        self.table = Adagrad(table)
+        self._output = OUTPUTS[loss](self.table, self._pool)
+        self._exact = self._output if isinstance(self._output, FullSoftmax) else FullSoftmax(self.table, self._pool)
+
+        before = np.full(CONTEXT, corpus.end, np.int32)
+        self._text = np.concatenate([before, corpus.train])
+        self._heldout = np.concatenate([before, corpus.heldout])
+        self._targets = corpus.targets
+        self._length = min(WINDOW, len(corpus.train))
+        self._windows = min(BATCH // WINDOW, len(corpus.train) // self._length)
+        self._epoch = -1
+        self._order: NDArray[np.int64] = np.empty(0, np.int64)
+        self.steps = 0
+        self.loss_sum = 0.0
+        self.loss_tokens = 0
+
+    @property
+    def tokens_per_step(self) -> int:
+        """Targets in a step."""
+        return self._windows * self._length
+
+    def _batch(self) -> Ids:
+        """Windows of this step: every epoch cuts the text at other places and shuffles the pieces."""
+        per_epoch = max(1, (len(self._text) - CONTEXT) // self._length - 1) // self._windows or 1
+        epoch, place = divmod(self.steps, per_epoch)
+        if epoch != self._epoch:
+            self._epoch = epoch
+            rng = np.random.default_rng([self._seed, epoch])
+            last = len(self._text) - CONTEXT - self._length
+            first = int(rng.integers(min(self._length, last + 1)))
+            self._order = rng.permutation(np.arange(first, last + 1, self._length))
+        starts = self._order[place * self._windows : (place + 1) * self._windows]
+        return self._text[starts[:, None] + np.arange(CONTEXT + self._length)]
+
+    def step(self) -> None:
+        """Learn from the next batch."""
+        ids = self._batch()
+        hidden, embedded = self.context.forward(ids)
+        targets = ids[:, CONTEXT:].ravel()
+        loss, d_hidden = self._output.step(hidden, targets)
+        self.context.backward(ids, embedded, d_hidden)
+        self.steps += 1
+        self.loss_sum += loss
+        self.loss_tokens += len(targets)
+
+    def perplexity(self) -> float:
+        """Perplexity of the held-out targets under the full softmax."""
+        parts = []
+        for i in range(0, len(self._targets), BATCH):
+            starts = self._targets[i : i + BATCH]
+            ids = self._heldout[starts[:, None] + np.arange(CONTEXT + 1)]
+            hidden, _ = self.context.forward(ids)
+            parts.append(self._exact.losses(hidden, ids[:, CONTEXT]))
+        return float(np.exp(np.concatenate(parts).mean(dtype=np.float64)))
+
+    def state(self) -> dict[str, NDArray[np.generic]]:
+        """All that `restore` needs, as arrays by name."""
+        raise NotImplementedError
+
+    def restore(self, state: Mapping[str, NDArray[np.generic]]) -> None:
+        """Take up where `state` was taken."""
+        raise NotImplementedError
+
+
+SCALE = 0.1
