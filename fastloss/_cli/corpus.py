@@ -66,7 +66,8 @@ class Corpus:
     def log_unigram(self) -> NDArray[np.float64]:
         """Log of the tokens' shares in the training text, each counted once more so that none is 0; shape (V,)."""
         smoothed = self.counts + 1.0
-        return np.log(smoothed / smoothed.sum())
+        logs: NDArray[np.float64] = np.log(smoothed / smoothed.sum())
+        return logs
 
     @property
     def targets(self) -> NDArray[np.int64]:

@@ -20,7 +20,9 @@ DIMENSIONS = 64
 CONTEXT = 8  # tokens before the one to be predicted
 WINDOW = 16  # neighbouring targets that share their contexts' embeddings
 BATCH = 512  # targets per step
-RATE = 0.1
+RATE = 0.3
+INITIAL = 0.01  # of Adagrad's sums: the first steps are short
+SCALE = 0.1  # standard deviation of the embeddings at the start
 ROWS = 64  # targets per block
 CLASSES = 1024  # rows of the output table per block
 
@@ -52,9 +54,6 @@ class Adagrad:
         squares = self.squares[where] + gradient * gradient
         self.squares[where] = squares
         self.value[where] -= RATE * gradient / np.sqrt(squares)
-
-
-INITIAL = 1e-2
 
 
 class Context:
@@ -158,9 +157,7 @@ class FullSoftmax:
 
         def loss(rows: slice) -> float:
             x = logits[rows]
-            value, _ = self._value_and_grad(
-                labels=targets[rows], logits=x, reduction="sum", grad_out=x, n_threads=1
-            )
+            value, _ = self._value_and_grad(labels=targets[rows], logits=x, reduction="sum", grad_out=x, n_threads=1)
             return float(value)
 
         def learn(classes: slice) -> Floats:
@@ -201,9 +198,7 @@ class Model:
         start = np.random.default_rng(seed).standard_normal((v, DIMENSIONS), np.float32)
         table = np.zeros((v, DIMENSIONS + 1), np.float32)
         table[:, -1] = corpus.log_unigram  # learning starts from the baseline
-        self.context = Context(
-            Adagrad(start * np.float32(SCALE)), Adagrad(np.ones((CONTEXT, DIMENSIONS), np.float32))
-        )
+        self.context = Context(Adagrad(start * np.float32(SCALE)), Adagrad(np.ones((CONTEXT, DIMENSIONS), np.float32)))
         self.table = Adagrad(table)
         self._output = OUTPUTS[loss](self.table, self._pool)
         self._exact = self._output if isinstance(self._output, FullSoftmax) else FullSoftmax(self.table, self._pool)
@@ -217,6 +212,7 @@ class Model:
         self._epoch = -1
         self._order: NDArray[np.int64] = np.empty(0, np.int64)
         self.steps = 0
+        self.reports = 0
         self.loss_sum = 0.0
         self.loss_tokens = 0
 
@@ -236,7 +232,8 @@ class Model:
             first = int(rng.integers(min(self._length, last + 1)))
             self._order = rng.permutation(np.arange(first, last + 1, self._length))
         starts = self._order[place * self._windows : (place + 1) * self._windows]
-        return self._text[starts[:, None] + np.arange(CONTEXT + self._length)]
+        ids: Ids = self._text[starts[:, None] + np.arange(CONTEXT + self._length)]
+        return ids
 
     def step(self) -> None:
         """Learn from the next batch."""
@@ -259,13 +256,36 @@ class Model:
             parts.append(self._exact.losses(hidden, ids[:, CONTEXT]))
         return float(np.exp(np.concatenate(parts).mean(dtype=np.float64)))
 
+    @property
+    def mean_loss(self) -> float:
+        """Mean training loss since the last report, in nats."""
+        return self.loss_sum / self.loss_tokens
+
+    def reported(self) -> None:
+        """Begin a new mean of the training loss."""
+        self.reports += 1
+        self.loss_sum, self.loss_tokens = 0.0, 0
+
     def state(self) -> dict[str, NDArray[np.generic]]:
         """All that `restore` needs, as arrays by name."""
-        raise NotImplementedError
+        return {
+            "embeddings": self.context.embeddings.value,
+            "positions": self.context.positions.value,
+            "weights": self.table.value[:, :-1],
+            "biases": self.table.value[:, -1],
+            "adagrad_embeddings": self.context.embeddings.squares,
+            "adagrad_positions": self.context.positions.squares,
+            "adagrad_weights": self.table.squares[:, :-1],
+            "adagrad_biases": self.table.squares[:, -1],
+            "steps": np.array(self.steps),
+            "reports": np.array(self.reports),
+            "loss_sum": np.array(self.loss_sum),
+            "loss_tokens": np.array(self.loss_tokens),
+        }
 
     def restore(self, state: Mapping[str, NDArray[np.generic]]) -> None:
         """Take up where `state` was taken."""
-        raise NotImplementedError
-
-
-SCALE = 0.1
+        for name, array in self.state().items():
+            array[...] = state[name]
+        self.steps, self.reports = int(state["steps"]), int(state["reports"])
+        self.loss_sum, self.loss_tokens = float(state["loss_sum"]), int(state["loss_tokens"])

@@ -1,0 +1,121 @@
+"""The files that a run leaves: the model, its vectors and neighbours, the measured figures and their curve."""
+
+from __future__ import annotations
+
+import io
+import json
+import os
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any, NotRequired, TypedDict
+
+import numpy as np
+from numpy.typing import NDArray
+
+from fastloss._cli.corpus import Corpus
+
+NEIGHBOURS = 10
+COMMON = 50  # neighbours are sought among tokens seen this often: rarer ones have hardly moved
+FEWEST = 1000  # but among this many at least
+
+Arrays = Mapping[str, NDArray[np.generic]]
+
+
+class Record(TypedDict):
+    """One line of metrics.jsonl."""
+
+    step: int
+    seconds: float
+    tokens: int
+    loss: float
+    heldout_perplexity: float
+    unigram_perplexity: NotRequired[float]
+
+
+class Unreadable(Exception):
+    """A file of an earlier run is missing or damaged."""
+
+
+def _write(path: Path, data: str | bytes) -> None:
+    """Replace a file at once, so that a run broken off leaves the old one or the new one."""
+    new = path.with_name(path.name + ".new")
+    new.write_bytes(data.encode() if isinstance(data, str) else data)
+    os.replace(new, path)
+
+
+def write_model(folder: Path, state: Arrays) -> None:
+    """Write ``model.npz``."""
+    buffer = io.BytesIO()
+    np.savez(buffer, **state)  # type: ignore[arg-type]
+    _write(folder / "model.npz", buffer.getvalue())
+
+
+def read_model(folder: Path) -> tuple[dict[str, Any], Arrays]:
+    """Read ``model.npz``: the settings of the run, and its arrays."""
+    path = folder / "model.npz"
+    try:
+        # Opened here: np.load leaves a file that is no archive open.
+        with path.open("rb") as file, np.load(file, allow_pickle=False) as archive:
+            arrays = dict(archive)
+        return json.loads(str(arrays["settings"])), arrays
+    except OSError as error:
+        raise Unreadable(f"{path}: {error.strerror or error}") from None
+    except Exception as error:  # what a damaged archive raises is anyone's guess
+        raise Unreadable(f"{path}: not the model of a run ({error})") from None
+
+
+def write_metrics(folder: Path, records: Sequence[Record]) -> None:
+    """Write ``metrics.jsonl``, one object per report."""
+    _write(folder / "metrics.jsonl", "".join(json.dumps(record) + "\n" for record in records))
+
+
+def read_metrics(folder: Path) -> list[Record]:
+    """Read ``metrics.jsonl``."""
+    path = folder / "metrics.jsonl"
+    try:
+        return [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()]
+    except (OSError, ValueError) as error:
+        raise Unreadable(f"{path}: {getattr(error, 'strerror', None) or error}") from None
+
+
+def write_vectors(folder: Path, tokens: Sequence[str], vectors: NDArray[np.float32]) -> None:
+    """Write ``vectors.txt`` in word2vec's text format."""
+    lines = [f"{len(vectors)} {vectors.shape[1]}"]
+    for token, vector in zip(tokens, vectors.tolist(), strict=True):
+        lines.append(" ".join([token, *map("%.6g".__mod__, vector)]))
+    _write(folder / "vectors.txt", "\n".join(lines) + "\n")
+
+
+def write_neighbours(folder: Path, corpus: Corpus, vectors: NDArray[np.float32]) -> None:
+    """Write ``neighbours.txt``: the tokens nearest by cosine to the 50 most frequent identifiers."""
+    unit = vectors / np.linalg.norm(vectors, axis=1, keepdims=True)
+    among = max(int((corpus.counts >= COMMON).sum()), min(len(vectors), FEWEST))
+    lines = []
+    for i in corpus.identifiers(50):
+        cosine = unit[:among] @ unit[i]
+        nearest = [k for k in np.argsort(-cosine, kind="stable")[: NEIGHBOURS + 1] if k != i][:NEIGHBOURS]
+        lines.append(f"{corpus.tokens[i]}: " + ", ".join(f"{corpus.tokens[k]} {cosine[k]:.2f}" for k in nearest))
+    _write(folder / "neighbours.txt", "\n".join(lines) + "\n")
+
+
+def write_curve(folder: Path, records: Sequence[Record], unigram_perplexity: float) -> bool:
+    """Write ``loss.svg``; False where matplotlib is not installed."""
+    try:
+        import matplotlib
+        from matplotlib.figure import Figure
+    except ImportError:
+        return False
+    # No date and no random ids: the same run draws the same bytes.
+    with matplotlib.rc_context({"svg.hashsalt": "fastloss", "svg.fonttype": "none"}):
+        figure = Figure(figsize=(7, 4), layout="constrained")
+        axes = figure.add_subplot(xlabel="training tokens", ylabel="loss (nats per token)", title="Next-token model")
+        tokens = [record["tokens"] for record in records]
+        axes.plot(tokens, [np.log(record["heldout_perplexity"]) for record in records], "o-", label="held-out, exact")
+        axes.plot(tokens, [record["loss"] for record in records], ".:", label="training")
+        axes.axhline(np.log(unigram_perplexity), color="gray", linestyle="--", label="unigram baseline, held-out")
+        axes.legend()
+        axes.grid(alpha=0.3)
+        buffer = io.BytesIO()
+        figure.savefig(buffer, format="svg", metadata={"Date": None})
+    _write(folder / "loss.svg", buffer.getvalue())
+    return True

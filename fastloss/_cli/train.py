@@ -1,0 +1,268 @@
+"""``python -m fastloss train``: token embeddings and a next-token model from text or source files."""
+
+from __future__ import annotations
+
+import argparse
+import json
+import math
+import signal
+import sys
+import time
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from types import FrameType
+from typing import Any
+
+import numpy as np
+
+from fastloss import _threads
+from fastloss._cli import corpus as text
+from fastloss._cli import report
+from fastloss._cli.model import BATCH, OUTPUTS, Model
+from fastloss._cli.progress import Plain, display
+
+DEFAULTS = {"loss": "full", "min_count": 5, "seed": 0}  # what --resume takes from the earlier run
+DEFAULT_SECONDS = 60.0
+REPORT_STEPS = 100  # with --steps: the same reports however the run is broken up
+REPORT_SHARE = 1 / 12  # with --seconds: of the time given
+REPORT_SECONDS = 30.0  # and at least this often
+
+
+def _whole(least: int) -> Callable[[str], int]:
+    """An argparse type: whole numbers from `least` on."""
+
+    def whole_number(given: str) -> int:
+        if int(given) < least:
+            raise argparse.ArgumentTypeError(f"must be at least {least}, got {given}")
+        return int(given)
+
+    return whole_number
+
+
+def _duration(given: str) -> float:
+    """An argparse type: a positive, finite number of seconds."""
+    if not 0 < float(given) < math.inf:
+        raise argparse.ArgumentTypeError(f"must be a positive number, got {given}")
+    return float(given)
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(
+        prog="python -m fastloss",
+        description="Losses for NumPy arrays, at work.",
+    )
+    train = parser.add_subparsers(dest="command", required=True, metavar="COMMAND").add_parser(
+        "train",
+        help="learn token embeddings and a next-token model from text or source files",
+        description="Learn token embeddings and a next-token model from text or source files. Up to 30 files are held "
+        "out; the perplexity on them is exact (full softmax), over all their tokens or, where there are more, over "
+        f"{text.HELDOUT_TARGETS:,} evenly spaced ones. The same seed and number of steps give the same files at any "
+        "number of threads. Ctrl-C stops and still writes everything.",
+    )
+    add = train.add_argument
+    add("paths", nargs="*", metavar="PATH", help="files or directories (default: Python's standard library)")
+    add("--out", type=Path, default=Path("fastloss-train"), metavar="DIR", help="where to write (default: %(default)s)")
+    add("--seconds", type=_duration, help=f"stop after this time (default: {DEFAULT_SECONDS:.0f}, if no --steps)")
+    add("--steps", type=_whole(1), help=f"stop after this many steps of {BATCH} tokens, counted over all resumed runs")
+    add("--loss", choices=sorted(OUTPUTS), help=f"what is minimised (default: {DEFAULTS['loss']})")
+    add("--min-count", type=_whole(1), help=f"rarer tokens become one, unknown (default: {DEFAULTS['min_count']})")
+    add("--seed", type=_whole(0), help=f"of start values and order (default: {DEFAULTS['seed']})")
+    add("--threads", type=_whole(1), help="default: all that this process may use")
+    add("--resume", action="store_true", help="go on with the run in DIR, with its settings")
+    return parser
+
+
+def _warn(message: str) -> None:
+    print(f"fastloss train: {message}", file=sys.stderr, flush=True)
+
+
+class _Unusable(Exception):
+    """Arguments that do not fit the run to be resumed."""
+
+
+class _Interrupt:
+    """Ctrl-C asks to stop; a second one stops at once."""
+
+    def __init__(self) -> None:
+        self.wanted = False
+
+    def __enter__(self) -> _Interrupt:
+        self._before = signal.signal(signal.SIGINT, self._ask)
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        signal.signal(signal.SIGINT, self._before)
+
+    def _ask(self, number: int, frame: FrameType | None) -> None:
+        self.wanted = True
+        signal.signal(signal.SIGINT, signal.default_int_handler)
+
+
+class _Run:
+    """Steps and reports until time, steps or patience are over."""
+
+    def __init__(
+        self,
+        model: Model,
+        records: list[report.Record],
+        args: argparse.Namespace,
+        unigram: float,
+        save: Callable[[], None],
+    ) -> None:
+        self.records = records
+        self._model = model
+        self._unigram = unigram
+        self._save = save
+        self._steps: int | None = args.steps
+        self._seconds: float = args.seconds or (math.inf if args.steps else DEFAULT_SECONDS)
+        self._pause = min(self._seconds * REPORT_SHARE, REPORT_SECONDS)
+        self._before = records[-1]["seconds"] if records else 0.0
+        self._first_step = model.steps
+        self._measuring = 0.0  # seconds spent on held-out perplexity, and the longest
+        self._longest = 0.0
+
+    def __call__(self, shown: Plain, interrupt: _Interrupt) -> None:
+        model = self._model
+        self._start = time.monotonic()
+        due = self._pause
+        while not (interrupt.wanted or self._over()):
+            model.step()
+            now = self._elapsed()
+            if model.steps % REPORT_STEPS == 0 if self._steps else now >= due:
+                self._report(scheduled=True)
+                # Measuring takes a tenth of the time at most.
+                due = now + max(self._pause, 10 * self._longest)
+                shown.show(self._line(), self._share(), True)
+            else:
+                shown.show(self._line(), self._share(), False)
+        if model.steps and not (self.records and self.records[-1]["step"] == model.steps):
+            self._report(scheduled=False)
+            shown.show(self._line(), self._share(), True)
+
+    def _elapsed(self) -> float:
+        return time.monotonic() - self._start
+
+    def _over(self) -> bool:
+        steps_done = self._steps is not None and self._model.steps >= self._steps
+        return steps_done or self._elapsed() + self._longest >= self._seconds
+
+    def _share(self) -> float:
+        by_time = self._elapsed() / self._seconds
+        return max(by_time, self._model.steps / self._steps) if self._steps else by_time
+
+    def _report(self, scheduled: bool) -> None:
+        began = self._elapsed()
+        perplexity = self._model.perplexity()
+        taken = self._elapsed() - began
+        self._measuring += taken
+        self._longest = max(self._longest, taken)
+        record = report.Record(
+            step=self._model.steps,
+            seconds=round(self._before + self._elapsed(), 3),
+            tokens=self._model.steps * self._model.tokens_per_step,
+            loss=self._model.mean_loss,
+            heldout_perplexity=perplexity,
+        )
+        if not self.records:
+            record["unigram_perplexity"] = self._unigram
+        self.records.append(record)
+        # A longer run would not have stopped for the last report: the model forgets it.
+        if scheduled:
+            self._model.reported()
+            self._save()
+
+    def _line(self) -> str:
+        model, elapsed = self._model, self._elapsed()
+        steps = model.steps - self._first_step
+        speed = steps * model.tokens_per_step / max(elapsed - self._measuring, 1e-9)
+        left = self._seconds - elapsed
+        if self._steps:
+            left = min(left, (self._steps - model.steps) * elapsed / max(steps, 1))
+        minutes, seconds = divmod(max(round(left), 0), 60)
+        line = f"step {model.steps:,}  {speed:,.0f} tokens/s  "
+        if model.loss_tokens or not self.records:
+            line += f"loss {model.mean_loss:.3f}  "
+        else:
+            line += f"loss {self.records[-1]['loss']:.3f}  "
+        if self.records:
+            line += f"held-out perplexity {self.records[-1]['heldout_perplexity']:.1f}  "
+        return line + f"{minutes}:{seconds:02} left"
+
+
+def _settings(args: argparse.Namespace, saved: dict[str, Any]) -> dict[str, Any]:
+    """Settings of the run: those of the run resumed, else those given, else the defaults."""
+    settings = {"paths": args.paths, **saved}
+    for name, default in DEFAULTS.items():
+        given = getattr(args, name)
+        settings.setdefault(name, default if given is None else given)
+        if given not in (None, settings[name]):
+            option = "--" + name.replace("_", "-")
+            raise _Unusable(f"{option} {given} was given, but the run in {args.out} has {settings[name]}")
+    return settings
+
+
+def _train(args: argparse.Namespace) -> int:
+    out: Path = args.out
+    saved, state = report.read_model(out) if args.resume else ({}, {})
+    settings = _settings(args, saved)
+
+    corpus = text.load(args.paths or settings["paths"], settings["min_count"], _warn)
+    digest = corpus.digest()
+    if settings.setdefault("text", digest) != digest:
+        raise _Unusable(f"the text is not the one that the run in {out} learned from")
+    model = Model(corpus, settings["loss"], settings["seed"], _threads.resolve(args.threads))
+    records: list[report.Record] = []
+    if args.resume:
+        model.restore(state)
+        records = report.read_metrics(out)[: model.reports]
+    unigram = corpus.unigram_perplexity
+    unknown = corpus.counts[corpus.tokens.index(text.UNKNOWN)] / corpus.counts.sum()
+    print(
+        f"{corpus.files:,} files, {len(corpus.train):,} training tokens, vocabulary {len(corpus.tokens):,} "
+        f"({unknown:.1%} unknown)\n"
+        f"held out: {f'{corpus.heldout_files} files' if corpus.heldout_files else 'the last tenth'}, "
+        f"{len(corpus.heldout):,} tokens; perplexity is exact, over {len(corpus.targets):,} of them; "
+        f"unigram baseline {unigram:.1f}",
+        flush=True,
+    )
+
+    def save() -> None:
+        # Metrics first: if all ends in between, a line too many is dropped on --resume.
+        report.write_metrics(out, run.records)
+        report.write_model(out, {"settings": np.array(json.dumps(settings)), **corpus_arrays, **model.state()})
+
+    corpus_arrays = {"tokens": np.array(corpus.tokens), "counts": corpus.counts}
+    out.mkdir(parents=True, exist_ok=True)
+    run = _Run(model, records, args, unigram, save)
+    with _Interrupt() as interrupt:
+        with display() as shown:
+            run(shown, interrupt)
+        save()
+        vectors = model.context.embeddings.value
+        report.write_vectors(out, corpus.tokens, vectors)
+        report.write_neighbours(out, corpus, vectors)
+        drawn = report.write_curve(out, run.records, unigram)
+    if interrupt.wanted:
+        print("stopped by Ctrl-C; go on with --resume")
+    names = ["vectors.txt", "model.npz", "metrics.jsonl", "neighbours.txt", *(["loss.svg"] if drawn else [])]
+    print(f"{out}: wrote {', '.join(names)}")
+    if not drawn:
+        print("no loss.svg: matplotlib is not installed (pip install 'fastloss[cli]')")
+    return 0
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run the command line; return the exit status: 2 for bad arguments and where nothing is usable, 130 for Ctrl-C
+    before anything was learned."""
+    args = _parser().parse_args(argv)
+    try:
+        return _train(args)
+    except (text.NothingUsable, report.Unreadable, _Unusable) as error:
+        _warn(str(error))
+        return 2
+    except OSError as error:
+        _warn(str(error))
+        return 1
+    except KeyboardInterrupt:
+        _warn("interrupted")
+        return 130

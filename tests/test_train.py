@@ -1,0 +1,307 @@
+"""``python -m fastloss train``: short real runs on small texts."""
+
+from __future__ import annotations
+
+import json
+import os
+import random
+import signal
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+import fastloss
+from fastloss._cli import corpus, model
+from fastloss._cli.train import main
+
+FILES = {"vectors.txt", "model.npz", "metrics.jsonl", "neighbours.txt"}
+
+
+def command(*args: object) -> list[str]:
+    return [sys.executable, "-m", "fastloss", "train", *map(str, args)]
+
+
+def environment(*folders: object) -> dict[str, str]:
+    here = Path(fastloss.__file__).parents[1]
+    path = os.pathsep.join([*map(str, folders), str(here), os.environ.get("PYTHONPATH", "")])
+    return {**os.environ, "PYTHONPATH": path}
+
+
+def train(*args: object, status: int = 0, env: dict[str, str] | None = None) -> subprocess.CompletedProcess[str]:
+    done = subprocess.run(command(*args), capture_output=True, text=True, env=env or environment(), timeout=120)
+    assert done.returncode == status, done.stdout + done.stderr
+    return done
+
+
+def records(out: Path) -> list[dict[str, float]]:
+    return [json.loads(line) for line in (out / "metrics.jsonl").read_text().splitlines()]
+
+
+def contents(out: Path) -> dict[str, object]:
+    """Every file of a run; from the metrics without the time."""
+    found: dict[str, object] = {path.name: path.read_bytes() for path in out.iterdir()}
+    found["metrics.jsonl"] = [{k: v for k, v in record.items() if k != "seconds"} for record in records(out)]
+    return found
+
+
+@pytest.fixture(scope="module")
+def text(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Twelve files of sentences whose words depend on the words before."""
+    folder = tmp_path_factory.mktemp("text")
+    rng = random.Random(0)
+    animals, verbs, foods = ["cat", "dog", "fox", "owl"], ["eats", "likes", "sees"], ["bread", "fish", "rice"]
+    for k in range(12):
+        lines = []
+        for _ in range(150):
+            noise = f" {rng.choice('abcdefgh')}{rng.randrange(40)}" if rng.random() < 0.3 else ""
+            lines.append(f"the {rng.choice(animals)} {rng.choice(verbs)} {rng.choice(foods)}{noise}.")
+        (folder / f"{k:02}.txt").write_text("\n".join(lines))
+    return folder
+
+
+@pytest.fixture(scope="module")
+def run(text: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """An uninterrupted run of 230 steps."""
+    out = tmp_path_factory.mktemp("run") / "new" / "out"
+    train(text, "--steps", 230, "--seed", 3, "--threads", 1, "--out", out)
+    return out
+
+
+def test_files(text: Path, run: Path) -> None:
+    arrays = np.load(run / "model.npz")
+    tokens = arrays["tokens"].tolist()
+    counts = arrays["counts"]
+    assert (np.diff(counts) <= 0).all()
+    assert {"the", "cat", corpus.UNKNOWN, corpus.END} <= set(tokens)
+    assert arrays["embeddings"].shape == arrays["weights"].shape == (len(tokens), 64)
+    assert arrays["biases"].shape == (len(tokens),)
+    assert arrays["embeddings"].dtype == np.float32
+
+    lines = (run / "vectors.txt").read_text().splitlines()
+    assert lines[0] == f"{len(tokens)} 64"
+    assert [line.split(" ")[0] for line in lines[1:]] == tokens
+    vectors = np.array([line.split(" ")[1:] for line in lines[1:]], float)
+    np.testing.assert_allclose(vectors, arrays["embeddings"], rtol=1e-5)
+
+    found = records(run)
+    assert [r["step"] for r in found] == [100, 200, 230]
+    assert [r["tokens"] for r in found] == [512 * r["step"] for r in found]
+    assert set(found[0]) == {"step", "seconds", "tokens", "loss", "heldout_perplexity", "unigram_perplexity"}
+    assert set(found[1]) == set(found[2]) == set(found[0]) - {"unigram_perplexity"}
+    assert found[-1]["heldout_perplexity"] < 0.6 * found[0]["unigram_perplexity"]
+
+    neighbours = dict(line.split(": ", 1) for line in (run / "neighbours.txt").read_text().splitlines())
+    assert len(neighbours) <= 50
+    assert set(word.split(" ")[0] for word in neighbours["cat"].split(", ")[:3]) == {"dog", "fox", "owl"}
+
+
+def test_curve(run: Path) -> None:
+    pytest.importorskip("matplotlib")
+    svg = (run / "loss.svg").read_text()
+    assert svg.startswith("<?xml")
+    assert "unigram baseline" in svg
+    assert "dc:date" not in svg
+
+
+def test_perplexity_is_exact(text: Path, run: Path) -> None:
+    c = corpus.load([str(text)], 5, print)
+    a = {name: array.astype(float) for name, array in np.load(run / "model.npz").items() if array.dtype.kind == "f"}
+    padded = [*[c.end] * 8, *c.heldout]
+    total = 0.0
+    for k, target in enumerate(c.heldout):
+        hidden = np.mean([a["embeddings"][padded[k + p]] * a["positions"][p] for p in range(8)], axis=0)
+        logits = a["weights"] @ hidden + a["biases"]
+        total += np.log(np.exp(logits - logits.max()).sum()) + logits.max() - logits[target]
+    assert len(c.heldout) == len(c.targets)
+    assert records(run)[-1]["heldout_perplexity"] == pytest.approx(np.exp(total / len(c.heldout)), rel=1e-5)
+    shares = (np.bincount(c.train, minlength=len(c.tokens)) + 1) / (len(c.train) + len(c.tokens))
+    unigram = np.exp(-np.log(shares[c.heldout]).mean())
+    assert records(run)[0]["unigram_perplexity"] == pytest.approx(unigram, rel=1e-12)
+
+
+def test_gradients_of_the_context() -> None:
+    class Recorder(model.Adagrad):
+        def update(self, where: object, gradient: np.ndarray) -> None:  # type: ignore[type-arg]
+            self.gradient = np.zeros(self.value.shape)
+            self.gradient[where] = gradient  # type: ignore[index]
+
+    rng = np.random.default_rng(0)
+    ids = rng.integers(5, size=(3, 8 + 4)).astype(np.int32)
+    embeddings = Recorder(rng.standard_normal((5, 64), np.float32))
+    positions = Recorder(rng.standard_normal((8, 64), np.float32))
+    context = model.Context(embeddings, positions)
+    cotangent = rng.standard_normal((12, 64), np.float32)
+    _, embedded = context.forward(ids)
+    context.backward(ids, embedded, cotangent)
+    for parameter in (embeddings, positions):
+        for row in range(len(parameter.value)):
+            before = parameter.value[row].copy()
+            values = []
+            for sign in (1, -1):  # linear in each row: any step gives the derivative
+                parameter.value[row] = before + sign
+                values.append((context.forward(ids)[0][:, :64] * cotangent).astype(float))
+            parameter.value[row] = before
+            np.testing.assert_allclose((values[0] - values[1]).sum(0) / 2, parameter.gradient[row], atol=1e-4)
+
+
+def test_same_bytes_for_any_threads(text: Path, run: Path, tmp_path: Path) -> None:
+    for threads in (2, 3):
+        train(text, "--steps", 230, "--seed", 3, "--threads", threads, "--out", tmp_path)
+        assert contents(tmp_path) == contents(run)
+
+
+def test_another_seed(text: Path, run: Path, tmp_path: Path) -> None:
+    train(text, "--steps", 1, "--seed", 4, "--out", tmp_path)
+    assert not np.array_equal(np.load(tmp_path / "model.npz")["embeddings"], np.load(run / "model.npz")["embeddings"])
+
+
+def test_resume_gives_the_same_bytes(text: Path, run: Path, tmp_path: Path) -> None:
+    train(text, "--steps", 60, "--seed", 3, "--out", tmp_path)
+    train("--resume", "--steps", 130, "--out", tmp_path)
+    train("--resume", "--steps", 230, "--out", tmp_path)
+    assert contents(tmp_path) == contents(run)
+    seconds = [record["seconds"] for record in records(tmp_path)]
+    assert seconds == sorted(seconds)
+    train("--resume", "--steps", 230, "--out", tmp_path)
+    assert contents(tmp_path) == contents(run)
+
+
+def test_seconds(text: Path, tmp_path: Path) -> None:
+    done = train(text, "--seconds", 0.5, "--out", tmp_path)
+    assert "held-out perplexity" in done.stdout
+    assert len(records(tmp_path)) > 1
+
+
+@pytest.mark.skipif(os.name != "posix", reason="signals")
+def test_interrupt(text: Path, run: Path, tmp_path: Path) -> None:
+    args = command(text, "--steps", 10**9, "--seed", 3, "--out", tmp_path)
+    with subprocess.Popen(args, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env=environment()) as p:
+        assert p.stdout is not None
+        while not p.stdout.readline().startswith("step 100 "):
+            assert p.poll() is None
+        p.send_signal(signal.SIGINT)
+        rest, errors = p.communicate(timeout=60)
+    assert (p.returncode, errors) == (0, "")
+    assert "Ctrl-C" in rest
+    assert {path.name for path in tmp_path.iterdir()} >= FILES
+    step = int(np.load(tmp_path / "model.npz")["steps"])
+    assert records(tmp_path)[-1]["step"] == step
+    train("--resume", "--steps", step + 1, "--out", tmp_path)
+    assert records(tmp_path)[-1]["step"] == step + 1
+    assert not list(tmp_path.glob("*.new"))
+
+
+def test_bad_files_are_named(text: Path, run: Path, tmp_path: Path) -> None:
+    bad = tmp_path / "bad"
+    (bad / "nothing").mkdir(parents=True)
+    (bad / "binary").write_bytes(b"MZ\0\1" * 50)
+    (bad / "latin").write_bytes("caf\xe9 ".encode("latin-1") * 50)
+    (bad / "empty").write_text("")
+    (bad / "blank").write_text(" \n\n")
+    out = tmp_path / "out"
+    done = train(bad, bad / "missing", bad / "nothing", text, "--steps", 230, "--seed", 3, "--out", out)
+    for name, reason in {
+        "binary": "binary",
+        "latin": "UTF-8",
+        "empty": "empty",
+        "blank": "empty",
+        "missing": "No such file",
+        "nothing": "no files",
+    }.items():
+        assert any(str(bad / name) in line and reason in line for line in done.stderr.splitlines()), name
+    assert len(done.stderr.splitlines()) == 6
+    assert (out / "vectors.txt").read_bytes() == (run / "vectors.txt").read_bytes()
+
+
+@pytest.mark.skipif(os.name != "posix" or os.geteuid() == 0, reason="permissions")
+def test_unreadable_file(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    path = tmp_path / "secret.txt"
+    path.write_text("a b c " * 50)
+    path.chmod(0)
+    assert main(["train", str(path), "--out", str(tmp_path / "out")]) == 2
+    assert f"{path}: Permission denied" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("words", ["", "only a few words"])
+def test_nothing_usable(words: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    path = tmp_path / "file"
+    path.write_text(words)
+    assert main(["train", str(path), str(tmp_path / "missing"), "--out", str(tmp_path / "out")]) == 2
+    assert str(tmp_path / "missing") in capsys.readouterr().err
+    assert not (tmp_path / "out").exists()
+
+
+@pytest.mark.parametrize(
+    "args",
+    [
+        [],
+        ["walk"],
+        ["train", "--steps", "0"],
+        ["train", "--steps", "many"],
+        ["train", "--seconds", "0"],
+        ["train", "--seconds", "nan"],
+        ["train", "--seconds", "inf"],
+        ["train", "--threads", "0"],
+        ["train", "--seed", "-1"],
+        ["train", "--min-count", "0"],
+        ["train", "--loss", "hinge"],
+        ["train", "--unknown"],
+    ],
+)
+def test_bad_arguments(args: list[str], capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit) as error:
+        main(args)
+    assert error.value.code == 2
+    assert "usage:" in capsys.readouterr().err
+
+
+def test_bad_resume(text: Path, run: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    def fails(message: str, *args: object) -> None:
+        assert main(["train", "--resume", *map(str, args)]) == 2
+        assert message in capsys.readouterr().err
+
+    before = contents(run)
+    fails("model.npz: No such file", "--out", tmp_path)
+    fails("--seed 4 was given", "--seed", 4, "--out", run)
+    fails("--min-count 2 was given", "--min-count", 2, "--out", run)
+    fails("the text is not the one", text / "00.txt", "--out", run)
+    assert contents(run) == before
+    (tmp_path / "model.npz").write_bytes((run / "model.npz").read_bytes()[:5000])
+    fails("model.npz", "--out", tmp_path)
+    np.savez(tmp_path / "model.npz", other=np.zeros(3))
+    fails("model.npz", "--out", tmp_path)
+
+
+@pytest.mark.skipif(os.name != "posix", reason="pseudo-terminals")
+def test_live_line_on_a_terminal(text: Path, tmp_path: Path) -> None:
+    pytest.importorskip("rich")
+    leader, follower = os.openpty()
+    args = command(text, "--steps", 5, "--out", tmp_path)
+    with subprocess.Popen(args, stdout=follower, stderr=follower, env={**environment(), "TERM": "xterm"}) as p:
+        os.close(follower)
+        shown = b""
+        try:
+            while part := os.read(leader, 4096):
+                shown += part
+        except OSError:  # how Linux says that the other end is closed
+            pass
+    os.close(leader)
+    assert p.returncode == 0
+    assert b"held-out perplexity" in shown
+    assert b"\x1b[" in shown
+
+
+def test_without_matplotlib(text: Path, tmp_path: Path) -> None:
+    (tmp_path / "matplotlib.py").write_text("raise ImportError")
+    out = tmp_path / "out"
+    done = train(text, "--steps", 3, "--out", out, env=environment(tmp_path))
+    assert "matplotlib is not installed" in done.stdout
+    assert {path.name for path in out.iterdir()} == FILES
+
+
+def test_import_of_the_library_leaves_the_command_alone() -> None:
+    code = "import sys, fastloss; sys.exit(any(m.startswith('fastloss._cli') or m == 'rich' for m in sys.modules))"
+    assert subprocess.run([sys.executable, "-c", code], env=environment()).returncode == 0
