@@ -112,8 +112,6 @@ class Output(Protocol):
     A loss that draws candidates takes its place beside `FullSoftmax`, in `OUTPUTS`.
     """
 
-    def __init__(self, table: Adagrad, pool: Pool) -> None: ...
-
     def step(self, hidden: Floats, targets: Ids) -> tuple[float, Floats]:
         """Learn the table; return the sum of the losses and the gradient with respect to `hidden`, bias column off."""
         ...
@@ -174,7 +172,7 @@ class FullSoftmax:
         return total, d_hidden
 
 
-OUTPUTS: dict[str, type[Output]] = {"full": FullSoftmax}
+OUTPUTS: dict[str, Callable[[Adagrad, Pool], Output]] = {"full": FullSoftmax}
 
 
 class Model:
@@ -183,15 +181,15 @@ class Model:
     Parameters
     ----------
     corpus : Corpus
-    loss : str
-        One of `OUTPUTS`.
+    output : callable
+        Makes the `Output` of a table and threads: one of `OUTPUTS`.
     seed : int
         Of the initial embeddings and the order of the text.
     threads : int
         Changes speed only.
     """
 
-    def __init__(self, corpus: Corpus, loss: str, seed: int, threads: int) -> None:
+    def __init__(self, corpus: Corpus, output: Callable[[Adagrad, Pool], Output], seed: int, threads: int) -> None:
         self._seed = seed
         self._pool = Pool(threads)
         v = len(corpus.tokens)
@@ -200,7 +198,7 @@ class Model:
         table[:, -1] = corpus.log_unigram  # learning starts from the baseline
         self.context = Context(Adagrad(start * np.float32(SCALE)), Adagrad(np.ones((CONTEXT, DIMENSIONS), np.float32)))
         self.table = Adagrad(table)
-        self._output = OUTPUTS[loss](self.table, self._pool)
+        self._output = output(self.table, self._pool)
         self._exact = self._output if isinstance(self._output, FullSoftmax) else FullSoftmax(self.table, self._pool)
 
         before = np.full(CONTEXT, corpus.end, np.int32)
@@ -208,7 +206,9 @@ class Model:
         self._heldout = np.concatenate([before, corpus.heldout])
         self._targets = corpus.targets
         self._length = min(WINDOW, len(corpus.train))
-        self._windows = min(BATCH // WINDOW, len(corpus.train) // self._length)
+        # One window may be lost to where an epoch begins.
+        self._available = max(1, len(corpus.train) // self._length - 1)
+        self._windows = min(BATCH // WINDOW, self._available)
         self._epoch = -1
         self._order: NDArray[np.int64] = np.empty(0, np.int64)
         self.steps = 0
@@ -223,8 +223,7 @@ class Model:
 
     def _batch(self) -> Ids:
         """Windows of this step: every epoch cuts the text at other places and shuffles the pieces."""
-        per_epoch = max(1, (len(self._text) - CONTEXT) // self._length - 1) // self._windows or 1
-        epoch, place = divmod(self.steps, per_epoch)
+        epoch, place = divmod(self.steps, self._available // self._windows)
         if epoch != self._epoch:
             self._epoch = epoch
             rng = np.random.default_rng([self._seed, epoch])

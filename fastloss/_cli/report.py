@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-import io
+import contextlib
 import json
 import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Any, NotRequired, TypedDict
+from typing import Any, BinaryIO, NotRequired, TypedDict
 
 import numpy as np
 from numpy.typing import NDArray
@@ -36,18 +36,24 @@ class Unreadable(Exception):
     """A file of an earlier run is missing or damaged."""
 
 
-def _write(path: Path, data: str | bytes) -> None:
-    """Replace a file at once, so that a run broken off leaves the old one or the new one."""
+@contextlib.contextmanager
+def _replacing(path: Path) -> Iterator[BinaryIO]:
+    """A file that takes the place of `path` when it is whole: a run broken off leaves the old one or the new one."""
     new = path.with_name(path.name + ".new")
-    new.write_bytes(data.encode() if isinstance(data, str) else data)
+    with new.open("wb") as file:
+        yield file
     os.replace(new, path)
 
 
-def write_model(folder: Path, state: Arrays) -> None:
-    """Write ``model.npz``."""
-    buffer = io.BytesIO()
-    np.savez(buffer, **state)  # type: ignore[arg-type]
-    _write(folder / "model.npz", buffer.getvalue())
+def _write(path: Path, lines: Iterable[str]) -> None:
+    with _replacing(path) as file:
+        file.writelines(f"{line}\n".encode() for line in lines)
+
+
+def write_model(folder: Path, settings: Mapping[str, Any], arrays: Arrays) -> None:
+    """Write ``model.npz``: the settings of the run as JSON, and its arrays."""
+    with _replacing(folder / "model.npz") as file:
+        np.savez(file, settings=np.array(json.dumps(settings)), **arrays)  # type: ignore[arg-type]
 
 
 def read_model(folder: Path) -> tuple[dict[str, Any], Arrays]:
@@ -66,7 +72,7 @@ def read_model(folder: Path) -> tuple[dict[str, Any], Arrays]:
 
 def write_metrics(folder: Path, records: Sequence[Record]) -> None:
     """Write ``metrics.jsonl``, one object per report."""
-    _write(folder / "metrics.jsonl", "".join(json.dumps(record) + "\n" for record in records))
+    _write(folder / "metrics.jsonl", map(json.dumps, records))
 
 
 def read_metrics(folder: Path) -> list[Record]:
@@ -83,7 +89,7 @@ def write_vectors(folder: Path, tokens: Sequence[str], vectors: NDArray[np.float
     lines = [f"{len(vectors)} {vectors.shape[1]}"]
     for token, vector in zip(tokens, vectors.tolist(), strict=True):
         lines.append(" ".join([token, *map("%.6g".__mod__, vector)]))
-    _write(folder / "vectors.txt", "\n".join(lines) + "\n")
+    _write(folder / "vectors.txt", lines)
 
 
 def write_neighbours(folder: Path, corpus: Corpus, vectors: NDArray[np.float32]) -> None:
@@ -95,7 +101,7 @@ def write_neighbours(folder: Path, corpus: Corpus, vectors: NDArray[np.float32])
         cosine = unit[:among] @ unit[i]
         nearest = [k for k in np.argsort(-cosine, kind="stable")[: NEIGHBOURS + 1] if k != i][:NEIGHBOURS]
         lines.append(f"{corpus.tokens[i]}: " + ", ".join(f"{corpus.tokens[k]} {cosine[k]:.2f}" for k in nearest))
-    _write(folder / "neighbours.txt", "\n".join(lines) + "\n")
+    _write(folder / "neighbours.txt", lines)
 
 
 def write_curve(folder: Path, records: Sequence[Record], unigram_perplexity: float) -> bool:
@@ -115,7 +121,6 @@ def write_curve(folder: Path, records: Sequence[Record], unigram_perplexity: flo
         axes.axhline(np.log(unigram_perplexity), color="gray", linestyle="--", label="unigram baseline, held-out")
         axes.legend()
         axes.grid(alpha=0.3)
-        buffer = io.BytesIO()
-        figure.savefig(buffer, format="svg", metadata={"Date": None})
-    _write(folder / "loss.svg", buffer.getvalue())
+        with _replacing(folder / "loss.svg") as file:
+            figure.savefig(file, format="svg", metadata={"Date": None})
     return True

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import argparse
-import json
 import math
 import signal
 import sys
@@ -105,6 +104,7 @@ class _Run:
         self,
         model: Model,
         records: list[report.Record],
+        seconds: float,
         args: argparse.Namespace,
         unigram: float,
         save: Callable[[], None],
@@ -116,7 +116,7 @@ class _Run:
         self._steps: int | None = args.steps
         self._seconds: float = args.seconds or (math.inf if args.steps else DEFAULT_SECONDS)
         self._pause = min(self._seconds * REPORT_SHARE, REPORT_SECONDS)
-        self._before = records[-1]["seconds"] if records else 0.0
+        self._before = seconds
         self._first_step = model.steps
         self._measuring = 0.0  # seconds spent on held-out perplexity, and the longest
         self._longest = 0.0
@@ -210,11 +210,14 @@ def _train(args: argparse.Namespace) -> int:
     digest = corpus.digest()
     if settings.setdefault("text", digest) != digest:
         raise _Unusable(f"the text is not the one that the run in {out} learned from")
-    model = Model(corpus, settings["loss"], settings["seed"], _threads.resolve(args.threads))
+    model = Model(corpus, OUTPUTS[settings["loss"]], settings["seed"], _threads.resolve(args.threads))
     records: list[report.Record] = []
+    seconds = 0.0
     if args.resume:
         model.restore(state)
-        records = report.read_metrics(out)[: model.reports]
+        records = report.read_metrics(out)
+        seconds = records[-1]["seconds"] if records else 0.0
+        del records[model.reports :]
     unigram = corpus.unigram_perplexity
     unknown = corpus.counts[corpus.tokens.index(text.UNKNOWN)] / corpus.counts.sum()
     print(
@@ -229,11 +232,11 @@ def _train(args: argparse.Namespace) -> int:
     def save() -> None:
         # Metrics first: if all ends in between, a line too many is dropped on --resume.
         report.write_metrics(out, run.records)
-        report.write_model(out, {"settings": np.array(json.dumps(settings)), **corpus_arrays, **model.state()})
+        report.write_model(out, settings, {"tokens": tokens, "counts": corpus.counts, **model.state()})
 
-    corpus_arrays = {"tokens": np.array(corpus.tokens), "counts": corpus.counts}
+    tokens = np.array(corpus.tokens)
     out.mkdir(parents=True, exist_ok=True)
-    run = _Run(model, records, args, unigram, save)
+    run = _Run(model, records, seconds, args, unigram, save)
     with _Interrupt() as interrupt:
         with display() as shown:
             run(shown, interrupt)
