@@ -19,7 +19,7 @@ _ONE_THREAD = dict.fromkeys(
 def _pin_blas() -> None:
     """Start this process anew with BLAS on one thread, which it settles when NumPy is imported.
 
-    How BLAS splits a product between its threads changes the last bits, and its idle threads spin.
+    OpenBLAS's threads change last bits (measured: gradient of the logits times the table) and spin when idle.
     The commands split their products themselves, into blocks that do not depend on threads.
     """
     if os.name == "posix" and any(os.environ.get(name) != value for name, value in _ONE_THREAD.items()):

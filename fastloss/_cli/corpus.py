@@ -103,7 +103,8 @@ def _walk(top: Path, warn: Warn) -> Iterator[Path]:
         folders[:] = sorted(f for f in folders if not f.startswith(".") and f != "__pycache__")
         for name in sorted(files):
             path = Path(folder, name)
-            if not name.startswith(".") and path.is_file():
+            # What is not there (a dead link) will be named when it is read; pipes and sockets are passed over.
+            if not name.startswith(".") and (os.path.isfile(path) or not os.path.exists(path)):
                 yield path
 
 
@@ -114,7 +115,7 @@ def _standard_library() -> list[Path]:
     for folder, folders, files in os.walk(top):
         folders[:] = sorted(f for f in folders if f not in _NOT_SOURCE)
         found += [Path(folder, name) for name in sorted(files) if name.endswith(".py")]
-    return [path for path in found if path.stat().st_size > 0]
+    return [path for path in found if path.is_file() and path.stat().st_size > 0]
 
 
 def _expand(paths: Sequence[str], warn: Warn) -> list[Path]:
@@ -124,7 +125,7 @@ def _expand(paths: Sequence[str], warn: Warn) -> list[Path]:
     found: dict[Path, Path] = {}
     for name in paths:
         path = Path(name)
-        if path.is_dir():
+        if os.path.isdir(path):
             below = list(_walk(path, warn))
             if not below:
                 warn(f"{path}: no files in this directory")

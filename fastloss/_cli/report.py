@@ -79,8 +79,8 @@ def read_metrics(folder: Path) -> list[Record]:
     """Read ``metrics.jsonl``."""
     path = folder / "metrics.jsonl"
     try:
-        return [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()]
-    except (OSError, ValueError) as error:
+        return [Record(**json.loads(line)) for line in path.read_text(encoding="utf-8").splitlines()]
+    except (OSError, ValueError, TypeError) as error:
         raise Unreadable(f"{path}: {getattr(error, 'strerror', None) or error}") from None
 
 
@@ -109,12 +109,14 @@ def write_curve(folder: Path, records: Sequence[Record], unigram_perplexity: flo
     try:
         import matplotlib
         from matplotlib.figure import Figure
+        from matplotlib.ticker import EngFormatter
     except ImportError:
         return False
     # No date and no random ids: the same run draws the same bytes.
     with matplotlib.rc_context({"svg.hashsalt": "fastloss", "svg.fonttype": "none"}):
         figure = Figure(figsize=(7, 4), layout="constrained")
         axes = figure.add_subplot(xlabel="training tokens", ylabel="loss (nats per token)", title="Next-token model")
+        axes.xaxis.set_major_formatter(EngFormatter())
         tokens = [record["tokens"] for record in records]
         axes.plot(tokens, [np.log(record["heldout_perplexity"]) for record in records], "o-", label="held-out, exact")
         axes.plot(tokens, [record["loss"] for record in records], ".:", label="training")

@@ -214,8 +214,13 @@ def _train(args: argparse.Namespace) -> int:
     records: list[report.Record] = []
     seconds = 0.0
     if args.resume:
-        model.restore(state)
+        try:
+            model.restore(state)
+        except (KeyError, ValueError) as error:
+            raise report.Unreadable(f"{out / 'model.npz'}: not the model of this run ({error})") from None
         records = report.read_metrics(out)
+        if len(records) < model.reports:
+            raise report.Unreadable(f"{out / 'metrics.jsonl'}: {len(records)} reports, the model had {model.reports}")
         seconds = records[-1]["seconds"] if records else 0.0
         del records[model.reports :]
     unigram = corpus.unigram_perplexity
