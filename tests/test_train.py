@@ -297,10 +297,11 @@ def test_bad_resume(text: Path, run: Path, tmp_path: Path, capsys: pytest.Captur
     fails("model.npz", "--out", tmp_path)
     np.savez(tmp_path / "model.npz", **arrays)
     fails("metrics.jsonl: No such file", "--out", tmp_path)
-    (tmp_path / "metrics.jsonl").write_text("{}\n")
+    (tmp_path / "metrics.jsonl").write_text(json.dumps(records(run)[0]))
     fails("metrics.jsonl: 1 reports", "--out", tmp_path)
-    (tmp_path / "metrics.jsonl").write_text("not JSON\n")
-    fails("metrics.jsonl", "--out", tmp_path)
+    for damaged in ("{}", "[]", "not JSON"):
+        (tmp_path / "metrics.jsonl").write_text(damaged)
+        fails("metrics.jsonl", "--out", tmp_path)
 
 
 @pytest.mark.skipif(os.name != "posix", reason="pseudo-terminals")

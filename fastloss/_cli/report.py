@@ -7,7 +7,7 @@ import json
 import os
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Any, BinaryIO, NotRequired, TypedDict
+from typing import Any, BinaryIO, TypedDict
 
 import numpy as np
 from numpy.typing import NDArray
@@ -21,7 +21,13 @@ FEWEST = 1000  # but among this many at least
 Arrays = Mapping[str, NDArray[np.generic]]
 
 
-class Record(TypedDict):
+class _First(TypedDict, total=False):
+    """What only the first line of metrics.jsonl has."""
+
+    unigram_perplexity: float
+
+
+class Record(_First):
     """One line of metrics.jsonl."""
 
     step: int
@@ -29,7 +35,6 @@ class Record(TypedDict):
     tokens: int
     loss: float
     heldout_perplexity: float
-    unigram_perplexity: NotRequired[float]
 
 
 class Unreadable(Exception):
@@ -79,8 +84,11 @@ def read_metrics(folder: Path) -> list[Record]:
     """Read ``metrics.jsonl``."""
     path = folder / "metrics.jsonl"
     try:
-        return [Record(**json.loads(line)) for line in path.read_text(encoding="utf-8").splitlines()]
-    except (OSError, ValueError, TypeError) as error:
+        records: list[Record] = [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()]
+        if not all(Record.__required_keys__ <= record.keys() for record in records):
+            raise ValueError("not the reports of a run")
+        return records
+    except (OSError, ValueError, AttributeError) as error:
         raise Unreadable(f"{path}: {getattr(error, 'strerror', None) or error}") from None
 
 
