@@ -66,7 +66,7 @@ def test_exp_float64():
                         -(10.0 ** rng.uniform(-12, 0, 50_000)), 10.0 ** rng.uniform(-12, 0, 50_000)])  # fmt: skip
     out = np.empty_like(x)
     probe.exp(x, out, False)
-    assert reference.ulps(out, np.exp(x.astype(np.longdouble)) * np.longdouble(2) ** 120).max() <= 1
+    assert reference.ulps(out, np.exp(x.astype(np.longdouble)) * np.longdouble(2) ** 120).max() <= 0.75
 
 
 def test_log1p():

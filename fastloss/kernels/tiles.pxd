@@ -81,17 +81,23 @@ cdef inline void lane_sums(real* b, Py_ssize_t c, int lanes, double* total) noex
     cdef int j
     for k in range(c*lanes, (c + 3)//4*4*lanes):
         b[k] = 0
-    for j in range(lanes):
-        total[j] = ((<double>b[j] + <double>b[lanes + j]) + (<double>b[2*lanes + j] + <double>b[3*lanes + j]))
-        carry[j] = 0
-    for k in range(4, c, 4):
+    if real is float:
         for j in range(lanes):
-            w = <double>((b[k*lanes + j] + b[(k + 1)*lanes + j]) + (b[(k + 2)*lanes + j] + b[(k + 3)*lanes + j]))
-            z = total[j] + w
-            if real is double:
+            total[j] = (<double>b[j] + <double>b[lanes + j]) + (<double>b[2*lanes + j] + <double>b[3*lanes + j])
+        for k in range(4, c, 4):
+            for j in range(lanes):
+                w = <double>((b[k*lanes + j] + b[(k + 1)*lanes + j]) + (b[(k + 2)*lanes + j] + b[(k + 3)*lanes + j]))
+                total[j] = total[j] + w
+    else:
+        for j in range(lanes):
+            total[j] = b[j] + b[lanes + j]
+            carry[j] = sum_rest(b[j], b[lanes + j], total[j])
+        for k in range(2, c, 2):
+            for j in range(lanes):
+                w = b[k*lanes + j] + b[(k + 1)*lanes + j]
+                z = total[j] + w
                 carry[j] = carry[j] + sum_rest(total[j], w, z)
-            total[j] = z
-    if real is double:
+                total[j] = z
         for j in range(lanes):
             total[j] = settled(total[j], carry[j])
 
