@@ -232,10 +232,18 @@ cdef inline void store(char* target, Py_ssize_t step, int kind, const real* sour
     cdef Py_ssize_t k = 0, m, j
     cdef float f
     cdef double d
-    if kind == F32:
+    if kind == F32 and step == 4:
+        for k in range(n):
+            f = <float>source[k]
+            memcpy(target + k*4, &f, 4)
+    elif kind == F32:
         for k in range(n):
             f = <float>source[k]
             memcpy(target + k*step, &f, 4)
+    elif kind == F64 and step == 8:
+        for k in range(n):
+            d = source[k]
+            memcpy(target + k*8, &d, 8)
     elif kind == F64:
         for k in range(n):
             d = source[k]

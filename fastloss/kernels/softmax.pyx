@@ -19,7 +19,8 @@ from fastloss.kernels.terms cimport (
     sum_groups, total_of,
 )
 from fastloss.kernels.tiles cimport (
-    LANES, TILE, TILE_SIZE, Lanes, lane_sums, lanes_for, load_tile, store_tile, tile_argmax, tile_max, tile_terms,
+    LANES, TILE, TILE_SIZE, Lanes, lane_sums, lanes_for, load_tile, store_tile, tile_argmax, tile_max,
+    tile_ratios, tile_terms,
 )
 from fastloss.kernels.vmath cimport fl_quotient_rest, fl_scaled, real
 
@@ -62,6 +63,8 @@ cdef struct Job:
     double smoothing
     double mean                 # of the loss, where the labels' gradient has to go through its denominator
     int group                   # rows fetched together
+    Py_ssize_t built            # elements of scratch: targets in float64,
+    Py_ssize_t kept             # then kept terms, then gathered rows
 
 
 # ------------------------------------------------------------------ rows in, rows out
@@ -108,6 +111,16 @@ cdef inline void put_one(const Rows* rows, Py_ssize_t i, Py_ssize_t k, real v) n
     store(row_at(rows, i) + k*rows.step, rows.step, rows.kind, &v, 1)
 
 
+cdef inline void put_run(const Rows* rows, Py_ssize_t i, Py_ssize_t n, const real* v) noexcept nogil:
+    """Rows i .. i + n, of one element each, = v."""
+    cdef Py_ssize_t r
+    if even_run(rows, i, n):
+        store(row_at(rows, i), run_stride(rows), rows.kind, v, n)
+    else:
+        for r in range(n):
+            store(row_at(rows, i + r), 0, rows.kind, v + r, 1)
+
+
 cdef void put_zeros(const Rows* rows, Py_ssize_t i) noexcept nogil:
     cdef Py_ssize_t k
     if rows.step == rows.itemsize:
@@ -125,6 +138,25 @@ cdef inline int64_t label_of(const Job* job, Py_ssize_t i) noexcept nogil:
     if job.has_ignore and y == job.ignore:
         return -1
     return y if <uint64_t>y < <uint64_t>job.logits.width else 0
+
+
+cdef inline void labels_of(const Job* job, Py_ssize_t i, Py_ssize_t n, int64_t* y, double* weight) noexcept nogil:
+    """Classes and class weights of rows i .. i + n; an ignored row has class 0 and weight 0."""
+    cdef Py_ssize_t r
+    cdef const char* p = row_at(&job.labels, i)
+    if job.labels.kind == I64 and job.labels.ndim == 1 and job.labels.stride[0] == 8 and not job.has_ignore:
+        memcpy(y, p, n*8)           # the common case
+        for r in range(n):
+            y[r] = y[r] if <uint64_t>y[r] < <uint64_t>job.logits.width else 0
+            weight[r] = 1
+    else:
+        for r in range(n):
+            y[r] = label_of(job, i + r)
+            weight[r] = 1 if y[r] >= 0 else 0
+            y[r] = y[r] if y[r] >= 0 else 0
+    if job.class_weight != NULL:
+        for r in range(n):
+            weight[r] *= job.class_weight[y[r]]
 
 
 cdef inline double scale_of(const Job* job, Py_ssize_t i) noexcept nogil:
@@ -158,7 +190,7 @@ cdef void targets(const Job* job, Py_ssize_t i, double* t) noexcept nogil:
             t[k] = t[k]*job.class_weight[k]
 
 
-cdef struct Slope:      # a gradient's factor: its two words, or in float the scale apart where c would be subnormal
+cdef struct Slope:      # a gradient's factor: its two words, or the scale apart where the factor would be subnormal
     double c
     double rest
     double apart
@@ -166,17 +198,11 @@ cdef struct Slope:      # a gradient's factor: its two words, or in float the sc
 
 cdef inline Slope slope(double scale, double total, real dummy) noexcept nogil:
     cdef Slope s
-    cdef double tiny = 1e-36 if real is float else 1e-290
-    s.c = scale/total
-    s.rest = 0
-    s.apart = 1
-    if fabs(s.c) < tiny and scale != 0:
-        s.apart = scale
-        s.c = 1/total
-    if real is double:
-        s.rest = fl_quotient_rest(s.c*total if s.apart != 1 else scale, total, s.c)/total
-        if s.apart != 1:
-            s.rest = fl_quotient_rest(1.0, total, s.c)/total
+    cdef double inverse = 1/total, least = 1e-36 if real is float else 1e-290
+    cdef bint tiny = fabs(scale*inverse) < least and scale != 0
+    s.apart = scale if tiny else 1.0
+    s.c = inverse if tiny else scale*inverse
+    s.rest = fl_quotient_rest(1.0 if tiny else scale, total, s.c)*inverse if real is double else 0.0
     return s
 
 
@@ -219,23 +245,22 @@ cdef void index_rows(const Job* job, Py_ssize_t start, Py_ssize_t stop, real* sc
     cdef Terms terms[ROWS]
     cdef double ratio[ROWS]
     cdef double weight[ROWS]
+    cdef int64_t y[ROWS]
     cdef Py_ssize_t i = start, c = job.logits.width, n, r
-    cdef int64_t y
-    cdef real* e = scratch              # kept terms
-    cdef real v
+    cdef real* e = scratch
+    cdef real loss[ROWS]
     cdef double total, s
     while i < stop:
         n = stop - i if stop - i < job.group else job.group
-        fetch(&job.logits, &job.where, i, n, scratch + c + 2*L, row)
+        fetch(&job.logits, &job.where, i, n, scratch + job.kept, row)
+        labels_of(job, i, n, y, weight)
         for r in range(n):
-            y = label_of(job, i + r)
-            weight[r] = 0 if y < 0 else job.class_weight[y] if job.class_weight != NULL else 1
             if weight[r] == 0:
                 terms[r].others = terms[r].gap = terms[r].power = 0
                 if job.grad.data != NULL:
                     put_zeros(&job.grad, i + r)
                 continue
-            row_terms(row[r], c, y, e if job.grad.data != NULL else NULL, &terms[r])
+            row_terms(row[r], c, y[r], e if job.grad.data != NULL else NULL, &terms[r])
             if job.grad.data != NULL:
                 s = scale_of(job, i + r)*weight[r]
                 if s == 0:
@@ -243,11 +268,11 @@ cdef void index_rows(const Job* job, Py_ssize_t start, Py_ssize_t stop, real* sc
                     continue
                 total = total_of(&terms[r], e[0])
                 put_scaled(&job.grad, i + r, e, slope(s, total, e[0]), job.stream)
-                put_one(&job.grad, i + r, y, <real>(-(terms[r].others/total)*s))
+                put_one(&job.grad, i + r, y[r], <real>(-(terms[r].others/total)*s))
         log_ratios(n, terms, ratio, scratch[0])
         for r in range(n):
-            v = <real>(ratio[r]*weight[r]) if weight[r] != 0 else 0
-            put_one(&job.loss, i + r, 0, v)
+            loss[r] = <real>(ratio[r]*weight[r]) if weight[r] != 0 else 0
+        put_run(&job.loss, i, n, loss)
         i += n
 
 
@@ -355,11 +380,11 @@ cdef void target_rows(const Job* job, Py_ssize_t start, Py_ssize_t stop, real* s
     cdef Rows everything                # no mask
     cdef Py_ssize_t i = start, c = job.logits.width, n, r
     cdef double* built = <double*>scratch   # the row's targets, where they are not read as they lie
-    cdef real* e = <real*>(built + c)
+    cdef real* e = scratch + job.built
     everything.data = NULL
     while i < stop:
         n = stop - i if stop - i < job.group else job.group
-        fetch(&job.logits, &job.where, i, n, e + c + 2*L, row)
+        fetch(&job.logits, &job.where, i, n, e + job.kept, row)
         for r in range(n):
             if job.index and label_of(job, i + r) < 0:
                 put_one(&job.loss, i + r, 0, <real>0)
@@ -388,25 +413,35 @@ cdef inline void load_masked(const Job* job, Py_ssize_t i, Py_ssize_t n, real* b
                     b[k*lanes + r] = -INFINITY
 
 
-cdef inline void scale_tile(real* b, Py_ssize_t c, int lanes, const Slope* s) noexcept nogil:
+cdef inline void scale_tile(real* b, Py_ssize_t c, int lanes, const double* scale, const double* total,
+                            const real* out, const real* entry) noexcept nogil:
+    """b times each lane's slope, but entry at class out."""
     cdef real f[LANES]
     cdef real rest[LANES]
     cdef real apart[LANES]
-    cdef bint any_apart = False
+    cdef int any_apart = 0
     cdef Py_ssize_t k
     cdef int j
+    cdef real v
+    cdef Slope s
     for j in range(lanes):
-        f[j] = <real>s[j].c
-        rest[j] = <real>s[j].rest
-        apart[j] = <real>s[j].apart
+        s = slope(scale[j], total[j], b[0])
+        f[j] = <real>s.c
+        rest[j] = <real>s.rest
+        apart[j] = <real>s.apart
+    for j in range(lanes):
         any_apart |= apart[j] != 1
-    for k in range(c):
-        for j in range(lanes):
-            b[k*lanes + j] = scaled(b[k*lanes + j], f[j], rest[j])
     if any_apart:
         for k in range(c):
             for j in range(lanes):
-                b[k*lanes + j] = b[k*lanes + j]*apart[j]
+                b[k*lanes + j] = scaled(b[k*lanes + j], f[j], rest[j])*apart[j]
+        for j in range(lanes):
+            f[j] = 1
+            rest[j] = 0
+    for k in range(c):
+        for j in range(lanes):
+            v = scaled(b[k*lanes + j], f[j], rest[j])
+            b[k*lanes + j] = entry[j] if out[j] == <real>k else v
 
 
 cdef inline void zero_lane(real* b, Py_ssize_t c, int lanes, Py_ssize_t r) noexcept nogil:
@@ -418,59 +453,69 @@ cdef inline void zero_lane(real* b, Py_ssize_t c, int lanes, Py_ssize_t r) noexc
 cdef void index_tiles(const Job* job, Py_ssize_t start, Py_ssize_t stop, real dummy) noexcept nogil:
     cdef real b[TILE_SIZE]
     cdef real m[LANES]
-    cdef Py_ssize_t y[LANES]
+    cdef real label[LANES]
+    cdef int64_t y[LANES]
     cdef double weight[LANES]
-    cdef Slope s[LANES]
     cdef Lanes rows
     cdef Py_ssize_t i = start, c = job.logits.width, n, r
-    cdef int64_t label
     cdef int lanes, j
     cdef real v
+    for j in range(LANES):
+        y[j] = 0
+        weight[j] = 0
     while i < stop:
         n = stop - i if stop - i < LANES else LANES
         if real is double:
             n = n if n < LANES//2 else LANES//2
         lanes = lanes_for(n, dummy)
         load_masked(job, i, n, b, lanes)
-        for r in range(n):
-            label = label_of(job, i + r)
-            y[r] = label if label >= 0 else 0
-            weight[r] = 0 if label < 0 else job.class_weight[label] if job.class_weight != NULL else 1
+        labels_of(job, i, n, y, weight)
+        for j in range(lanes):
+            label[j] = <real>y[j]
         tile_max(b, c, lanes, m)
-        tile_terms(b, c, lanes, m, y, n, &rows)
-        for r in range(n):
-            v = <real>(rows.ratio[r]*weight[r])
-            put_one(&job.loss, i + r, 0, v if weight[r] != 0 else <real>0)
+        tile_terms(b, c, lanes, m, label, &rows)
+        tile_ratios(lanes, &rows, m[0])
+        for j in range(lanes):
+            v = <real>(rows.ratio[j]*weight[j])
+            m[j] = v if weight[j] != 0 else <real>0
+        put_run(&job.loss, i, n, m)
         if job.grad.data != NULL:
-            for j in range(lanes):
-                s[j] = slope(scale_of(job, i + j)*weight[j] if j < n else 1.0, rows.total[j], dummy)
-            scale_tile(b, c, lanes, s)
             for r in range(n):
-                weight[r] *= scale_of(job, i + r)
+                weight[r] *= job.factor
+            if job.scale != NULL:
+                for r in range(n):
+                    weight[r] *= job.scale[i + r]
+            for j in range(lanes):
+                m[j] = <real>(-(rows.others[j]/rows.total[j])*weight[j])
+            scale_tile(b, c, lanes, weight, rows.total, label, m)
+            for r in range(n):
                 if weight[r] == 0:
                     zero_lane(b, c, lanes, r)
-                else:
-                    b[y[r]*lanes + r] = <real>(-(rows.others[r]/rows.total[r])*weight[r])
             store_tile(&job.grad, i, n, b, lanes)
         i += n
 
 
-cdef inline void dot_tile(const real* b, target* t, Py_ssize_t c, int lanes, const real* m, const Py_ssize_t* top,
-                          Py_ssize_t n, double* dot, double* t_top, double* rest) noexcept nogil:
+cdef inline void dot_tile(const real* b, target* t, Py_ssize_t c, int lanes, const real* m, const real* top,
+                          double* dot, double* t_top, double* rest) noexcept nogil:
     """Lane by lane: sum of t_k (m - b_k) over t_k != 0; t of the maximum, taken out of t; sum of the other t_k."""
     cdef target w[DENSE_SIZE]
-    cdef target v
-    cdef Py_ssize_t k, r
+    cdef target at_top[LANES]
+    cdef target u, v
+    cdef Py_ssize_t k
     cdef int j
+    for j in range(lanes):
+        at_top[j] = 0
     for k in range(c):
         for j in range(lanes):
-            v = t[k*lanes + j]*(<target>m[j] - <target>b[k*lanes + j])
-            w[k*lanes + j] = v if t[k*lanes + j] != 0 else <target>0
+            u = t[k*lanes + j]
+            v = u*(<target>m[j] - <target>b[k*lanes + j])
+            w[k*lanes + j] = v if u != 0 else <target>0
+            at_top[j] = u if top[j] == <real>k else at_top[j]
+            t[k*lanes + j] = <target>0 if top[j] == <real>k else u
     lane_sums(w, c, lanes, dot)
-    for r in range(n):
-        t_top[r] = t[top[r]*lanes + r]
-        t[top[r]*lanes + r] = 0
     lane_sums(t, c, lanes, rest)
+    for j in range(lanes):
+        t_top[j] = at_top[j]
 
 
 cdef void target_tiles(const Job* job, Py_ssize_t start, Py_ssize_t stop, real dummy) noexcept nogil:
@@ -482,14 +527,12 @@ cdef void target_tiles(const Job* job, Py_ssize_t start, Py_ssize_t stop, real d
     cdef real row[DENSE_TILE]
     cdef real m[LANES]
     cdef real u[LANES]
-    cdef Py_ssize_t top[LANES]
+    cdef real top[LANES]
     cdef double dot[LANES]
     cdef double rest[LANES]
     cdef double t_top[LANES]
     cdef double scale[LANES]
-    cdef double top_slope[LANES]
-    cdef bint used[LANES]
-    cdef Slope s[LANES]
+    cdef real entry[LANES]
     cdef Lanes rows
     cdef Py_ssize_t i = start, c = job.logits.width, n, r, k
     cdef int lanes, j
@@ -509,34 +552,38 @@ cdef void target_tiles(const Job* job, Py_ssize_t start, Py_ssize_t stop, real d
                 targets(job, i + r, targets_row)
                 for k in range(c):
                     built[k*lanes + r] = targets_row[k]
-            dot_tile(b, built, c, lanes, m, top, n, dot, t_top, rest)
+            dot_tile(b, built, c, lanes, m, top, dot, t_top, rest)
             for k in range(c*lanes):
                 t[k] = <real>built[k]
         else:
             load_tile(&job.labels, i, n, t, lanes)
-            dot_tile(b, t, c, lanes, m, top, n, dot, t_top, rest)
+            dot_tile(b, t, c, lanes, m, top, dot, t_top, rest)
         if job.labels_grad.data != NULL:
             for k in range(c*lanes):
                 x[k] = b[k]
-        tile_terms(b, c, lanes, m, top, n, &rows)
+        tile_terms(b, c, lanes, m, top, &rows)
+        tile_ratios(lanes, &rows, m[0])
         for j in range(lanes):
             dot[j] = dot[j] + (rest[j] + t_top[j])*rows.ratio[j]
+        for j in range(lanes):
+            u[j] = <real>dot[j]
         for r in range(n):
-            used[r] = not (job.index and label_of(job, i + r) < 0)
-            put_one(&job.loss, i + r, 0, <real>dot[r] if used[r] else <real>0)
-            scale[r] = scale_of(job, i + r) if used[r] else 0.0
+            scale[r] = scale_of(job, i + r)
+            if job.index and label_of(job, i + r) < 0:
+                u[r] = 0
+                scale[r] = 0
+        put_run(&job.loss, i, n, u)
         if job.grad.data != NULL:
             for j in range(lanes):
-                s[j] = slope(scale[j]*(rest[j] + t_top[j]), rows.total[j], dummy)
+                dot[j] = scale[j]*(rest[j] + t_top[j])
                 # the maximum's entry apart, as two terms that cancel only where the truth does
-                top_slope[j] = (rest[j]*(rows.label[j]/rows.total[j]) - t_top[j]*(rows.others[j]/rows.total[j]))*scale[j]
+                entry[j] = <real>((rest[j]*(rows.label[j]/rows.total[j]) - t_top[j]*(rows.others[j]/rows.total[j]))*scale[j])
                 u[j] = <real>scale[j]
-            scale_tile(b, c, lanes, s)
+            scale_tile(b, c, lanes, dot, rows.total, top, entry)
             for k in range(c):
                 for j in range(lanes):
-                    b[k*lanes + j] = b[k*lanes + j] - t[k*lanes + j]*u[j]
+                    b[k*lanes + j] = b[k*lanes + j] - t[k*lanes + j]*u[j]   # t is 0 at the maximum
             for r in range(n):
-                b[top[r]*lanes + r] = <real>top_slope[r]
                 if scale[r] == 0:
                     zero_lane(b, c, lanes, r)
             store_tile(&job.grad, i, n, b, lanes)
@@ -571,7 +618,7 @@ cdef void normal_rows(const Job* job, Py_ssize_t start, Py_ssize_t stop, real* s
     cdef double total, ratio
     while i < stop:
         n = stop - i if stop - i < job.group else job.group
-        fetch(&job.logits, &job.where, i, n, scratch + c + 2*L, row)
+        fetch(&job.logits, &job.where, i, n, scratch + job.kept, row)
         for r in range(n):
             if job.what == SOFTMAX:
                 row_terms(row[r], c, 0, e, &terms)
@@ -595,8 +642,7 @@ cdef void normal_tiles(const Job* job, Py_ssize_t start, Py_ssize_t stop, real d
     cdef real x[TILE_SIZE]
     cdef real m[LANES]
     cdef real l[LANES]
-    cdef Py_ssize_t top[LANES]
-    cdef Slope s[LANES]
+    cdef real top[LANES]
     cdef Lanes rows
     cdef Py_ssize_t i = start, c = job.logits.width, n, r, k
     cdef int lanes, j
@@ -610,10 +656,13 @@ cdef void normal_tiles(const Job* job, Py_ssize_t start, Py_ssize_t stop, real d
         if job.what != SOFTMAX:
             for k in range(c*lanes):
                 x[k] = b[k]
-        tile_terms(b, c, lanes, m, top, n, &rows)
+        tile_terms(b, c, lanes, m, top, &rows)
+        if job.what != SOFTMAX:
+            tile_ratios(lanes, &rows, m[0])
         if job.what == LOGSUMEXP:
             for r in range(n):
-                put_one(&job.loss, i + r, 0, log_sum(x + r, lanes, c, m[r], rows.ratio[r]))
+                l[r] = log_sum(x + r, lanes, c, m[r], rows.ratio[r])
+            put_run(&job.loss, i, n, l)
         elif job.what == LOG_SOFTMAX:
             for j in range(lanes):
                 l[j] = <real>rows.ratio[j]
@@ -623,10 +672,9 @@ cdef void normal_tiles(const Job* job, Py_ssize_t start, Py_ssize_t stop, real d
             store_tile(&job.grad, i, n, x, lanes)
         else:
             for j in range(lanes):
-                s[j] = slope(1.0, rows.total[j], dummy)
-            scale_tile(b, c, lanes, s)
-            for r in range(n):
-                b[top[r]*lanes + r] = <real>(rows.label[r]/rows.total[r])
+                rows.ratio[j] = 1
+                l[j] = <real>(rows.label[j]/rows.total[j])
+            scale_tile(b, c, lanes, rows.ratio, rows.total, top, l)
             store_tile(&job.grad, i, n, b, lanes)
         i += n
 
@@ -657,7 +705,7 @@ cdef int run(Job* job, real dummy, int n_threads) except -1:
     """Every row once, in blocks of rows."""
     cdef Py_ssize_t n = job.logits.n, c = job.logits.width, room
     cdef int k = blocks(n, c, n_threads), b
-    cdef bint direct = is_direct(&job.logits, dummy) and job.where.data == NULL
+    cdef bint direct = is_direct(&job.logits, dummy) and job.where.data == NULL, kept, built
     cdef real* scratch
     cdef void* memory
     job.group = ROWS
@@ -667,10 +715,12 @@ cdef int run(Job* job, real dummy, int n_threads) except -1:
             job.group = <int>(room//c) if c < room else 1
     job.stream = (c > TILE and job.grad.data != NULL and is_direct(&job.grad, dummy)
                   and <double>n*<double>c*sizeof(real) > STREAMED)
-    room = c + 2*L + 2*c + (0 if direct else job.group*c)   # kept terms, targets in float64, gathered rows
-    room = (room + 15)//16*16
-    if c <= DENSE_TILE:
-        room = 16
+    kept = job.grad.data != NULL and job.what != LOG_SOFTMAX
+    built = job.what == CROSS_ENTROPY and (job.soft or (not job.index and not is_direct(&job.labels, dummy)))
+    room = (2*c if built else 0) + (c + 2*L if kept else 0) + (0 if direct else job.group*c)
+    job.kept = c + 2*L if kept else 0
+    job.built = 2*c if built else 0
+    room = (room + 31)//16*16 if c > DENSE_TILE else 16
     memory = PyMem_RawMalloc(k*room*sizeof(real) + 64)
     if memory == NULL:
         raise MemoryError()

@@ -10,7 +10,7 @@ compensation. In a longer chain equal terms (a constant background) would drift 
 from libc.math cimport INFINITY, fabs
 
 from fastloss.kernels.vmath cimport (
-    FL_BIAS, FL_LN2, FL_PREFETCH, bias_of, exp_label, exp_of, fl_log1p, fl_log1p_short, fl_quotient_rest, lo_of,
+    FL_LN2, FL_PREFETCH, bias_of, exp_of, fl_exp_label, fl_log1p, fl_log1p_short, fl_quotient_rest, lo_of,
     magic_of, power_of, real, shift_of,
 )
 
@@ -308,7 +308,7 @@ cdef inline void row_terms_from(const real* x, Py_ssize_t c, Py_ssize_t out, rea
 
 cdef inline double label_of_terms(const Terms* terms, real dummy) noexcept nogil:
     """exp of the element left out."""
-    return exp_label(terms.gap, terms.power, bias_of(dummy))
+    return fl_exp_label(terms.gap, terms.power, bias_of(dummy))
 
 
 cdef inline double total_of(const Terms* terms, real dummy) noexcept nogil:
@@ -329,7 +329,7 @@ cdef inline void log_ratios(Py_ssize_t n, const Terms* terms, double* out, real 
         gap[r] = terms[r].gap
         power[r] = terms[r].power
     for r in range(n):
-        e = exp_label(gap[r], power[r], bias)
+        e = fl_exp_label(gap[r], power[r], bias)
         far = power[r]*FL_LN2 - gap[r]
         u = others[r]/e
         rest = 0.0

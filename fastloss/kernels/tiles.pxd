@@ -5,7 +5,7 @@ Every lane has its own reference; no sum runs across lanes, so a row's bits do n
 from fastloss.kernels.arrays cimport Rows, even_run, is_direct, load, row_at, run_stride, store
 from fastloss.kernels.terms cimport settled, sum_rest
 from fastloss.kernels.vmath cimport (
-    FL_BIAS, FL_LN2, bias_of, exp_fine, exp_label, fl_log1p, fl_log1p_short, fl_quotient_rest, lo_of, magic_of,
+    FL_LN2, bias_of, exp_fine, fl_exp_label, fl_log1p, fl_log1p_short, fl_quotient_rest, lo_of, magic_of,
     power_of, real, shift_of,
 )
 
@@ -123,57 +123,60 @@ cdef inline void tile_max(const real* b, Py_ssize_t c, int lanes, real* m) noexc
             m[j] = v if v > m[j] else m[j]
 
 
-cdef inline void tile_argmax(const real* b, Py_ssize_t c, int lanes, real* m, Py_ssize_t* top) noexcept nogil:
-    cdef real index[LANES]      # numbers of the same width as the logits compare and select in the same registers
+cdef inline void tile_argmax(const real* b, Py_ssize_t c, int lanes, real* m, real* top) noexcept nogil:
+    """Maxima and where they first stand.
+
+    Class numbers are of the logits' type, exact up to TILE: they compare and select in the same registers.
+    """
     cdef Py_ssize_t k
     cdef int j
     cdef real v
     for j in range(lanes):
         m[j] = b[j]
-        index[j] = 0
+        top[j] = 0
     for k in range(1, c):
         for j in range(lanes):
             v = b[k*lanes + j]
-            index[j] = <real>k if v > m[j] else index[j]
+            top[j] = <real>k if v > m[j] else top[j]
             m[j] = v if v > m[j] else m[j]
-    for j in range(lanes):
-        top[j] = <Py_ssize_t>index[j]
 
 
-cdef inline void tile_terms(real* b, Py_ssize_t c, int lanes, const real* m, const Py_ssize_t* out, Py_ssize_t n,
-                            Lanes* rows) noexcept nogil:
-    """b becomes exp(b) in the unit of each lane's maximum m, 0 at class out[r]; sums and ratios of every lane."""
+cdef inline void tile_terms(real* b, Py_ssize_t c, int lanes, const real* m, const real* out, Lanes* rows) noexcept nogil:
+    """b becomes exp(b) in the unit of each lane's maximum m, 0 at class out[r]; sums of every lane, ratios not."""
     cdef real shift[LANES]
     cdef real power[LANES]
     cdef real lo[LANES]
     cdef real magic[LANES]
     cdef real x_out[LANES]
-    cdef Py_ssize_t k, r
+    cdef real e_out[LANES]
+    cdef real v, e
+    cdef Py_ssize_t k
     cdef int j, bias = bias_of(b[0])
-    for j in range(lanes):
-        x_out[j] = b[j]
-    for r in range(n):
-        x_out[r] = b[out[r]*lanes + r]
     for j in range(lanes):
         shift[j] = shift_of(m[j])
         power[j] = power_of(m[j], shift[j])
         lo[j] = lo_of(power[j])
         magic[j] = magic_of(power[j])
+        x_out[j] = 0
+        e_out[j] = 0
     for k in range(c):
         for j in range(lanes):
-            b[k*lanes + j] = exp_fine(b[k*lanes + j] - shift[j], lo[j], magic[j])
+            v = b[k*lanes + j]
+            e = exp_fine(v - shift[j], lo[j], magic[j])
+            x_out[j] = v if out[j] == <real>k else x_out[j]
+            if real is double:
+                e_out[j] = e if out[j] == <real>k else e_out[j]
+            b[k*lanes + j] = <real>0 if out[j] == <real>k else e
     for j in range(lanes):
-        rows.label[j] = 1
         rows.power[j] = power[j]
         rows.gap[j] = <double>x_out[j] - <double>shift[j]
-    for r in range(n):
-        rows.label[r] = b[out[r]*lanes + r]
-        b[out[r]*lanes + r] = 0
-    if real is float:           # rounded to float it would cost the loss half a unit or more
-        for j in range(lanes):
-            rows.label[j] = exp_label(rows.gap[j], rows.power[j], bias)
+        if real is float:           # rounded to float it would cost the loss half a unit or more
+            rows.label[j] = fl_exp_label(rows.gap[j], rows.power[j], bias)
+        else:
+            rows.label[j] = e_out[j]
     lane_sums(b, c, lanes, rows.others)
-    tile_ratios(lanes, rows, m[0])
+    for j in range(lanes):
+        rows.total[j] = rows.others[j] + rows.label[j]
 
 
 cdef inline void tile_ratios(int lanes, Lanes* rows, real dummy) noexcept nogil:
@@ -181,7 +184,6 @@ cdef inline void tile_ratios(int lanes, Lanes* rows, real dummy) noexcept nogil:
     cdef double u, far, rest, least = 2.0**-16 if real is float else 2.0**-600
     cdef int j, bias = bias_of(dummy)
     for j in range(lanes):
-        rows.total[j] = rows.others[j] + rows.label[j]
         u = rows.others[j] if rows.label[j] < least else rows.others[j]/rows.label[j]
         far = (rows.power[j] - bias)*FL_LN2 - rows.gap[j] if rows.label[j] < least else 0.0
         if real is float:

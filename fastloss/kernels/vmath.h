@@ -6,15 +6,20 @@
  */
 #ifndef FL_VMATH_H
 #define FL_VMATH_H
+#include <math.h>
 #include <stdint.h>
 #include <string.h>
 
 #if defined(_MSC_VER)
 #define FL_INLINE static __forceinline
 #define FL_PREFETCH(p) ((void)(p))
+#define FL_FABSF(x) fabsf(x)
+#define FL_FABS(x) fabs(x)
 #else
 #define FL_INLINE static inline __attribute__((always_inline))
 #define FL_PREFETCH(p) __builtin_prefetch((const void *)(p))
+#define FL_FABSF(x) __builtin_fabsf(x)
+#define FL_FABS(x) __builtin_fabs(x)
 #endif
 
 #if defined(__FMA__) || defined(__ARM_FEATURE_FMA)
@@ -48,12 +53,12 @@ FL_INLINE uint64_t fl_bits_of_double(double f) { uint64_t bits; memcpy(&bits, &f
 #define FL_ROUND 6755399441055744.0   /* 1.5 * 2^52 */
 #define FL_LN2 0.6931471805599453
 
-FL_INLINE float fl_shiftf(float m) { return (m < 0 ? -m : m) < 256.0f ? 0.0f : m; }
+FL_INLINE float fl_shiftf(float m) { return FL_FABSF(m) < 256.0f ? 0.0f : m; }
 FL_INLINE float fl_powerf(float m, float shift) { return FL_FMAF(m - shift, 1.44269504f, FL_ROUNDF) - FL_ROUNDF; }
 FL_INLINE float fl_lof(float M) { return (M - (float)(FL_BIASF + 127)) * 0.693147181f; }
 FL_INLINE float fl_magicf(float M) { return (FL_ROUNDF + (float)(FL_BIASF + 127)) - M; }
 
-FL_INLINE double fl_shift(double m) { return (m < 0 ? -m : m) < 2048.0 ? 0.0 : m; }
+FL_INLINE double fl_shift(double m) { return FL_FABS(m) < 2048.0 ? 0.0 : m; }
 FL_INLINE double fl_power(double m, double shift) { return FL_FMA(m - shift, 1.4426950408889634, FL_ROUND) - FL_ROUND; }
 FL_INLINE double fl_lo(double M) { return (M - (double)(FL_BIAS + 1023)) * FL_LN2; }
 FL_INLINE double fl_magic(double M) { return (FL_ROUND + (double)(FL_BIAS + 1023)) - M; }
@@ -116,6 +121,12 @@ FL_INLINE double fl_exp(double d, double lo, double magic) {
     high = 1.0 + r;
     low = (r - (high - 1.0)) + FL_FMA(n, -1.90821492927058770002e-10, s - r);
     return (high + FL_FMA(r * r, p, low)) * fl_double_of(fl_bits_of_double(t) << 52);
+}
+
+/* exp(d) in float64, in the unit 2^(power - bias) of a kernel whose own bias is another */
+FL_INLINE double fl_exp_label(double d, double power, int bias) {
+    power += FL_BIAS - bias;
+    return fl_exp(d, fl_lo(power), fl_magic(power));
 }
 
 /* ---- log(1 + u), u >= 0 ---------------------------------------------------------------------------------------- */

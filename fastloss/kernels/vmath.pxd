@@ -22,6 +22,7 @@ cdef extern from "vmath.h" nogil:
     float fl_expf(float, float, float) noexcept
     float fl_expf_fine(float, float, float) noexcept
     double fl_exp(double, double, double) noexcept
+    double fl_exp_label(double, double, int) noexcept
     double fl_log1p(double) noexcept
     double fl_log1p_short(double) noexcept
     double fl_log(double) noexcept
@@ -82,8 +83,3 @@ cdef inline real exp_fine(real d, real lo, real magic) noexcept nogil:
         return fl_expf_fine(d, lo, magic)
     else:
         return fl_exp(d, lo, magic)
-
-
-cdef inline double exp_label(double d, double power, int bias) noexcept nogil:
-    """exp(d) in float64, in the unit 2^(power - bias) of a kernel whose own bias is `bias`."""
-    return fl_exp(d, fl_lo(power + (FL_BIAS - bias)), fl_magic(power + (FL_BIAS - bias)))
