@@ -17,9 +17,10 @@ P = ParamSpec("P")
 class Wants:
     """What a call is asked for beside its value; the loss leaves the gradients in `grads`, by name."""
 
-    __slots__ = ("buffers", "cotangent", "grads", "wrt")
+    __slots__ = ("buffers", "cotangent", "grads", "plain", "wrt")
 
-    def __init__(self, wrt: tuple[str, ...], cotangent: ArrayLike | None, buffers: dict[str, Any]) -> None:
+    def __init__(self, wrt: tuple[str, ...], cotangent: ArrayLike | None, buffers: dict[str, Any], plain: bool) -> None:
+        self.plain = plain  # only the main input's gradient, into a new array
         self.wrt = wrt
         self.cotangent = cotangent
         self.buffers = buffers
@@ -94,6 +95,7 @@ def value_and_grad(loss: Callable[..., Any], wrt: str | tuple[str, ...] | None =
     implementation: Callable[..., Any] = loss.implementation  # type: ignore[attr-defined]
     asked = (names[0],) if wrt is None else (wrt,) if isinstance(wrt, str) else tuple(wrt)
     single = not isinstance(wrt, tuple)
+    main = asked == names[:1]
     for name in asked:
         if name not in names:
             raise ValueError(f"wrt must be among {names}, got {name!r}")
@@ -108,7 +110,7 @@ def value_and_grad(loss: Callable[..., Any], wrt: str | tuple[str, ...] | None =
             if not isinstance(given, tuple) or len(given) != len(asked):
                 raise ValueError(f"grad_out must be a tuple of {len(asked)} arrays, as wrt, got {type(grad_out).__name__}")
             buffers = dict(zip(asked, given, strict=True))
-        wants = Wants(asked, cotangent, buffers)
+        wants = Wants(asked, cotangent, buffers, main and cotangent is grad_out is None)
         value = implementation(wants, *args, **kwargs)
         if single:
             return value, wants.grads[asked[0]]

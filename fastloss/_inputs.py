@@ -21,6 +21,7 @@ _FLOATS: dict[np.dtype[Any], np.dtype[Any]] = {
     np.dtype(np.float16): np.dtype(np.float32),
 }
 _FLOAT64 = np.dtype(np.float64)
+_INT64 = np.dtype(np.int64)  # there is one object of each native dtype
 _VOID = np.dtype("V2")
 
 
@@ -68,6 +69,8 @@ def numbers(name: str, value: ArrayLike) -> Array:
 
 def integers(name: str, value: ArrayLike) -> Array:
     """An array of integers."""
+    if type(value) is np.ndarray and value.dtype is _INT64:
+        return value
     a = array(name, value)
     if a.dtype.kind not in "iu" or not a.dtype.isnative:
         if a.size == 0 and not isinstance(value, np.ndarray):

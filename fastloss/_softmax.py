@@ -16,6 +16,22 @@ from fastloss._reductions import Reduction
 Array = NDArray[Any]
 
 
+def _plain(wants: Wants | None, logits: Array, labels: Array, index: bool, axis: int, n_threads: int | None) -> Any:
+    """_cross_entropy without options: what a call on a few rows costs is Python, so this is all of it."""
+    shape = labels.shape if index else _inputs.without(logits.shape, axis)
+    loss = np.empty(shape, _inputs.loss_dtype("logits", logits.dtype))
+    grad = None
+    if wants is not None:
+        grad = wants.grads["logits"] = np.empty_like(logits, subok=False)
+    bad = _kernels.cross_entropy(
+        logits, labels, axis, index, loss, grad, None, None, None, 1.0, 0.0, None, None, 0.0,
+        _threads.resolve(n_threads, logits.size),
+    )  # fmt: skip
+    if bad >= 0:
+        raise _inputs.bad_label("labels", labels, bad, logits.shape[axis])
+    return loss if shape else loss[()]
+
+
 def _cross_entropy(
     wants: Wants | None,
     logits: Array,
@@ -179,10 +195,19 @@ def sparse_softmax_cross_entropy_with_logits(
     >>> fl.sparse_softmax_cross_entropy_with_logits(labels=[0, 2], logits=np.float32([[20, 0, 0], [1, 2, 3]]))
     array([4.1223074e-09, 4.0760595e-01], dtype=float32)
     """
-    x = _inputs.array("logits", logits)
+    x = logits if type(logits) is np.ndarray else _inputs.array("logits", logits)
     k = _inputs.axis_index(axis if dim is None else dim, x.ndim)
     y = _inputs.integers("labels", labels)
-    _inputs.same_shape("labels", y, _inputs.without(x.shape, k), "that of logits without axis")
+    shape = x.shape[:k] + x.shape[k + 1 :]
+    if y.shape != shape:
+        _inputs.same_shape("labels", y, shape, "that of logits without axis")
+    if (wants is None or wants.plain) and (
+        ignore_index is sample_weight is class_weight is where is out is None
+        and reduction == "none"
+        and label_smoothing == 0
+        and x.dtype.kind == "f"
+    ):
+        return _plain(wants, x, y, True, k, n_threads)
     return _cross_entropy(
         wants, x, y, True, k, ignore_index, sample_weight, class_weight, label_smoothing, where, reduction, out,
         n_threads,
@@ -256,6 +281,16 @@ def softmax_cross_entropy_with_logits(
     x = _inputs.array("logits", logits)
     k = _inputs.axis_index(axis if dim is None else dim, x.ndim)
     y = _inputs.numbers("labels", labels)
+    if (wants is None or wants.plain) and (
+        sample_weight is class_weight is where is out is None
+        and reduction == "none"
+        and label_smoothing == 0
+        and x.shape == y.shape
+        and x.dtype.kind == "f"
+        and y.dtype.kind != "V"
+        and x.size
+    ):
+        return _plain(wants, x, y, False, k, n_threads)
     return _cross_entropy(
         wants, x, y, False, k, None, sample_weight, class_weight, label_smoothing, where, reduction, out, n_threads
     )
