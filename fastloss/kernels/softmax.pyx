@@ -19,7 +19,7 @@ from fastloss.kernels.terms cimport (
     sum_groups, total_of,
 )
 from fastloss.kernels.tiles cimport (
-    LANES, TILE, TILE_SIZE, Lanes, lane_sums, lanes_for, load_tile, store_tile, tile_argmax, tile_max,
+    LANES, TILE, TILE_SIZE, Lanes, S, lanes_of, load_tile, rows_of_tile, store_tile, strip_sums, tile_argmax, tile_max,
     tile_ratios, tile_terms,
 )
 from fastloss.kernels.vmath cimport fl_quotient_rest, fl_scaled, real
@@ -30,7 +30,7 @@ cdef extern from "stream.h" nogil:
 
 cdef enum:
     DENSE_TILE = 32             # with a target for every class row by row is faster from here on
-    DENSE_SIZE = 32*64          # a multiple of 4 classes, as lane_sums needs
+    DENSE_SIZE = 32*64
     STREAMED = 32 << 20         # bytes of output from which stores bypass the caches
     STRIDED = 1 << 20           # elements of scratch when rows are gathered from a strided class axis
 
@@ -196,9 +196,10 @@ cdef struct Slope:      # a gradient's factor: its two words, or the scale apart
     double apart
 
 
-cdef inline Slope slope(double scale, double total, real dummy) noexcept nogil:
+cdef inline Slope slope_of(double scale, double total, double inverse, real dummy) noexcept nogil:
+    """scale/total, the inverse of the total given."""
     cdef Slope s
-    cdef double inverse = 1/total, least = 1e-36 if real is float else 1e-290
+    cdef double least = 1e-36 if real is float else 1e-290
     cdef bint tiny = fabs(scale*inverse) < least and scale != 0
     s.apart = scale if tiny else 1.0
     s.c = inverse if tiny else scale*inverse
@@ -267,7 +268,7 @@ cdef void index_rows(const Job* job, Py_ssize_t start, Py_ssize_t stop, real* sc
                     put_zeros(&job.grad, i + r)
                     continue
                 total = total_of(&terms[r], e[0])
-                put_scaled(&job.grad, i + r, e, slope(s, total, e[0]), job.stream)
+                put_scaled(&job.grad, i + r, e, slope_of(s, total, 1/total, e[0]), job.stream)
                 put_one(&job.grad, i + r, y[r], <real>(-(terms[r].others/total)*s))
         log_ratios(n, terms, ratio, scratch[0])
         for r in range(n):
@@ -370,7 +371,7 @@ cdef inline void target_row(const Job* job, Py_ssize_t i, const real* x, const t
     # the maximum's entry apart, as two terms that cancel only where the truth does
     total = total_of(&terms, m)
     top_slope = rest*(label_of_terms(&terms, m)/total) - t[top]*(terms.others/total)
-    put_target_grad(job, i, e, t, slope(s*(rest + t[top]), total, m), s)
+    put_target_grad(job, i, e, t, slope_of(s*(rest + t[top]), total, 1/total, m), s)
     put_one(&job.grad, i, top, <real>(top_slope*s))
 
 
@@ -401,53 +402,56 @@ cdef void target_rows(const Job* job, Py_ssize_t start, Py_ssize_t stop, real* s
 
 # ------------------------------------------------------------------ few classes: tiles
 
-cdef inline void load_masked(const Job* job, Py_ssize_t i, Py_ssize_t n, real* b, int lanes) noexcept nogil:
-    cdef Py_ssize_t k, r
+cdef inline void load_masked(const Job* job, Py_ssize_t i, Py_ssize_t n, real* b) noexcept nogil:
+    cdef Py_ssize_t k, r, c = job.logits.width
     cdef const char* p
-    load_tile(&job.logits, i, n, b, lanes)
+    load_tile(&job.logits, i, n, b)
     if job.where.data != NULL:
         for r in range(n):
             p = row_at(&job.where, i + r)
-            for k in range(job.logits.width):
+            for k in range(c):
                 if not p[k*job.where.step]:
-                    b[k*lanes + r] = -INFINITY
+                    b[r//S*S*c + k*S + r % S] = -INFINITY
 
 
-cdef inline void scale_tile(real* b, Py_ssize_t c, int lanes, const double* scale, const double* total,
-                            const real* out, const real* entry) noexcept nogil:
-    """b times each lane's slope, but entry at class out."""
-    cdef real f[LANES]
-    cdef real rest[LANES]
-    cdef real apart[LANES]
-    cdef int any_apart = 0
-    cdef Py_ssize_t k
-    cdef int j
+cdef inline void scale_tile(real* b, Py_ssize_t c, int lanes, const double* scale, const double* inverse,
+                            const double* total, const real* out, const double* entry) noexcept nogil:
+    """b times each lane's slope, but entry at class out; all 0 where the scale is 0."""
+    cdef real f[S]
+    cdef real rest[S]
+    cdef real apart[S]
+    cdef real skip[S]
+    cdef real put[S]
     cdef real v
-    cdef Slope s
-    for j in range(lanes):
-        s = slope(scale[j], total[j], b[0])
-        f[j] = <real>s.c
-        rest[j] = <real>s.rest
-        apart[j] = <real>s.apart
-    for j in range(lanes):
-        any_apart |= apart[j] != 1
-    if any_apart:
-        for k in range(c):
-            for j in range(lanes):
-                b[k*lanes + j] = scaled(b[k*lanes + j], f[j], rest[j])*apart[j]
-        for j in range(lanes):
-            f[j] = 1
-            rest[j] = 0
-    for k in range(c):
-        for j in range(lanes):
-            v = scaled(b[k*lanes + j], f[j], rest[j])
-            b[k*lanes + j] = entry[j] if out[j] == <real>k else v
-
-
-cdef inline void zero_lane(real* b, Py_ssize_t c, int lanes, Py_ssize_t r) noexcept nogil:
+    cdef real* p
     cdef Py_ssize_t k
-    for k in range(c):
-        b[k*lanes + r] = 0
+    cdef int s, j, unusual
+    cdef Slope slope
+    for s in range(0, lanes, 32):
+        p = b + s*c
+        unusual = 0
+        for j in range(S):
+            slope = slope_of(scale[s + j], total[s + j], inverse[s + j], b[0])
+            f[j] = <real>slope.c
+            rest[j] = <real>slope.rest
+            apart[j] = <real>slope.apart
+            skip[j] = out[s + j]
+            put[j] = <real>entry[s + j]
+        for j in range(S):
+            unusual |= apart[j] != 1 or scale[s + j] == 0
+        if unusual:
+            for k in range(c):
+                for j in range(S):
+                    v = scaled(p[k*S + j], f[j], rest[j])*apart[j]
+                    p[k*S + j] = v if scale[s + j] != 0 else <real>0
+            for j in range(S):
+                f[j] = 1
+                rest[j] = 0
+                put[j] = put[j] if scale[s + j] != 0 else <real>0
+        for k in range(c):
+            for j in range(S):
+                v = scaled(p[k*S + j], f[j], rest[j])
+                p[k*S + j] = put[j] if skip[j] == <real>k else v
 
 
 cdef void index_tiles(const Job* job, Py_ssize_t start, Py_ssize_t stop, real dummy) noexcept nogil:
@@ -456,6 +460,8 @@ cdef void index_tiles(const Job* job, Py_ssize_t start, Py_ssize_t stop, real du
     cdef real label[LANES]
     cdef int64_t y[LANES]
     cdef double weight[LANES]
+    cdef double inverse[LANES]
+    cdef double entry[LANES]
     cdef Lanes rows
     cdef Py_ssize_t i = start, c = job.logits.width, n, r
     cdef int lanes, j
@@ -464,11 +470,9 @@ cdef void index_tiles(const Job* job, Py_ssize_t start, Py_ssize_t stop, real du
         y[j] = 0
         weight[j] = 0
     while i < stop:
-        n = stop - i if stop - i < LANES else LANES
-        if real is double:
-            n = n if n < LANES//2 else LANES//2
-        lanes = lanes_for(n, dummy)
-        load_masked(job, i, n, b, lanes)
+        n = rows_of_tile(stop - i, dummy)
+        lanes = lanes_of(n)
+        load_masked(job, i, n, b)
         labels_of(job, i, n, y, weight)
         for j in range(lanes):
             label[j] = <real>y[j]
@@ -486,36 +490,43 @@ cdef void index_tiles(const Job* job, Py_ssize_t start, Py_ssize_t stop, real du
                 for r in range(n):
                     weight[r] *= job.scale[i + r]
             for j in range(lanes):
-                m[j] = <real>(-(rows.others[j]/rows.total[j])*weight[j])
-            scale_tile(b, c, lanes, weight, rows.total, label, m)
-            for r in range(n):
-                if weight[r] == 0:
-                    zero_lane(b, c, lanes, r)
-            store_tile(&job.grad, i, n, b, lanes)
+                inverse[j] = 1/rows.total[j]
+                entry[j] = -(rows.others[j]*inverse[j])*weight[j]
+            scale_tile(b, c, lanes, weight, inverse, rows.total, label, entry)
+            store_tile(&job.grad, i, n, b)
         i += n
 
 
 cdef inline void dot_tile(const real* b, target* t, Py_ssize_t c, int lanes, const real* m, const real* top,
                           double* dot, double* t_top, double* rest) noexcept nogil:
     """Lane by lane: sum of t_k (m - b_k) over t_k != 0; t of the maximum, taken out of t; sum of the other t_k."""
-    cdef target w[DENSE_SIZE]
-    cdef target at_top[LANES]
+    cdef target w[DENSE_TILE*S]
+    cdef target at_top[S]
+    cdef real most[S]
+    cdef real skip[S]
     cdef target u, v
+    cdef const real* x
+    cdef target* p
     cdef Py_ssize_t k
-    cdef int j
-    for j in range(lanes):
-        at_top[j] = 0
-    for k in range(c):
-        for j in range(lanes):
-            u = t[k*lanes + j]
-            v = u*(<target>m[j] - <target>b[k*lanes + j])
-            w[k*lanes + j] = v if u != 0 else <target>0
-            at_top[j] = u if top[j] == <real>k else at_top[j]
-            t[k*lanes + j] = <target>0 if top[j] == <real>k else u
-    lane_sums(w, c, lanes, dot)
-    lane_sums(t, c, lanes, rest)
-    for j in range(lanes):
-        t_top[j] = at_top[j]
+    cdef int s, j
+    for s in range(0, lanes, 32):
+        x = b + s*c
+        p = t + s*c
+        for j in range(S):
+            at_top[j] = 0
+            most[j] = m[s + j]
+            skip[j] = top[s + j]
+        for k in range(c):
+            for j in range(S):
+                u = p[k*S + j]
+                v = u*(<target>most[j] - <target>x[k*S + j])
+                w[k*S + j] = v if u != 0 else <target>0
+                at_top[j] = u if skip[j] == <real>k else at_top[j]
+                p[k*S + j] = <target>0 if skip[j] == <real>k else u
+        strip_sums(w, c, dot + s)
+        strip_sums(p, c, rest + s)
+        for j in range(S):
+            t_top[s + j] = at_top[j]
 
 
 cdef void target_tiles(const Job* job, Py_ssize_t start, Py_ssize_t stop, real dummy) noexcept nogil:
@@ -532,31 +543,29 @@ cdef void target_tiles(const Job* job, Py_ssize_t start, Py_ssize_t stop, real d
     cdef double rest[LANES]
     cdef double t_top[LANES]
     cdef double scale[LANES]
-    cdef real entry[LANES]
+    cdef double inverse[LANES]
+    cdef double entry[LANES]
     cdef Lanes rows
     cdef Py_ssize_t i = start, c = job.logits.width, n, r, k
-    cdef int lanes, j
+    cdef int lanes, s, j
     for j in range(LANES):
-        t_top[j] = 0
         scale[j] = 1
     while i < stop:
-        n = stop - i if stop - i < LANES else LANES
-        if real is double:
-            n = n if n < LANES//2 else LANES//2
-        lanes = lanes_for(n, dummy)
-        load_masked(job, i, n, b, lanes)
+        n = rows_of_tile(stop - i, dummy)
+        lanes = lanes_of(n)
+        load_masked(job, i, n, b)
         tile_argmax(b, c, lanes, m, top)
         if job.soft:
             memset(built, 0, c*lanes*sizeof(double))
             for r in range(n):
                 targets(job, i + r, targets_row)
                 for k in range(c):
-                    built[k*lanes + r] = targets_row[k]
+                    built[r//S*S*c + k*S + r % S] = targets_row[k]
             dot_tile(b, built, c, lanes, m, top, dot, t_top, rest)
             for k in range(c*lanes):
                 t[k] = <real>built[k]
         else:
-            load_tile(&job.labels, i, n, t, lanes)
+            load_tile(&job.labels, i, n, t)
             dot_tile(b, t, c, lanes, m, top, dot, t_top, rest)
         if job.labels_grad.data != NULL:
             for k in range(c*lanes):
@@ -564,34 +573,37 @@ cdef void target_tiles(const Job* job, Py_ssize_t start, Py_ssize_t stop, real d
         tile_terms(b, c, lanes, m, top, &rows)
         tile_ratios(lanes, &rows, m[0])
         for j in range(lanes):
-            dot[j] = dot[j] + (rest[j] + t_top[j])*rows.ratio[j]
-        for j in range(lanes):
-            u[j] = <real>dot[j]
+            u[j] = <real>(dot[j] + (rest[j] + t_top[j])*rows.ratio[j])
         for r in range(n):
             scale[r] = scale_of(job, i + r)
-            if job.index and label_of(job, i + r) < 0:
-                u[r] = 0
-                scale[r] = 0
-        put_run(&job.loss, i, n, u)
-        if job.grad.data != NULL:
-            for j in range(lanes):
-                dot[j] = scale[j]*(rest[j] + t_top[j])
-                # the maximum's entry apart, as two terms that cancel only where the truth does
-                entry[j] = <real>((rest[j]*(rows.label[j]/rows.total[j]) - t_top[j]*(rows.others[j]/rows.total[j]))*scale[j])
-                u[j] = <real>scale[j]
-            scale_tile(b, c, lanes, dot, rows.total, top, entry)
-            for k in range(c):
-                for j in range(lanes):
-                    b[k*lanes + j] = b[k*lanes + j] - t[k*lanes + j]*u[j]   # t is 0 at the maximum
+        if job.index and job.has_ignore:
             for r in range(n):
-                if scale[r] == 0:
-                    zero_lane(b, c, lanes, r)
-            store_tile(&job.grad, i, n, b, lanes)
+                if label_of(job, i + r) < 0:
+                    u[r] = 0
+                    scale[r] = 0
+        put_run(&job.loss, i, n, u)
         if job.labels_grad.data != NULL:
             for r in range(n):
                 for k in range(c):
-                    row[k] = x[k*lanes + r]
+                    row[k] = x[r//S*S*c + k*S + r % S]
                 put_labels_grad(job, i + r, row, m[r], rows.ratio[r], scale[r])
+        if job.grad.data != NULL:
+            for j in range(lanes):
+                inverse[j] = 1/rows.total[j]
+                dot[j] = scale[j]*(rest[j] + t_top[j])
+                # the maximum's entry apart, as two terms that cancel only where the truth does
+                entry[j] = (rest[j]*(rows.label[j]*inverse[j]) - t_top[j]*(rows.others[j]*inverse[j]))*scale[j]
+                u[j] = <real>scale[j]
+            scale_tile(b, c, lanes, dot, inverse, rows.total, top, entry)
+            for s in range(0, lanes, 32):
+                for k in range(c):
+                    for j in range(S):          # t is 0 at the maximum
+                        b[s*c + k*S + j] = b[s*c + k*S + j] - t[s*c + k*S + j]*u[s + j]
+            for r in range(n):
+                if scale[r] == 0:
+                    for k in range(c):
+                        b[r//S*S*c + k*S + r % S] = 0
+            store_tile(&job.grad, i, n, b)
         i += n
 
 
@@ -623,7 +635,7 @@ cdef void normal_rows(const Job* job, Py_ssize_t start, Py_ssize_t stop, real* s
             if job.what == SOFTMAX:
                 row_terms(row[r], c, 0, e, &terms)
                 total = total_of(&terms, e[0])
-                put_scaled(&job.grad, i + r, e, slope(1.0, total, e[0]), job.stream)
+                put_scaled(&job.grad, i + r, e, slope_of(1.0, total, 1/total, e[0]), job.stream)
                 put_one(&job.grad, i + r, 0, <real>(label_of_terms(&terms, e[0])/total))
                 continue
             m = row_max(row[r], c)
@@ -643,39 +655,44 @@ cdef void normal_tiles(const Job* job, Py_ssize_t start, Py_ssize_t stop, real d
     cdef real m[LANES]
     cdef real l[LANES]
     cdef real top[LANES]
+    cdef double inverse[LANES]
+    cdef double entry[LANES]
+    cdef double ones[LANES]
     cdef Lanes rows
     cdef Py_ssize_t i = start, c = job.logits.width, n, r, k
-    cdef int lanes, j
+    cdef int lanes, s, j
+    for j in range(LANES):
+        ones[j] = 1
     while i < stop:
-        n = stop - i if stop - i < LANES else LANES
-        if real is double:
-            n = n if n < LANES//2 else LANES//2
-        lanes = lanes_for(n, dummy)
-        load_masked(job, i, n, b, lanes)
+        n = rows_of_tile(stop - i, dummy)
+        lanes = lanes_of(n)
+        load_masked(job, i, n, b)
         tile_argmax(b, c, lanes, m, top)
         if job.what != SOFTMAX:
             for k in range(c*lanes):
                 x[k] = b[k]
         tile_terms(b, c, lanes, m, top, &rows)
-        if job.what != SOFTMAX:
-            tile_ratios(lanes, &rows, m[0])
+        if job.what == SOFTMAX:
+            for j in range(lanes):
+                inverse[j] = 1/rows.total[j]
+                entry[j] = rows.label[j]*inverse[j]
+            scale_tile(b, c, lanes, ones, inverse, rows.total, top, entry)
+            store_tile(&job.grad, i, n, b)
+            i += n
+            continue
+        tile_ratios(lanes, &rows, m[0])
         if job.what == LOGSUMEXP:
             for r in range(n):
-                l[r] = log_sum(x + r, lanes, c, m[r], rows.ratio[r])
+                l[r] = log_sum(x + r//S*S*c + r % S, S, c, m[r], rows.ratio[r])
             put_run(&job.loss, i, n, l)
-        elif job.what == LOG_SOFTMAX:
-            for j in range(lanes):
-                l[j] = <real>rows.ratio[j]
-            for k in range(c):
-                for j in range(lanes):
-                    x[k*lanes + j] = (x[k*lanes + j] - m[j]) - l[j]
-            store_tile(&job.grad, i, n, x, lanes)
         else:
             for j in range(lanes):
-                rows.ratio[j] = 1
-                l[j] = <real>(rows.label[j]/rows.total[j])
-            scale_tile(b, c, lanes, rows.ratio, rows.total, top, l)
-            store_tile(&job.grad, i, n, b, lanes)
+                l[j] = <real>rows.ratio[j]
+            for s in range(0, lanes, 32):
+                for k in range(c):
+                    for j in range(S):
+                        x[s*c + k*S + j] = (x[s*c + k*S + j] - m[s + j]) - l[s + j]
+            store_tile(&job.grad, i, n, x)
         i += n
 
 

@@ -1,11 +1,13 @@
-"""Few classes: tiles of rows, transposed so that row r is lane r.
+"""Few classes: tiles of up to LANES rows, transposed so that a row is a lane.
 
-Every lane has its own reference; no sum runs across lanes, so a row's bits do not depend on its neighbours.
+A tile is cut into strips of S lanes, class by class: element k of row r stands at b[r//S*S*c + k*S + r % S].  Loops
+over a strip have a constant length, so that what is kept for each lane stays in registers.  Every lane has its own
+reference; no sum runs across lanes, so a row's bits do not depend on its neighbours.
 """
 from fastloss.kernels.arrays cimport Rows, even_run, is_direct, load, row_at, run_stride, store
 from fastloss.kernels.terms cimport settled, sum_rest
 from fastloss.kernels.vmath cimport (
-    FL_LN2, bias_of, exp_fine, fl_exp_label, fl_log1p, fl_log1p_short, fl_quotient_rest, lo_of, magic_of,
+    FL_LN2, bias_of, exp_of, fl_exp_label, fl_log1p, fl_log1p_short, fl_quotient_rest, lo_of, magic_of,
     power_of, real, shift_of,
 )
 
@@ -17,89 +19,119 @@ cdef extern from "transpose.h" nogil:
 
 cdef enum:
     TILE = 64               # classes at most
-    LANES = 64              # of float; half as many of double
-    TILE_SIZE = 64*64 + 4*64    # lane_sums pads to a multiple of 4 classes
+    LANES = 64              # rows of a tile at most; half as many of float64
+    S = 32                  # lanes of a strip, more than gcc unrolls instead of vectorising; range() steps by 32 itself,
+                            # for an enum would make it a Python object
+    TILE_SIZE = 64*64
 
 
-cdef inline int lanes_for(Py_ssize_t n, real dummy) noexcept nogil:
-    """Lanes that n rows fill, whole registers of them."""
-    cdef int lanes = 16
-    if n > 16:
-        lanes = LANES if real is float else LANES//2
-    return lanes
+cdef inline Py_ssize_t rows_of_tile(Py_ssize_t left, real dummy) noexcept nogil:
+    cdef Py_ssize_t most = LANES
+    if real is double:
+        most = LANES//2
+    return left if left < most else most
 
 
-cdef inline void load_tile(const Rows* rows, Py_ssize_t i, Py_ssize_t n, real* b, int lanes) noexcept nogil:
-    """b[k, r] = element k of row i + r; 0 in idle lanes."""
+cdef inline int lanes_of(Py_ssize_t n) noexcept nogil:
+    """Lanes that n rows fill, whole strips of them."""
+    return <int>((n + S - 1)//S*S)
+
+
+cdef inline void load_tile(const Rows* rows, Py_ssize_t i, Py_ssize_t n, real* b) noexcept nogil:
+    """The tile of rows i .. i + n; 0 in idle lanes."""
     cdef real row[TILE]
-    cdef Py_ssize_t r, k, c = rows.width, stride = run_stride(rows)
-    cdef bint even = even_run(rows, i, n)
-    if even and is_direct(rows, b[0]):
-        if real is float:
-            fl_lanes_of_rowsf(<const float*>row_at(rows, i), stride//4, n, c, b, lanes)
-        else:
-            fl_lanes_of_rows(<const double*>row_at(rows, i), stride//8, n, c, b, lanes)
-    elif even and rows.step != rows.itemsize:
-        for k in range(c):
-            load(b + k*lanes, row_at(rows, i) + k*rows.step, stride, n, rows.kind)
-    else:
-        for r in range(n):
-            load(row, row_at(rows, i + r), rows.step, c, rows.kind)
+    cdef Py_ssize_t s, r, k, left, c = rows.width, stride = run_stride(rows)
+    cdef bint even = even_run(rows, i, n), direct = is_direct(rows, b[0])
+    cdef real* p
+    for s in range(0, n, 32):
+        p = b + s*c
+        left = n - s if n - s < S else S
+        if left < S:
+            for k in range(c*S):
+                p[k] = 0
+        if even and direct:
+            if real is float:
+                fl_lanes_of_rowsf(<const float*>row_at(rows, i + s), stride//4, left, c, p, S)
+            else:
+                fl_lanes_of_rows(<const double*>row_at(rows, i + s), stride//8, left, c, p, S)
+        elif even and rows.step != rows.itemsize:
             for k in range(c):
-                b[k*lanes + r] = row[k]
-    if n < lanes:
-        for k in range(c):
-            for r in range(n, lanes):
-                b[k*lanes + r] = 0
+                load(p + k*S, row_at(rows, i + s) + k*rows.step, stride, left, rows.kind)
+        else:
+            for r in range(left):
+                load(row, row_at(rows, i + s + r), rows.step, c, rows.kind)
+                for k in range(c):
+                    p[k*S + r] = row[k]
 
 
-cdef inline void store_tile(const Rows* rows, Py_ssize_t i, Py_ssize_t n, const real* b, int lanes) noexcept nogil:
-    """Element k of row i + r = b[k, r]."""
+cdef inline void store_tile(const Rows* rows, Py_ssize_t i, Py_ssize_t n, const real* b) noexcept nogil:
+    """Rows i .. i + n = the tile."""
     cdef real row[TILE]
-    cdef Py_ssize_t r, k, c = rows.width, stride = run_stride(rows)
-    cdef bint even = even_run(rows, i, n)
-    if even and is_direct(rows, b[0]):
-        if real is float:
-            fl_rows_of_lanesf(b, lanes, n, c, <float*>row_at(rows, i), stride//4)
-        else:
-            fl_rows_of_lanes(b, lanes, n, c, <double*>row_at(rows, i), stride//8)
-    elif even and rows.step != rows.itemsize:
-        for k in range(c):
-            store(row_at(rows, i) + k*rows.step, stride, rows.kind, b + k*lanes, n)
-    else:
-        for r in range(n):
+    cdef Py_ssize_t s, r, k, left, c = rows.width, stride = run_stride(rows)
+    cdef bint even = even_run(rows, i, n), direct = is_direct(rows, b[0])
+    cdef const real* p
+    for s in range(0, n, 32):
+        p = b + s*c
+        left = n - s if n - s < S else S
+        if even and direct:
+            if real is float:
+                fl_rows_of_lanesf(p, S, left, c, <float*>row_at(rows, i + s), stride//4)
+            else:
+                fl_rows_of_lanes(p, S, left, c, <double*>row_at(rows, i + s), stride//8)
+        elif even and rows.step != rows.itemsize:
             for k in range(c):
-                row[k] = b[k*lanes + r]
-            store(row_at(rows, i + r), rows.step, rows.kind, row, c)
+                store(row_at(rows, i + s) + k*rows.step, stride, rows.kind, p + k*S, left)
+        else:
+            for r in range(left):
+                for k in range(c):
+                    row[k] = p[k*S + r]
+                store(row_at(rows, i + s + r), rows.step, rows.kind, row, c)
 
 
-cdef inline void lane_sums(real* b, Py_ssize_t c, int lanes, double* total) noexcept nogil:
-    """total[r] = sum of b[k, r] over k; b is padded with zeros to a multiple of 4 classes."""
-    cdef double carry[LANES]
+cdef inline void strip_sums(const real* p, Py_ssize_t c, double* total) noexcept nogil:
+    """total[j] = sum of p[k, j] over k: in float fours, then float64; in float64 pairs, added with compensation."""
+    cdef double sums[S]
+    cdef double carry[S]
+    cdef real part[S]
     cdef double w, z
-    cdef Py_ssize_t k
+    cdef Py_ssize_t k = 0
     cdef int j
-    for k in range(c*lanes, (c + 3)//4*4*lanes):
-        b[k] = 0
+    for j in range(S):
+        sums[j] = 0
+        carry[j] = 0
     if real is float:
-        for j in range(lanes):
-            total[j] = (<double>b[j] + <double>b[lanes + j]) + (<double>b[2*lanes + j] + <double>b[3*lanes + j])
-        for k in range(4, c, 4):
-            for j in range(lanes):
-                w = <double>((b[k*lanes + j] + b[(k + 1)*lanes + j]) + (b[(k + 2)*lanes + j] + b[(k + 3)*lanes + j]))
-                total[j] = total[j] + w
+        if c >= 4:
+            for j in range(S):
+                sums[j] = (<double>p[j] + <double>p[S + j]) + (<double>p[2*S + j] + <double>p[3*S + j])
+            k = 4
+        while k + 4 <= c:
+            for j in range(S):
+                part[j] = (p[k*S + j] + p[(k + 1)*S + j]) + (p[(k + 2)*S + j] + p[(k + 3)*S + j])
+            for j in range(S):
+                sums[j] = sums[j] + <double>part[j]
+            k += 4
+        while k < c:
+            for j in range(S):
+                sums[j] = sums[j] + <double>p[k*S + j]
+            k += 1
     else:
-        for j in range(lanes):
-            total[j] = b[j] + b[lanes + j]
-            carry[j] = sum_rest(b[j], b[lanes + j], total[j])
-        for k in range(2, c, 2):
-            for j in range(lanes):
-                w = b[k*lanes + j] + b[(k + 1)*lanes + j]
-                z = total[j] + w
-                carry[j] = carry[j] + sum_rest(total[j], w, z)
-                total[j] = z
-        for j in range(lanes):
-            total[j] = settled(total[j], carry[j])
+        while k < c:
+            if k + 1 < c:
+                for j in range(S):
+                    part[j] = p[k*S + j] + p[(k + 1)*S + j]
+            else:
+                for j in range(S):
+                    part[j] = p[k*S + j]
+            for j in range(S):
+                w = part[j]
+                z = sums[j] + w
+                carry[j] = carry[j] + sum_rest(sums[j], w, z)
+                sums[j] = z
+            k += 2
+        for j in range(S):
+            sums[j] = settled(sums[j], carry[j])
+    for j in range(S):
+        total[j] = sums[j]
 
 
 cdef struct Lanes:          # what is known of each row of a tile
@@ -112,15 +144,21 @@ cdef struct Lanes:          # what is known of each row of a tile
 
 
 cdef inline void tile_max(const real* b, Py_ssize_t c, int lanes, real* m) noexcept nogil:
+    cdef real top[S]
+    cdef const real* p
     cdef Py_ssize_t k
-    cdef int j
+    cdef int s, j
     cdef real v
-    for j in range(lanes):
-        m[j] = b[j]
-    for k in range(1, c):
-        for j in range(lanes):
-            v = b[k*lanes + j]
-            m[j] = v if v > m[j] else m[j]
+    for s in range(0, lanes, 32):
+        p = b + s*c
+        for j in range(S):
+            top[j] = p[j]
+        for k in range(1, c):
+            for j in range(S):
+                v = p[k*S + j]
+                top[j] = v if v > top[j] else top[j]
+        for j in range(S):
+            m[s + j] = top[j]
 
 
 cdef inline void tile_argmax(const real* b, Py_ssize_t c, int lanes, real* m, real* top) noexcept nogil:
@@ -128,54 +166,66 @@ cdef inline void tile_argmax(const real* b, Py_ssize_t c, int lanes, real* m, re
 
     Class numbers are of the logits' type, exact up to TILE: they compare and select in the same registers.
     """
+    cdef real most[S]
+    cdef real at[S]
+    cdef const real* p
     cdef Py_ssize_t k
-    cdef int j
+    cdef int s, j
     cdef real v
-    for j in range(lanes):
-        m[j] = b[j]
-        top[j] = 0
-    for k in range(1, c):
-        for j in range(lanes):
-            v = b[k*lanes + j]
-            top[j] = <real>k if v > m[j] else top[j]
-            m[j] = v if v > m[j] else m[j]
+    for s in range(0, lanes, 32):
+        p = b + s*c
+        for j in range(S):
+            most[j] = p[j]
+            at[j] = 0
+        for k in range(1, c):
+            for j in range(S):
+                v = p[k*S + j]
+                at[j] = <real>k if v > most[j] else at[j]
+                most[j] = v if v > most[j] else most[j]
+        for j in range(S):
+            m[s + j] = most[j]
+            top[s + j] = at[j]
 
 
 cdef inline void tile_terms(real* b, Py_ssize_t c, int lanes, const real* m, const real* out, Lanes* rows) noexcept nogil:
     """b becomes exp(b) in the unit of each lane's maximum m, 0 at class out[r]; sums of every lane, ratios not."""
-    cdef real shift[LANES]
-    cdef real power[LANES]
-    cdef real lo[LANES]
-    cdef real magic[LANES]
-    cdef real x_out[LANES]
-    cdef real e_out[LANES]
+    cdef real shift[S]
+    cdef real power[S]
+    cdef real lo[S]
+    cdef real magic[S]
+    cdef real x_out[S]
+    cdef real e_out[S]
+    cdef real skip[S]
     cdef real v, e
+    cdef real* p
     cdef Py_ssize_t k
-    cdef int j, bias = bias_of(b[0])
+    cdef int s, j, bias = bias_of(b[0])
+    for s in range(0, lanes, 32):
+        p = b + s*c
+        for j in range(S):
+            shift[j] = shift_of(m[s + j])
+            power[j] = power_of(m[s + j], shift[j])
+            lo[j] = lo_of(power[j])
+            magic[j] = magic_of(power[j])
+            skip[j] = out[s + j]
+            x_out[j] = 0
+            e_out[j] = 0
+        for k in range(c):
+            for j in range(S):
+                v = p[k*S + j]
+                e = exp_of(v - shift[j], lo[j], magic[j])
+                x_out[j] = v if skip[j] == <real>k else x_out[j]
+                if real is double:
+                    e_out[j] = e if skip[j] == <real>k else e_out[j]
+                p[k*S + j] = <real>0 if skip[j] == <real>k else e
+        strip_sums(p, c, &rows.others[s])
+        for j in range(S):
+            rows.power[s + j] = power[j]
+            rows.gap[s + j] = <double>x_out[j] - <double>shift[j]
+            rows.label[s + j] = e_out[j]
     for j in range(lanes):
-        shift[j] = shift_of(m[j])
-        power[j] = power_of(m[j], shift[j])
-        lo[j] = lo_of(power[j])
-        magic[j] = magic_of(power[j])
-        x_out[j] = 0
-        e_out[j] = 0
-    for k in range(c):
-        for j in range(lanes):
-            v = b[k*lanes + j]
-            e = exp_fine(v - shift[j], lo[j], magic[j])
-            x_out[j] = v if out[j] == <real>k else x_out[j]
-            if real is double:
-                e_out[j] = e if out[j] == <real>k else e_out[j]
-            b[k*lanes + j] = <real>0 if out[j] == <real>k else e
-    for j in range(lanes):
-        rows.power[j] = power[j]
-        rows.gap[j] = <double>x_out[j] - <double>shift[j]
         if real is float:           # rounded to float it would cost the loss half a unit or more
             rows.label[j] = fl_exp_label(rows.gap[j], rows.power[j], bias)
-        else:
-            rows.label[j] = e_out[j]
-    lane_sums(b, c, lanes, rows.others)
-    for j in range(lanes):
         rows.total[j] = rows.others[j] + rows.label[j]
 
 
