@@ -414,7 +414,7 @@ cdef inline void load_masked(const Job* job, Py_ssize_t i, Py_ssize_t n, real* b
                     b[r//S*S*c + k*S + r % S] = -INFINITY
 
 
-cdef inline void scale_tile(real* b, Py_ssize_t c, int lanes, const double* scale, const double* inverse,
+cdef inline void scale_tile(real* b, Py_ssize_t c, Py_ssize_t lanes, const double* scale, const double* inverse,
                             const double* total, const real* out, const double* entry) noexcept nogil:
     """b times each lane's slope, but entry at class out; all 0 where the scale is 0."""
     cdef real f[S]
@@ -425,7 +425,8 @@ cdef inline void scale_tile(real* b, Py_ssize_t c, int lanes, const double* scal
     cdef real v
     cdef real* p
     cdef Py_ssize_t k
-    cdef int s, j, unusual
+    cdef Py_ssize_t s, j
+    cdef int unusual
     cdef Slope slope
     for s in range(0, lanes, 32):
         p = b + s*c
@@ -464,7 +465,7 @@ cdef void index_tiles(const Job* job, Py_ssize_t start, Py_ssize_t stop, real du
     cdef double entry[LANES]
     cdef Lanes rows
     cdef Py_ssize_t i = start, c = job.logits.width, n, r
-    cdef int lanes, j
+    cdef Py_ssize_t lanes, j
     cdef real v
     for j in range(LANES):
         y[j] = 0
@@ -497,7 +498,7 @@ cdef void index_tiles(const Job* job, Py_ssize_t start, Py_ssize_t stop, real du
         i += n
 
 
-cdef inline void dot_tile(const real* b, target* t, Py_ssize_t c, int lanes, const real* m, const real* top,
+cdef inline void dot_tile(const real* b, target* t, Py_ssize_t c, Py_ssize_t lanes, const real* m, const real* top,
                           double* dot, double* t_top, double* rest) noexcept nogil:
     """Lane by lane: sum of t_k (m - b_k) over t_k != 0; t of the maximum, taken out of t; sum of the other t_k."""
     cdef target w[DENSE_TILE*S]
@@ -508,7 +509,7 @@ cdef inline void dot_tile(const real* b, target* t, Py_ssize_t c, int lanes, con
     cdef const real* x
     cdef target* p
     cdef Py_ssize_t k
-    cdef int s, j
+    cdef Py_ssize_t s, j
     for s in range(0, lanes, 32):
         x = b + s*c
         p = t + s*c
@@ -547,7 +548,7 @@ cdef void target_tiles(const Job* job, Py_ssize_t start, Py_ssize_t stop, real d
     cdef double entry[LANES]
     cdef Lanes rows
     cdef Py_ssize_t i = start, c = job.logits.width, n, r, k
-    cdef int lanes, s, j
+    cdef Py_ssize_t lanes, s, j
     for j in range(LANES):
         scale[j] = 1
     while i < stop:
@@ -660,7 +661,7 @@ cdef void normal_tiles(const Job* job, Py_ssize_t start, Py_ssize_t stop, real d
     cdef double ones[LANES]
     cdef Lanes rows
     cdef Py_ssize_t i = start, c = job.logits.width, n, r, k
-    cdef int lanes, s, j
+    cdef Py_ssize_t lanes, s, j
     for j in range(LANES):
         ones[j] = 1
     while i < stop:

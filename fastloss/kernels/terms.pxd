@@ -37,7 +37,7 @@ cdef inline double settled(double total, double carry) noexcept nogil:
 
 cdef inline void fold(double* a, double* carry, int n, bint compensate) noexcept nogil:
     cdef double z
-    cdef int j
+    cdef Py_ssize_t j
     for j in range(n):
         z = a[j] + a[j + n]
         if compensate:
@@ -67,7 +67,7 @@ cdef inline double sum_groups(const real* e, Py_ssize_t n_groups) noexcept nogil
     cdef double carry[L]
     cdef double z
     cdef Py_ssize_t g, p = 0, p_end
-    cdef int j
+    cdef Py_ssize_t j
     for j in range(L):
         total[j] = 0
         carry[j] = 0
@@ -95,7 +95,7 @@ cdef inline double sum_groups(const real* e, Py_ssize_t n_groups) noexcept nogil
 # ------------------------------------------------------------------ maxima
 
 cdef inline real lanes_max(real* a) noexcept nogil:
-    cdef int j
+    cdef Py_ssize_t j
     for j in range(L//2):
         a[j] = a[j] if a[j] > a[j + L//2] else a[j + L//2]
     for j in range(L//4):
@@ -111,7 +111,7 @@ cdef inline real row_max(const real* x, Py_ssize_t n) noexcept nogil:
     """The largest element, NaN left aside; -inf where there is none."""
     cdef real top[L]
     cdef Py_ssize_t g, k
-    cdef int j
+    cdef Py_ssize_t j
     cdef real v
     for j in range(L):
         top[j] = -INFINITY
@@ -127,7 +127,8 @@ cdef inline real row_max(const real* x, Py_ssize_t n) noexcept nogil:
 cdef inline Py_ssize_t find(const real* x, Py_ssize_t n, real v) noexcept nogil:
     """Where v first stands; n - 1 if nowhere."""
     cdef Py_ssize_t g, k
-    cdef int j, hits
+    cdef Py_ssize_t j
+    cdef int hits
     for g in range(n//L):
         hits = 0
         for j in range(L):
@@ -160,7 +161,7 @@ cdef inline double exp_block(const real* x, Py_ssize_t n_groups, Groups at, cons
     cdef double carry[L]
     cdef double z
     cdef Py_ssize_t g = 0, g_end
-    cdef int j
+    cdef Py_ssize_t j
     cdef real v
     cdef const real* p
     cdef const real* q
@@ -210,7 +211,7 @@ cdef inline double exp_block_kept(const real* x, Py_ssize_t n_groups, Groups at,
     """The same, keeping the terms; in two loops, for one is too much for 16 registers. The same sums."""
     cdef real top[L]
     cdef Py_ssize_t g
-    cdef int j
+    cdef Py_ssize_t j
     cdef real v
     cdef const real* p
     for j in range(L):
@@ -249,7 +250,7 @@ cdef inline bint exp_row(const real* x, Py_ssize_t c, Py_ssize_t out, real m, re
     cdef real shift = shift_of(m), power = power_of(m, shift), lo = lo_of(power), magic = magic_of(power), top, limit
     cdef Py_ssize_t b = 0, n, n_groups, k
     cdef Groups row, at
-    cdef int j
+    cdef Py_ssize_t j
     cdef double total = 0, carry = 0, t
     limit = (power + (HEADROOMF if real is float else HEADROOM))*<real>FL_LN2
     row.out = out//L

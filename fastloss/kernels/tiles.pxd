@@ -32,9 +32,9 @@ cdef inline Py_ssize_t rows_of_tile(Py_ssize_t left, real dummy) noexcept nogil:
     return left if left < most else most
 
 
-cdef inline int lanes_of(Py_ssize_t n) noexcept nogil:
+cdef inline Py_ssize_t lanes_of(Py_ssize_t n) noexcept nogil:
     """Lanes that n rows fill, whole strips of them."""
-    return <int>((n + S - 1)//S*S)
+    return (n + S - 1)//S*S
 
 
 cdef inline void load_tile(const Rows* rows, Py_ssize_t i, Py_ssize_t n, real* b) noexcept nogil:
@@ -95,7 +95,7 @@ cdef inline void strip_sums(const real* p, Py_ssize_t c, double* total) noexcept
     cdef real part[S]
     cdef double w, z
     cdef Py_ssize_t k = 0
-    cdef int j
+    cdef Py_ssize_t j
     for j in range(S):
         sums[j] = 0
         carry[j] = 0
@@ -143,11 +143,11 @@ cdef struct Lanes:          # what is known of each row of a tile
     double ratio[LANES]     # log(1 + others/label)
 
 
-cdef inline void tile_max(const real* b, Py_ssize_t c, int lanes, real* m) noexcept nogil:
+cdef inline void tile_max(const real* b, Py_ssize_t c, Py_ssize_t lanes, real* m) noexcept nogil:
     cdef real top[S]
     cdef const real* p
     cdef Py_ssize_t k
-    cdef int s, j
+    cdef Py_ssize_t s, j
     cdef real v
     for s in range(0, lanes, 32):
         p = b + s*c
@@ -161,7 +161,7 @@ cdef inline void tile_max(const real* b, Py_ssize_t c, int lanes, real* m) noexc
             m[s + j] = top[j]
 
 
-cdef inline void tile_argmax(const real* b, Py_ssize_t c, int lanes, real* m, real* top) noexcept nogil:
+cdef inline void tile_argmax(const real* b, Py_ssize_t c, Py_ssize_t lanes, real* m, real* top) noexcept nogil:
     """Maxima and where they first stand.
 
     Class numbers are of the logits' type, exact up to TILE: they compare and select in the same registers.
@@ -170,7 +170,7 @@ cdef inline void tile_argmax(const real* b, Py_ssize_t c, int lanes, real* m, re
     cdef real at[S]
     cdef const real* p
     cdef Py_ssize_t k
-    cdef int s, j
+    cdef Py_ssize_t s, j
     cdef real v
     for s in range(0, lanes, 32):
         p = b + s*c
@@ -187,7 +187,7 @@ cdef inline void tile_argmax(const real* b, Py_ssize_t c, int lanes, real* m, re
             top[s + j] = at[j]
 
 
-cdef inline void tile_terms(real* b, Py_ssize_t c, int lanes, const real* m, const real* out, Lanes* rows) noexcept nogil:
+cdef inline void tile_terms(real* b, Py_ssize_t c, Py_ssize_t lanes, const real* m, const real* out, Lanes* rows) noexcept nogil:
     """b becomes exp(b) in the unit of each lane's maximum m, 0 at class out[r]; sums of every lane, ratios not."""
     cdef real shift[S]
     cdef real power[S]
@@ -199,7 +199,8 @@ cdef inline void tile_terms(real* b, Py_ssize_t c, int lanes, const real* m, con
     cdef real v, e
     cdef real* p
     cdef Py_ssize_t k
-    cdef int s, j, bias = bias_of(b[0])
+    cdef Py_ssize_t s, j
+    cdef int bias = bias_of(b[0])
     for s in range(0, lanes, 32):
         p = b + s*c
         for j in range(S):
@@ -229,10 +230,11 @@ cdef inline void tile_terms(real* b, Py_ssize_t c, int lanes, const real* m, con
         rows.total[j] = rows.others[j] + rows.label[j]
 
 
-cdef inline void tile_ratios(int lanes, Lanes* rows, real dummy) noexcept nogil:
+cdef inline void tile_ratios(Py_ssize_t lanes, Lanes* rows, real dummy) noexcept nogil:
     """log(1 + others/label); where the label underflowed, log(others) - log(label)."""
     cdef double u, far, rest, least = 2.0**-16 if real is float else 2.0**-600
-    cdef int j, bias = bias_of(dummy)
+    cdef Py_ssize_t j
+    cdef int bias = bias_of(dummy)
     for j in range(lanes):
         u = rows.others[j] if rows.label[j] < least else rows.others[j]/rows.label[j]
         far = (rows.power[j] - bias)*FL_LN2 - rows.gap[j] if rows.label[j] < least else 0.0
