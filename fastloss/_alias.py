@@ -8,7 +8,7 @@ import numpy as np
 from numpy.typing import ArrayLike
 
 from fastloss import _threads
-from fastloss._draws import Floats, Ids, Law, Seed, as_ids, as_integer, distinct, resolve_seed
+from fastloss._draws import Floats, Ids, Law, Seed, as_ids, as_integer, finish, resolve_seed, seen_and_limit
 from fastloss._native import alias, samplers
 
 
@@ -128,7 +128,12 @@ class AliasTable:
         if k > self._drawable:
             raise ValueError(f"k must be at most {self._drawable}, the number of positive weights, got {k}")
         key, stream = resolve_seed(seed)
-        return distinct(self._law, key, stream, 0, k)[0]
+        out = np.empty(k, np.int64)
+        seen, limit = seen_and_limit(len(self), k)
+        filled = samplers.sample(*self._law, key, stream, 0, out, True, seen, limit, None, None, None)[1]
+        if filled < k:
+            finish(self._law, key, stream, 0, out, filled)
+        return out
 
     def probability(self, ids: ArrayLike) -> Floats:
         """``weights[ids]/sum(weights)``, float64, in the shape of ids.

@@ -10,7 +10,7 @@ from numpy.typing import ArrayLike, NDArray
 
 from fastloss import _threads
 from fastloss._alias import AliasTable
-from fastloss._draws import NO_IDS, Ids, Seed, as_bool, as_ids, as_integer, resolve_seed, try_limit
+from fastloss._draws import Ids, Seed, as_bool, as_ids, as_integer, resolve_seed, try_limit
 from fastloss._native import samplers
 from fastloss._samplers import (
     Candidates,
@@ -398,7 +398,7 @@ def _negatives(
 ) -> Ids:
     law, range_max, rows = sampler._law, sampler._law[1], starts.size - 1
     longest = int((starts[1:] - starts[:-1]).max(initial=0))
-    seen = np.empty((threads, samplers.set_size(range_max, longest + num_sampled)), np.uint64)
+    seen = np.empty((threads, samplers.set_size(range_max, longest + num_sampled, 0)), np.uint64)
     wanted = num_sampled if unique else 1
     row, left = samplers.too_few(*law, starts, ids, sampler._drawable, wanted, seen[0])
     if row >= 0:

@@ -55,17 +55,27 @@ def as_bool(name: str, value: Any) -> bool:
     return bool(value)
 
 
-def as_ids(name: str, ids: ArrayLike, range_max: int) -> Ids:
-    """`ids` as a C-contiguous int64 array, each in [0, range_max)."""
+def as_int64(name: str, ids: ArrayLike) -> Ids:
+    """`ids` as a C-contiguous int64 array; unsigned numbers that wrap become negative, hence lie outside any range."""
     given = np.asarray(ids)
     if given.dtype.kind not in "iu" and given.size:
         raise TypeError(f"{name} must be integers, got dtype {given.dtype}")
-    # an unsigned number that wraps becomes negative, hence lies outside
-    array = given.astype(np.int64, order="C", copy=False)
+    return given.astype(np.int64, order="C", copy=False)
+
+
+def outside(name: str, ids: ArrayLike, range_max: int, bad: int) -> ValueError:
+    """The error for the id at flat position `bad`."""
+    given = np.asarray(ids)
+    place = "" if given.ndim == 0 else f" at row {bad // (given.size // len(given))}"
+    return ValueError(f"{name} must lie in [0, {range_max}), got {given.reshape(-1)[bad]}{place}")
+
+
+def as_ids(name: str, ids: ArrayLike, range_max: int) -> Ids:
+    """`ids` as a C-contiguous int64 array, each in [0, range_max)."""
+    array = as_int64(name, ids)
     bad = samplers.outside(array.reshape(-1), range_max)
     if bad >= 0:
-        place = "" if array.ndim == 0 else f" at row {bad // (array.size // len(array))}"
-        raise ValueError(f"{name} must lie in [0, {range_max}), got {given.reshape(-1)[bad]}{place}")
+        raise outside(name, ids, range_max, bad)
     return array
 
 
@@ -77,15 +87,14 @@ def try_limit(range_max: int, num_sampled: int) -> int:
     return min(1024 * num_sampled, 64 * range_max)
 
 
-def distinct(law: Law, key: int, stream: int, block: int, num_sampled: int) -> tuple[Ids, float]:
-    """Distinct ids in the order of their first draw, and the number of draws that it took or would have taken."""
-    range_max = law[1]
-    out = np.empty(num_sampled, np.int64)
-    seen = np.zeros(samplers.set_size(range_max, num_sampled), np.uint64)
-    limit = try_limit(range_max, num_sampled)
-    filled, tries = samplers.sample(*law, key, stream, block, out, seen, limit)
-    if filled < num_sampled:
-        seen = np.zeros(range_max // 64 + 1, np.uint64)
-        keys = np.empty(num_sampled - filled)
-        tries += samplers.race(*law, samplers.derive(key, stream, block), stream, out, filled, NO_IDS, seen, keys)
-    return out, tries
+def seen_and_limit(range_max: int, num_sampled: int) -> tuple[NDArray[np.uint64] | None, int]:
+    """What a kernel needs to draw distinct ids: scratch for the set of seen ones if it is large, and its limit."""
+    size = samplers.set_size(range_max, num_sampled)
+    return np.zeros(size, np.uint64) if size else None, try_limit(range_max, num_sampled)
+
+
+def finish(law: Law, key: int, stream: int, block: int, out: Ids, filled: int) -> float:
+    """Fills the rest of out by the race; returns the number of draws that it would have taken."""
+    seen = np.zeros(law[1] // 64 + 1, np.uint64)
+    keys = np.empty(out.size - filled)
+    return float(samplers.race(*law, samplers.derive(key, stream, block), stream, out, filled, NO_IDS, seen, keys))

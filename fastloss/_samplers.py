@@ -9,7 +9,20 @@ from typing import Any, NamedTuple
 import numpy as np
 from numpy.typing import ArrayLike
 
-from fastloss._draws import Floats, Ids, Law, Seed, as_bool, as_ids, as_integer, distinct, resolve_seed
+from fastloss._draws import (
+    Floats,
+    Ids,
+    Law,
+    Seed,
+    as_bool,
+    as_ids,
+    as_int64,
+    as_integer,
+    finish,
+    outside,
+    resolve_seed,
+    seen_and_limit,
+)
 from fastloss._native import alias, samplers
 
 _LAWS, _MEASURES = samplers.LAWS, samplers.MEASURES
@@ -72,7 +85,9 @@ class _Sampler:
     def state(self, state: dict[str, Any]) -> None:
         expected = self.state.keys()
         if not isinstance(state, dict) or state.keys() != expected or state["sampler"] != type(self).__name__:
-            raise ValueError(f"state must be a {type(self).__name__}'s, with the keys {sorted(expected)}, got {state!r}")
+            raise ValueError(
+                f"state must be a {type(self).__name__}'s, with the keys {sorted(expected)}, got {state!r}"
+            )
         words = [as_integer(f"state[{name!r}]", state[name], 0, 2**64 - 1) for name in ("key", "stream", "block")]
         last = state["last"]
         if last is not None:
@@ -119,24 +134,38 @@ class _Sampler:
             If num_sampled is not positive, or fewer different ids than that can be drawn.
         """
         with self._lock:
-            return self._draw(num_sampled, unique)[0]
+            return self._draw(num_sampled, unique, None)[1]
 
-    def _draw(self, num_sampled: int, unique: bool) -> tuple[Ids, tuple[int, bool, float]]:
-        """One call of TensorFlow's kernel; the caller holds the lock."""
+    def _draw(self, num_sampled: int, unique: bool, true: Ids | None) -> tuple[int, Ids, tuple[Floats, Floats] | None]:
+        """One call of TensorFlow's kernel; the caller holds the lock.
+
+        Returns the position of the first true id out of range (nothing is done then) or -1, the sample, and the
+        expected counts of true and sampled ids if the kernel gave them.
+        """
         num_sampled = as_integer("num_sampled", num_sampled, 1)
-        if as_bool("unique", unique) and num_sampled > self._drawable:
+        unique = as_bool("unique", unique)
+        if unique and num_sampled > self._drawable:
             raise ValueError(
                 f"num_sampled must be at most {self._drawable}, the number of ids that can be drawn, "
                 f"when they are to be unique, got {num_sampled}"
             )
+        out, seen, limit = np.empty(num_sampled, np.int64), None, num_sampled
         if unique:
-            out, tries = distinct(self._law, self._key, self._stream, self._block, num_sampled)
-        else:
-            out, tries = np.empty(num_sampled, np.int64), float(num_sampled)
-            samplers.sample(*self._law, self._key, self._stream, self._block, out, None, num_sampled)
+            seen, limit = seen_and_limit(self.range_max, num_sampled)
+        counts = None
+        if true is not None and not (unique and self._inclusion):
+            counts = np.empty(true.size), np.empty(num_sampled)
+        place = self._key, self._stream, self._block
+        bad, filled, tries = samplers.sample(
+            *self._law, *place, out, unique, seen, limit, true, *(counts or (None, None))
+        )
+        if bad >= 0:
+            return bad, out, None
+        if filled < num_sampled:
+            tries, counts = tries + finish(self._law, *place, out, filled), None
         self._reserve(num_sampled)
-        self._last = num_sampled, bool(unique), tries
-        return out, self._last
+        self._last = num_sampled, unique, float(tries)
+        return -1, out, counts
 
     def _reserve(self, num_sampled: int) -> tuple[int, int, int]:
         """The place in the stream for one call; TensorFlow sets 2048 words aside for each id."""
@@ -191,19 +220,20 @@ class _Sampler:
         """
         array = as_ids("ids", ids, self.range_max)
         if num_sampled is None:
-            last = self._last
-            if last is None:
-                raise ValueError("num_sampled must be given before the first sample, got None")
-            return self._expected(array, *last)
+            return self._expected(array)
         num_sampled = as_integer("num_sampled", num_sampled, 1)
-        if as_bool("unique", unique):
-            if num_sampled > self._drawable:
-                raise ValueError(f"num_sampled must be at most {self._drawable} when unique, got {num_sampled}")
-            if not self._inclusion:
-                return self._expected(array, num_sampled, True, _as_tries(tries, num_sampled))
-        return self._expected(array, num_sampled, bool(unique), float(num_sampled))
+        if not as_bool("unique", unique):
+            return self._expected(array, (num_sampled, False, num_sampled))
+        if num_sampled > self._drawable:
+            raise ValueError(f"num_sampled must be at most {self._drawable} when unique, got {num_sampled}")
+        return self._expected(array, (num_sampled, True, 0 if self._inclusion else _as_tries(tries, num_sampled)))
 
-    def _expected(self, ids: Ids, num_sampled: int, unique: bool, tries: float) -> Floats:
+    def _expected(self, ids: Ids, sample: tuple[int, bool, float] | None = None) -> Floats:
+        """Expected counts in a sample, by default the last one: how many ids, whether unique, in how many draws."""
+        sample = sample or self._last
+        if sample is None:
+            raise ValueError("num_sampled must be given before the first sample, got None")
+        num_sampled, unique, tries = sample
         if unique and self._inclusion:
             return self._measure(ids, *self._included(num_sampled))
         if tries == num_sampled:
@@ -241,12 +271,16 @@ class _Sampler:
         TypeError, ValueError
             If true_classes are not integers in [0, range_max), and as `sample`; nothing is drawn or learned then.
         """
-        true = as_ids("true_classes", true_classes, self.range_max)
+        true = as_int64("true_classes", true_classes)
+        flat = true.reshape(-1)
         with self._lock:
-            ids, call = self._draw(num_sampled, unique)
-            result = Candidates(ids, self._expected(true, *call), self._expected(ids, *call))
-            self._learn(true)
-        return result
+            bad, ids, counts = self._draw(num_sampled, unique, flat)
+            if bad >= 0:
+                raise outside("true_classes", true_classes, self.range_max, bad)
+            if counts is None:
+                counts = self._expected(flat), self._expected(ids)
+            self._learn(flat)
+        return Candidates(ids, counts[0].reshape(true.shape), counts[1])
 
     def _learn(self, ids: Ids) -> None:
         """What a sampler does with the true classes that it has seen; the caller holds the lock."""
@@ -533,7 +567,9 @@ def _read_counts(vocab_file: str | os.PathLike[str]) -> Floats:
                     raise ValueError
                 counts.append(float.fromhex(field) if "x" in field.lower() else float(field))
             except (ValueError, OverflowError):
-                raise ValueError(f"vocab_file must end each line with a number, got {field!r} at line {number}") from None
+                raise ValueError(
+                    f"vocab_file must end each line with a number, got {field!r} at line {number}"
+                ) from None
     if not counts:
         raise ValueError(f"vocab_file must hold at least one entry, got none in {os.fspath(vocab_file)!r}")
     return np.array(counts)

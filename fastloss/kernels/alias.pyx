@@ -121,14 +121,14 @@ def build_float(const double[::1] weights, double[::1] share, int64_t[::1] stack
     Thresholds are in units of 2^-23, the grain of the float that they are compared with.
     """
     cdef int64_t i, n = table.shape[0], lights = 0, heavies = n, light, heavy, drawable = 0
-    cdef float total = 0
+    cdef double total = 0
     with nogil:
         for i in range(n):
-            total += <float>weights[i]
+            total += weights[i]
             if weights[i] > 0:
                 drawable = i
         for i in range(n):
-            share[i] = <float>weights[i]*<float>n/total
+            share[i] = <double>(<float>weights[i]*<float>n)/total
             if share[i] < 1:
                 stack[lights] = i
                 lights += 1

@@ -84,28 +84,37 @@ static inline void fl_put(uint32_t *out, fl_lanes c0, fl_lanes c1, fl_lanes c2, 
 }
 #endif
 
-/* The next FL_LANES blocks: 4*FL_LANES words. */
+/* The next 2*FL_LANES blocks, 8*FL_LANES words; in two halves, whose chains of operations overlap. */
 static inline void fl_philox_group(uint64_t key, uint64_t stream, uint64_t block, uint32_t *out) {
-    const fl_lanes m0 = fl_all(FL_MUL0), m1 = fl_all(FL_MUL1);
-    fl_lanes c0 = fl_count(block), c1 = fl_high(c0), c2 = fl_all(stream), c3 = fl_high(c2);
+    const fl_lanes m0 = fl_all(FL_MUL0), m1 = fl_all(FL_MUL1), s0 = fl_all(stream), s1 = fl_high(s0);
+    fl_lanes a0 = fl_count(block), a1 = fl_high(a0), a2 = s0, a3 = s1;
+    fl_lanes b0 = fl_count(block + FL_LANES), b1 = fl_high(b0), b2 = s0, b3 = s1;
     uint32_t k0 = (uint32_t)key, k1 = (uint32_t)(key >> 32);
     int round;
     for (round = 0; round < 10; round++) {
-        const fl_lanes p0 = fl_times(c0, m0), p1 = fl_times(c2, m1);
-        c0 = fl_xor3(fl_high(p1), c1, fl_all(k0));
-        c2 = fl_xor3(fl_high(p0), c3, fl_all(k1));
-        c1 = p1;
-        c3 = p0;
+        const fl_lanes key0 = fl_all(k0), key1 = fl_all(k1);
+        const fl_lanes a02 = fl_times(a0, m0), a13 = fl_times(a2, m1);
+        const fl_lanes b02 = fl_times(b0, m0), b13 = fl_times(b2, m1);
+        a0 = fl_xor3(fl_high(a13), a1, key0);
+        b0 = fl_xor3(fl_high(b13), b1, key0);
+        a2 = fl_xor3(fl_high(a02), a3, key1);
+        b2 = fl_xor3(fl_high(b02), b3, key1);
+        a1 = a13;
+        b1 = b13;
+        a3 = a02;
+        b3 = b02;
         k0 += FL_KEY0;
         k1 += FL_KEY1;
     }
-    fl_put(out, c0, c1, c2, c3);
+    fl_put(out, a0, a1, a2, a3);
+    fl_put(out + 4 * FL_LANES, b0, b1, b2, b3);
 }
 
 /* The words of `blocks` successive blocks. */
 static inline void fl_philox(uint64_t key, uint64_t stream, uint64_t block, uint32_t *out, ptrdiff_t blocks) {
-    uint32_t rest[4 * FL_LANES];
-    for (; blocks >= FL_LANES; blocks -= FL_LANES, block += FL_LANES, out += 4 * FL_LANES)
+    const int group = 2 * FL_LANES;
+    uint32_t rest[8 * FL_LANES];
+    for (; blocks >= group; blocks -= group, block += group, out += 4 * group)
         fl_philox_group(key, stream, block, out);
     if (blocks > 0) {
         fl_philox_group(key, stream, block, rest);
@@ -147,7 +156,15 @@ static inline uint32_t fl_rng_word(fl_rng *g) {
 }
 
 /* Two words as one number, the first one low. */
+#if defined(__BYTE_ORDER__) && __BYTE_ORDER__ == __ORDER_BIG_ENDIAN__
 static inline uint64_t fl_pair(const uint32_t *w) { return (uint64_t)w[1] << 32 | w[0]; }
+#else
+static inline uint64_t fl_pair(const uint32_t *w) {        /* one load, which vectorises */
+    uint64_t x;
+    memcpy(&x, w, 8);
+    return x;
+}
+#endif
 
 #if defined(__SIZEOF_INT128__)
 static inline uint64_t fl_wide(uint64_t a, uint64_t b, uint64_t *low) {

@@ -5,11 +5,11 @@ weights and their total where it has any.  Random words come from Philox by (key
 """
 from cpython.exc cimport PyErr_CheckSignals
 from cython.parallel cimport prange
-from libc.math cimport floor, log, log1p
-from libc.math cimport exp as libm_exp
+from libc.math cimport exp, floor, log, log1p
 from libc.stdint cimport int64_t, uint32_t, uint64_t
 from libc.string cimport memset
 
+from laws cimport fl_from_id, fl_log_uniform, fl_one_minus_exp, fl_two_atanh
 from parallel cimport blocks, cut
 from rng cimport (
     fl_mod32, fl_mod64, fl_open, fl_pair, fl_philox, fl_prefetch, fl_rng, fl_rng_fill, fl_rng_start, fl_rng_word,
@@ -25,31 +25,13 @@ cdef enum:
     LEVELS = 16
     CHUNK = 1 << 16                                 # ids between two looks at pending signals
     FLOAT_BITS = 0x7FFFFF                           # of a word, for TensorFlow's float in [0, 1)
+    CACHED = 1 << 14                                # entries of a table that need no prefetch
+    SMALL = 512                                     # words of a set on the stack
     BUDGET = 1 << 20                                # draws between two looks at pending signals
 
 LAWS = {"uniform": UNIFORM, "log_uniform": LOG_UNIFORM, "learned_unigram": LEARNED, "fixed_unigram": FIXED,
         "alias": ALIAS}
 MEASURES = {"probability": PROBABILITY, "count": COUNT, "tries": TRIES, "inclusion": INCLUSION}
-
-
-cdef extern from *:
-    """
-    #include <stdint.h>
-    #include <string.h>
-    static inline double fl_power2(int64_t k) {      /* 2^k, -1022 <= k <= 1023 */
-        const uint64_t bits = (uint64_t)(k + 1023) << 52;
-        double f;
-        memcpy(&f, &bits, 8);
-        return f;
-    }
-    static inline int64_t fl_low_bits(double x) {    /* k of the double 1.5*2^52 + k */
-        int64_t bits;
-        memcpy(&bits, &x, 8);
-        return (int64_t)((uint64_t)bits << 13) >> 13;
-    }
-    """
-    double fl_power2(int64_t k) noexcept nogil
-    int64_t fl_low_bits(double x) noexcept nogil
 
 
 cdef struct Law:
@@ -58,7 +40,8 @@ cdef struct Law:
     uint64_t size               # draws are uniform integers below it, then mapped to an id
     uint64_t reciprocal         # floor((2^b - 1)/size) for b-bit words
     uint64_t limit              # words below it are drawn again
-    double log_range
+    double log_range            # log(n + 1), and one over it
+    double per_log
     const int64_t* table
     const uint32_t* low         # of an alias table: the lower halves of its thresholds
     const double* weights
@@ -107,6 +90,7 @@ cdef int _law(Law* w, int kind, int64_t n, const int64_t[::1] table, const doubl
         w.total = n
     elif kind == LOG_UNIFORM:
         w.log_range = log1p(<double>n)
+        w.per_log = 1.0/w.log_range
     elif kind == LEARNED:
         size = _levels(n, w.start, &w.levels)
         w.total = <double>n + w.table[size - 1]
@@ -117,71 +101,6 @@ cdef int _law(Law* w, int kind, int64_t n, const int64_t[::1] table, const doubl
         w.size = n
         w.low = <const uint32_t*>(w.table + n)
     return 0
-
-
-# --- elementary functions, branch-free; no fused multiply-add, so the same bits everywhere -------------------------------
-
-cdef inline double _scaled(double x, double* r) noexcept nogil:
-    """2^k of x = k ln 2 + r."""
-    cdef double t = x*1.4426950408889634 + 6755399441055744.0
-    cdef double k = t - 6755399441055744.0
-    r[0] = (x - k*6.93147180369123816490e-01) - k*1.90821492927058770002e-10
-    return fl_power2(fl_low_bits(t))
-
-
-cdef inline double _expm1_near(double r) noexcept nogil:
-    """exp(r) - 1 for |r| <= 0.35, by its Taylor series."""
-    cdef double p = 1.6059043836821613e-10
-    p = p*r + 2.08767569878681e-09
-    p = p*r + 2.505210838544172e-08
-    p = p*r + 2.755731922398589e-07
-    p = p*r + 2.7557319223985893e-06
-    p = p*r + 2.48015873015873e-05
-    p = p*r + 0.0001984126984126984
-    p = p*r + 0.001388888888888889
-    p = p*r + 0.008333333333333333
-    p = p*r + 0.041666666666666664
-    p = p*r + 0.16666666666666666
-    p = p*r + 0.5
-    return r + r*r*p
-
-
-cdef inline double _exp(double x) noexcept nogil:
-    """exp(x) for |x| <= 700, within 2 ulp."""
-    cdef double r
-    cdef double scale = _scaled(x, &r)
-    return scale + scale*_expm1_near(r)
-
-
-cdef inline double _one_minus_exp(double y) noexcept nogil:
-    """1 - exp(-y) for y >= 0."""
-    cdef double r, scale
-    y = y if y < 700.0 else 700.0
-    scale = _scaled(-y, &r)
-    return (1.0 - scale) - scale*_expm1_near(r)
-
-
-cdef inline double _two_atanh(double s) noexcept nogil:
-    """log((1 + s)/(1 - s)) for 0 <= s <= 1/3, by its series."""
-    cdef double z = s*s
-    cdef double p = 2.0/35
-    p = p*z + 2.0/33
-    p = p*z + 2.0/31
-    p = p*z + 2.0/29
-    p = p*z + 2.0/27
-    p = p*z + 2.0/25
-    p = p*z + 2.0/23
-    p = p*z + 2.0/21
-    p = p*z + 2.0/19
-    p = p*z + 2.0/17
-    p = p*z + 2.0/15
-    p = p*z + 2.0/13
-    p = p*z + 2.0/11
-    p = p*z + 2.0/9
-    p = p*z + 2.0/7
-    p = p*z + 2.0/5
-    p = p*z + 2.0/3
-    return 2.0*s + s*z*p
 
 
 # --- draws -------------------------------------------------------------------------------------------------------------
@@ -210,13 +129,12 @@ cdef void _fill_uniform(const Law* w, fl_rng* g, int64_t* out, Py_ssize_t m) noe
 
 
 cdef void _fill_log_uniform(const Law* w, fl_rng* g, int64_t* out, Py_ssize_t m) noexcept nogil:
-    """floor(exp(u log(n + 1))) - 1: where a vectorised exp could fall on the wrong side of an integer, ask libm."""
+    """floor(exp(u log(n + 1))) - 1: where the vectorised exp could fall on the wrong side of an integer, ask libm."""
     cdef Py_ssize_t i = 0, j, ready
-    cdef int64_t k, n = w.n
+    cdef int64_t k, n = w.n, near
     cdef uint64_t x
-    cdef double e, gap, log_range = w.log_range
+    cdef double log_range = w.log_range
     cdef double y[TILE]
-    cdef int64_t near
     cdef const uint32_t* p
     while i < m:
         ready = _pairs(g, m - i)
@@ -226,20 +144,13 @@ cdef void _fill_log_uniform(const Law* w, fl_rng* g, int64_t* out, Py_ssize_t m)
         for j in range(ready):
             x = fl_pair(p + 2*j)
             y[j] = fl_unit(x << 32 | x >> 32)*log_range
-        near = 0
-        for j in range(ready):
-            e = _exp(y[j])
-            e = e if e < 9.223372036854774e18 else 9.223372036854774e18
-            k = <int64_t>e
-            gap = e - <double>k
-            gap = gap if gap < 0.5 else 1.0 - gap
-            near |= gap <= e*3.6e-15                # 16 units in the last place
-            out[i + j] = k - 1
+        near = n >> 50
+        if not near:
+            for j in range(ready):
+                out[i + j] = fl_log_uniform(y[j], &near)
         if near:
             for j in range(ready):
-                e = libm_exp(y[j])
-                e = e if e < 9.223372036854774e18 else 9.223372036854774e18
-                out[i + j] = <int64_t>e - 1
+                out[i + j] = <int64_t>exp(y[j]) - 1
         for j in range(ready):
             k = out[i + j]
             out[i + j] = k - n if k >= n else k
@@ -270,10 +181,10 @@ cdef void _fill_learned(const Law* w, fl_rng* g, int64_t* out, Py_ssize_t m) noe
     An entry holds what was added to the counts of its subtree and of its elder siblings'; the ones that every id begins
     with are not stored.  Ids beyond the range would have counts of one too, but lie after all that can be drawn.
     """
-    cdef Py_ssize_t i = 0, j, c, ready
+    cdef Py_ssize_t i = 0, j, ready
     cdef int64_t left[TILE]
     cdef int64_t node[TILE]
-    cdef int64_t each, below, at
+    cdef int64_t each, below, at, r
     cdef const int64_t* added
     cdef int level
     while i < m:
@@ -292,11 +203,12 @@ cdef void _fill_learned(const Law* w, fl_rng* g, int64_t* out, Py_ssize_t m) noe
         for level in range(w.levels - 1, -1, -1):
             for j in range(ready):
                 added = w.table + w.start[level] + node[j]*FANOUT
-                below = 0
-                for c in range(FANOUT):
-                    below += added[c] + (c + 1)*each <= left[j]
-                if below:
-                    left[j] -= added[below - 1] + below*each
+                r = left[j]
+                below = 8*(added[7] + 8*each <= r)                              # bisection without branches
+                below += 4*(added[below + 3] + (below + 4)*each <= r)
+                below += 2*(added[below + 1] + (below + 2)*each <= r)
+                below += added[below] + (below + 1)*each <= r
+                left[j] = r - (added[below - 1] + below*each if below else 0)
                 at = node[j]*FANOUT + below
                 node[j] = at
                 if level:
@@ -312,16 +224,30 @@ cdef void _fill_fixed(const Law* w, fl_rng* g, int64_t* out, Py_ssize_t m) noexc
     """TensorFlow's alias draw: first the float, then the bucket."""
     cdef Py_ssize_t i = 0, j, ready
     cdef uint32_t share[TILE]
+    cdef uint32_t x, n = <uint32_t>w.size, reciprocal = <uint32_t>w.reciprocal, limit = <uint32_t>w.limit
+    cdef int64_t redrawn
     cdef uint64_t bucket, entry
+    cdef const uint32_t* p
     while i < m:
-        ready = m - i if m - i < TILE else TILE
-        if g.end - g.next < 2*ready:
-            fl_rng_fill(g, 2*ready)
+        ready = _pairs(g, m - i)
+        if ready > TILE:
+            ready = TILE
+        p = g.word + g.next
+        redrawn = 0
         for j in range(ready):
-            share[j] = fl_rng_word(g) & FLOAT_BITS
-            bucket = _integer32(w, g)
-            out[i + j] = <int64_t>bucket
-            fl_prefetch(w.table + bucket)
+            x = p[2*j + 1]
+            redrawn |= x < limit
+            share[j] = p[2*j] & FLOAT_BITS
+            out[i + j] = fl_mod32(x, n, reciprocal)
+        if redrawn:                                 # rare: a draw takes more than two words
+            for j in range(ready):
+                share[j] = fl_rng_word(g) & FLOAT_BITS
+                out[i + j] = <int64_t>_integer32(w, g)
+        else:
+            g.next += <int>(2*ready)
+        if n > CACHED:
+            for j in range(ready):
+                fl_prefetch(w.table + out[i + j])
         for j in range(ready):
             bucket = <uint64_t>out[i + j]
             entry = <uint64_t>w.table[bucket]
@@ -407,13 +333,13 @@ cdef inline bint _is_new(const Ids* s, uint64_t v, bint insert) noexcept nogil:
         h = (h + 1) & s.mask
 
 
-cdef Py_ssize_t _keep_new(const Ids* s, int64_t* ids, Py_ssize_t m, bint insert) noexcept nogil:
-    """Moves the ids that are new to the front, in order; returns how many there are."""
+cdef Py_ssize_t _keep_new(const Ids* s, int64_t* ids, Py_ssize_t m, bint insert, bint rare) noexcept nogil:
+    """Moves the ids that are new to the front, in order; returns how many there are.  `rare`: hardly any are new."""
     cdef Py_ssize_t i, kept = 0
     cdef uint64_t u, h, v
     cdef uint64_t put = <uint64_t>0 - <uint64_t>insert
     cdef uint64_t* word = s.word
-    if s.bitmap:
+    if s.bitmap and not rare:
         for i in range(m):                           # no branch to mispredict
             v = <uint64_t>ids[i]
             u = word[v >> 6]
@@ -444,7 +370,7 @@ cdef void _run(const Law* w, fl_rng* g, const Ids* s, Job* job, int64_t budget) 
 
     With a set, ids already in it are skipped, and `unique` adds the others to it; without one every draw counts.
     """
-    cdef Py_ssize_t m, j
+    cdef Py_ssize_t m, j, kept = job.size
     cdef int64_t few[FEW]
     cdef int64_t stop = job.limit if job.limit - job.tries < budget else job.tries + budget
     while job.filled < job.size and job.tries < stop:
@@ -453,7 +379,8 @@ cdef void _run(const Law* w, fl_rng* g, const Ids* s, Job* job, int64_t budget) 
             m = m if m < 4*TILE else 4*TILE
             _fill(w, g, job.out + job.filled, m)
             job.tries += m
-            job.filled += m if s == NULL else _keep_new(s, job.out + job.filled, m, job.unique)
+            kept = m if s == NULL else _keep_new(s, job.out + job.filled, m, job.unique, 4*kept < m)
+            job.filled += kept
         else:
             # draws made in excess are forgotten: the stream of the next call begins elsewhere
             m = FEW if job.tries else m
@@ -468,18 +395,27 @@ cdef void _run(const Law* w, fl_rng* g, const Ids* s, Job* job, int64_t budget) 
 
 
 def sample(int kind, int64_t n, const int64_t[::1] table, const double[::1] weights, double total,
-           uint64_t key, uint64_t stream, uint64_t block, int64_t[::1] out, uint64_t[::1] seen, int64_t limit):
-    """Fill out with draws, distinct ones if there is a set of seen ids (zeroed words, see `set_size`).
+           uint64_t key, uint64_t stream, uint64_t block, int64_t[::1] out, bint unique, uint64_t[::1] seen,
+           int64_t limit, const int64_t[::1] true, double[::1] true_count, double[::1] count):
+    """Fill out with draws, distinct ones if `unique`; `seen` is scratch for them, zeroed, if `set_size` is not 0.
 
-    Returns how many ids there are and how many draws were made: fewer ids than wanted where `limit` draws did not do.
+    Where `limit` draws were enough, and counts are wanted, gives the expected counts of the true and sampled ids, too.
+    Returns the position of the first true id outside the range, or -1 (if there is one, nothing is done); how many ids
+    there are; and how many draws were made.
     """
     cdef Law w
     cdef fl_rng g
     cdef Ids s
     cdef Ids* known = NULL
     cdef Job job
+    cdef uint64_t small[SMALL]
+    cdef Py_ssize_t bad, size
+    if true is not None:
+        bad = _outside(true, n)
+        if bad >= 0:
+            return bad, 0, 0
     if out.shape[0] == 0:
-        return 0, 0
+        return -1, 0, 0
     _law(&w, kind, n, table, weights, total)
     fl_rng_start(&g, key, stream, block)
     job.out, job.size, job.filled, job.tries, job.unique = &out[0], out.shape[0], 0, 0, True
@@ -487,21 +423,23 @@ def sample(int kind, int64_t n, const int64_t[::1] table, const double[::1] weig
     if seen is not None:
         _ids(&s, &seen[0], seen.shape[0], n)
         known = &s
+    elif unique:
+        size = _set_size(n, out.shape[0])
+        memset(small, 0, <size_t>size*8)
+        _ids(&s, small, size, n)
+        known = &s
     while True:
         with nogil:
             _run(&w, &g, known, &job, BUDGET)
         if job.filled == job.size or job.tries >= job.limit:
-            return job.filled, job.tries
+            break
         PyErr_CheckSignals()
-
-
-cdef int64_t _set_size(int64_t n, int64_t ids) noexcept nogil:
-    cdef int64_t size = 8
-    if n//64 <= 4*ids:
-        return n//64 + 1
-    while size < 2*ids:
-        size *= 2
-    return size
+    if true_count is not None and job.filled == job.size:
+        with nogil:
+            if true.shape[0]:
+                _expected(&w, &true[0], &true_count[0], true.shape[0], job.size, <double>job.tries)
+            _expected(&w, &out[0], &count[0], job.size, job.size, <double>job.tries)
+    return -1, job.filled, job.tries
 
 
 cdef void _spread(const Law* w, uint64_t key, uint64_t stream, int64_t first, int64_t last,
@@ -533,9 +471,20 @@ def spread(int kind, int64_t n, const int64_t[::1] table, const double[::1] weig
         PyErr_CheckSignals()
 
 
-def set_size(int64_t n, int64_t ids):
-    """Words for a set of so many ids in [0, n): a bitmap if it is not much larger, else a table at most half full."""
-    return _set_size(n, ids)
+cdef int64_t _set_size(int64_t n, int64_t ids) noexcept nogil:
+    """Words for a set of ids in [0, n): a bitmap if it is not much larger, else a table at most half full."""
+    cdef int64_t size = 8
+    if n//64 <= 4*ids:
+        return n//64 + 1
+    while size < 2*ids:
+        size *= 2
+    return size
+
+
+def set_size(int64_t n, int64_t ids, int64_t spare=SMALL):
+    """Words for a set of so many ids in [0, n); 0 where the spare ones, which `sample` has itself, are enough."""
+    cdef int64_t size = _set_size(n, ids)
+    return size if size > spare else 0
 
 
 def derive(uint64_t key, uint64_t stream, uint64_t block):
@@ -552,7 +501,7 @@ cdef inline double _probability(const Law* w, int64_t v) noexcept nogil:
     if w.kind == UNIFORM:
         return 1.0/w.total
     if w.kind == LOG_UNIFORM:
-        return _two_atanh(1.0/(2.0*<double>v + 3.0))/w.log_range
+        return fl_two_atanh(1.0/(2.0*fl_from_id(v) + 3.0))*w.per_log
     if w.kind == LEARNED:
         c = w.table[v] + 1
         if v % FANOUT:
@@ -812,9 +761,9 @@ cdef void _probabilities(const Law* w, const int64_t* ids, double* p, Py_ssize_t
     cdef Py_ssize_t i
     cdef double scale
     if w.kind == LOG_UNIFORM:
-        scale = w.log_range
+        scale = w.per_log
         for i in range(m):
-            p[i] = _two_atanh(1.0/(2.0*<double>ids[i] + 3.0))/scale
+            p[i] = fl_two_atanh(1.0/(2.0*fl_from_id(ids[i]) + 3.0))*scale
     else:
         for i in range(m):
             p[i] = _probability(w, ids[i])
@@ -832,13 +781,13 @@ cdef void _measured(double* p, Py_ssize_t m, int what, double x) noexcept nogil:
             large |= p[i] > 0.5
         if large:
             for i in range(m):
-                p[i] = _one_minus_exp(-x*log1p(-p[i] if p[i] < 1 else -1.0))
+                p[i] = fl_one_minus_exp(-x*log1p(-p[i] if p[i] < 1 else -1.0))
         else:
             for i in range(m):
-                p[i] = _one_minus_exp(x*_two_atanh(p[i]/(2.0 - p[i])))
+                p[i] = fl_one_minus_exp(x*fl_two_atanh(p[i]/(2.0 - p[i])))
     elif what == INCLUSION:
         for i in range(m):
-            p[i] = _one_minus_exp(p[i]*x if p[i] > 0 else 0.0)
+            p[i] = fl_one_minus_exp(p[i]*x if p[i] > 0 else 0.0)
 
 
 cdef void _measure(const Law* w, const int64_t* ids, double* out, Py_ssize_t size, int what,
@@ -851,16 +800,29 @@ cdef void _measure(const Law* w, const int64_t* ids, double* out, Py_ssize_t siz
         i += m
 
 
+cdef void _expected(const Law* w, const int64_t* ids, double* out, Py_ssize_t size, int64_t wanted,
+                    double tries) noexcept nogil:
+    """TensorFlow's expected counts of ids in a sample of `wanted` ids."""
+    if tries == wanted:
+        _measure(w, ids, out, size, COUNT, <double>wanted)
+    else:
+        _measure(w, ids, out, size, TRIES, tries)
+
+
+cdef Py_ssize_t _outside(const int64_t[::1] ids, int64_t n) noexcept nogil:
+    cdef Py_ssize_t i
+    cdef uint64_t top = <uint64_t>n
+    for i in range(ids.shape[0]):
+        if <uint64_t>ids[i] >= top:
+            return i
+    return -1
+
+
 def outside(const int64_t[::1] ids, int64_t n):
     """Position of the first id outside [0, n), or -1."""
-    cdef Py_ssize_t i, size = ids.shape[0]
-    cdef uint64_t top = <uint64_t>n
+    cdef Py_ssize_t i
     with nogil:
-        for i in range(size):
-            if <uint64_t>ids[i] >= top:
-                break
-        else:
-            i = -1
+        i = _outside(ids, n)
     return i
 
 
