@@ -8,7 +8,7 @@ import numpy as np
 from numpy.typing import ArrayLike
 
 from fastloss import _threads
-from fastloss._draws import Floats, Ids, Law, Seed, as_ids, as_integer, finish, resolve_seed, seen_and_limit
+from fastloss._draws import Floats, Ids, Law, Seed, as_array, as_ids, as_integer, finish, resolve_seed, seen_and_limit
 from fastloss._native import alias, samplers
 
 
@@ -51,19 +51,19 @@ class AliasTable:
     _drawable: int
 
     def __init__(self, weights: ArrayLike) -> None:
-        given = np.asarray(weights)
+        given = as_array("weights", weights)
         if given.dtype.kind not in "biuf":
             raise TypeError(f"weights must be real numbers, got dtype {given.dtype}")
         if given.ndim != 1 or not 1 <= given.size < 2**32:
             raise ValueError(f"weights must be a vector of 1 to 2**32 - 1 numbers, got shape {given.shape}")
         own = np.array(given, np.float64, order="C")
-        total, self._drawable, bad = alias.total_and_support(own)
+        total, low, self._drawable, bad = alias.total_and_support(own)
         if bad >= 0:
             raise ValueError(f"weights must be finite and not negative, got {own[bad]} at row {bad}")
         if not 1e-280 < total < np.inf:
             raise ValueError(f"weights must have a sum in [1e-280, 1.8e308], got {total}")
         table = np.empty(own.size + (own.size + 1) // 2, np.int64)
-        alias.build(own, total, table)
+        alias.build(own, total, low, table)
         self._law = (samplers.LAWS["alias"], own.size, table, own, total)
 
     def __len__(self) -> int:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from contextlib import nullcontext
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -10,7 +11,7 @@ from numpy.typing import ArrayLike, NDArray
 
 from fastloss import _threads
 from fastloss._alias import AliasTable
-from fastloss._draws import Ids, Seed, as_bool, as_ids, as_integer, resolve_seed, try_limit
+from fastloss._draws import Ids, Law, Seed, as_array, as_bool, as_ids, as_integer, resolve_seed, try_limit
 from fastloss._native import samplers
 from fastloss._samplers import (
     Candidates,
@@ -33,7 +34,7 @@ class AccidentalHits(NamedTuple):
 def _matrix(name: str, array: ArrayLike, num_true: int) -> NDArray[Any]:
     """`array`, which must have the shape [batch, num_true]."""
     num_true = as_integer("num_true", num_true, 1)
-    matrix = np.asarray(array)
+    matrix = as_array(name, array)
     if matrix.ndim != 2 or matrix.shape[1] != num_true:
         raise ValueError(f"{name} must have the shape [batch, num_true={num_true}], got shape {matrix.shape}")
     return matrix
@@ -278,7 +279,7 @@ def compute_accidental_hits(
     (array([0, 1, 1]), array([2, 0, 3]))
     """
     true = _any_ids("true_classes", _matrix("true_classes", true_classes, num_true))
-    sampled = _any_ids("sampled_candidates", np.asarray(sampled_candidates))
+    sampled = _any_ids("sampled_candidates", as_array("sampled_candidates", sampled_candidates))
     if sampled.ndim != 1:
         raise ValueError(f"sampled_candidates must be a vector, got shape {sampled.shape}")
     follows = np.empty(sampled.size, np.int64)
@@ -359,17 +360,22 @@ def sample_negatives(
     unique = as_bool("unique", unique)
     starts, ids = _ragged(positives, sampler._law[1])
     threads = _threads.resolve(n_threads)
-    if isinstance(sampler, AliasTable):
-        place = *resolve_seed(seed), 0
-        return _negatives(sampler, place, starts, ids, num_sampled, unique, threads)
-    with sampler._lock:
-        return _negatives(sampler, sampler._reserve(num_sampled), starts, ids, num_sampled, unique, threads)
+    with sampler._lock if isinstance(sampler, _Sampler) else nullcontext():
+        longest = int((starts[1:] - starts[:-1]).max(initial=0))
+        size = samplers.set_size(sampler._law[1], longest + num_sampled, 0)
+        seen = np.empty((threads, size), np.uint64)
+        wanted = num_sampled if unique else 1
+        row, left = samplers.too_few(*sampler._law, starts, ids, sampler._drawable, wanted, seen[0])
+        if row >= 0:
+            raise ValueError(f"positives must leave at least {wanted} ids that can be drawn, left {left} at row {row}")
+        place = sampler._reserve(num_sampled) if isinstance(sampler, _Sampler) else (*resolve_seed(seed), 0)
+        return _negatives(sampler._law, samplers.derive(*place), starts, ids, num_sampled, unique, seen)
 
 
 def _ragged(positives: Any, range_max: int) -> tuple[Ids, Ids]:
     """Positives as (indptr, indices)."""
     if not isinstance(positives, tuple):
-        array = np.asarray(positives)
+        array = as_array("positives", positives)
         if array.ndim != 2:
             raise ValueError(f"positives must have the shape [batch, T], got shape {array.shape}")
         ids = as_ids("positives", array, range_max)
@@ -388,29 +394,15 @@ def _ragged(positives: Any, range_max: int) -> tuple[Ids, Ids]:
 
 
 def _negatives(
-    sampler: _Sampler | AliasTable,
-    place: tuple[int, int, int],
-    starts: Ids,
-    ids: Ids,
-    num_sampled: int,
-    unique: bool,
-    threads: int,
+    law: Law, key: int, starts: Ids, ids: Ids, num_sampled: int, unique: bool, seen: NDArray[np.uint64]
 ) -> Ids:
-    law, range_max, rows = sampler._law, sampler._law[1], starts.size - 1
-    longest = int((starts[1:] - starts[:-1]).max(initial=0))
-    seen = np.empty((threads, samplers.set_size(range_max, longest + num_sampled, 0)), np.uint64)
-    wanted = num_sampled if unique else 1
-    row, left = samplers.too_few(*law, starts, ids, sampler._drawable, wanted, seen[0])
-    if row >= 0:
-        raise ValueError(f"positives must leave at least {wanted} ids that can be drawn, left {left} at row {row}")
+    range_max, rows = law[1], starts.size - 1
     out, filled = np.empty((rows, num_sampled), np.int64), np.zeros(rows, np.int64)
-    key = samplers.derive(*place)
-    limit = try_limit(range_max, num_sampled)
-    samplers.negatives(*law, key, starts, ids, out, filled, seen, unique, limit)
-    for row in np.flatnonzero(filled < num_sampled):  # rows that hardly anything is left to
+    samplers.negatives(*law, key, starts, ids, out, filled, seen, unique, try_limit(range_max, num_sampled))
+    for row in np.flatnonzero(filled < num_sampled):  # rows that hardly any weight is left to
         bits = np.zeros(range_max // 64 + 1, np.uint64)
-        finish = samplers.race if unique else samplers.redraw
+        complete = samplers.race if unique else samplers.redraw
         scratch = np.empty(num_sampled if unique else range_max)
         avoid = ids[starts[row] : starts[row + 1]]
-        finish(*law, samplers.derive(key, row, 0), row, out[row], filled[row], avoid, bits, scratch)
+        complete(*law, samplers.derive(key, row, 0), row, out[row], filled[row], avoid, bits, scratch)
     return out

@@ -49,15 +49,32 @@ def as_integer(name: str, value: Any, low: int, high: int = 2**63 - 1) -> int:
     return number
 
 
+def as_finite(name: str, value: Any) -> float:
+    try:
+        number = float(value)
+    except (TypeError, ValueError):
+        raise TypeError(f"{name} must be a real number, got {value!r}") from None
+    if not -np.inf < number < np.inf:
+        raise ValueError(f"{name} must be finite, got {number}")
+    return number
+
+
 def as_bool(name: str, value: Any) -> bool:
     if not isinstance(value, (bool, np.bool_)):
         raise TypeError(f"{name} must be a bool, got {value!r}")
     return bool(value)
 
 
+def as_array(name: str, value: ArrayLike) -> NDArray[Any]:
+    try:
+        return np.asarray(value)
+    except ValueError:
+        raise ValueError(f"{name} must be a rectangular array, got rows of different lengths") from None
+
+
 def as_int64(name: str, ids: ArrayLike) -> Ids:
     """`ids` as a C-contiguous int64 array; unsigned numbers that wrap become negative, hence lie outside any range."""
-    given = np.asarray(ids)
+    given = as_array(name, ids)
     if given.dtype.kind not in "iu" and given.size:
         raise TypeError(f"{name} must be integers, got dtype {given.dtype}")
     return given.astype(np.int64, order="C", copy=False)
@@ -82,9 +99,9 @@ def as_ids(name: str, ids: ArrayLike, range_max: int) -> Ids:
 def try_limit(range_max: int, num_sampled: int) -> int:
     """Draws after which skipping repeats gives way to the race.
 
-    TensorFlow reserves words for 1024 draws per id; 64 per class keeps the work in proportion to the range.
+    TensorFlow reserves words for 1024 draws per id; the other bound keeps the work in proportion to the range.
     """
-    return min(1024 * num_sampled, 64 * range_max)
+    return min(1024 * num_sampled, 65536 + 64 * range_max)
 
 
 def seen_and_limit(range_max: int, num_sampled: int) -> tuple[NDArray[np.uint64] | None, int]:

@@ -14,7 +14,9 @@ from fastloss._draws import (
     Ids,
     Law,
     Seed,
+    as_array,
     as_bool,
+    as_finite,
     as_ids,
     as_int64,
     as_integer,
@@ -119,8 +121,8 @@ class _Sampler:
             How many.
         unique : bool
             Whether to draw until there are num_sampled different ids, in the order of their first draw.  It always
-            ends: where skipping repeats takes too long (1024 draws per id wanted, or 64 per class), an exponential race
-            over the ids that are left goes on with the same law.
+            ends: where skipping repeats takes too long (more than 1024 draws per id wanted, or 65536 and 64 per class),
+            an exponential race over the ids that are left goes on with the same law.
 
         Returns
         -------
@@ -200,7 +202,9 @@ class _Sampler:
         With ``P`` an id's probability, K = num_sampled and n = tries: ``K P`` if not unique; if unique, ``K P`` where
         n = K and else ``1 - (1 - P)**n``, TensorFlow's formula, which takes the number of draws for given; or, for a
         sampler made with ``expected_count="inclusion"``, the probability that a unique sample holds the id,
-        ``1 - exp(-P t)`` with t such that they sum to K (for the uniform law exact: ``K/range_max``).
+        ``1 - exp(-P t)`` with t such that they sum to K.  For the uniform law that is exact, ``K/range_max``; else its
+        error falls with the size of the sample (at most 0.005 for 40 of 200 log-uniform ids, unseen in 1e5 samples of
+        100 of 2000).
 
         Parameters
         ----------
@@ -506,10 +510,10 @@ class FixedUnigramSampler(_Sampler):
         expected_count: str = "tries",
     ) -> None:
         counts = _counts(unigrams, vocab_file)
-        reserved = as_integer("num_reserved_ids", num_reserved_ids, 0, 2**32)
+        reserved = as_integer("num_reserved_ids", num_reserved_ids, 0, 2**31 - 1)
         self._num_shards = as_integer("num_shards", num_shards, 1)
         self._shard = as_integer("shard", shard, 0, self._num_shards - 1)
-        self._reserved, self._distortion = reserved, float(distortion)
+        self._reserved, self._distortion = reserved, as_finite("distortion", distortion)
         mine = np.ascontiguousarray(counts[(self._shard - reserved) % self._num_shards :: self._num_shards])
         kept = len(range(self._shard, reserved, self._num_shards))
         law, drawable = _fixed_law(mine, kept, self._distortion)
@@ -537,7 +541,7 @@ class FixedUnigramSampler(_Sampler):
 
 def _counts(unigrams: ArrayLike, vocab_file: str | os.PathLike[str]) -> Floats:
     """The counts of all entries, from either source."""
-    given = np.asarray(unigrams)
+    given = as_array("unigrams", unigrams)
     if bool(given.size) == bool(vocab_file):
         raise ValueError("unigrams or vocab_file must be given, and not both")
     if vocab_file:
@@ -548,7 +552,7 @@ def _counts(unigrams: ArrayLike, vocab_file: str | os.PathLike[str]) -> Floats:
         if given.ndim != 1:
             raise ValueError(f"unigrams must be a vector, got shape {given.shape}")
         counts = np.ascontiguousarray(given, np.float64)
-    bad = alias.total_and_support(counts)[2]
+    bad = alias.total_and_support(counts)[3]
     if bad >= 0:
         raise ValueError(f"unigrams must be finite and not negative, got {counts[bad]} at row {bad}")
     return counts
@@ -582,7 +586,7 @@ def _fixed_law(counts: Floats, reserved: int, distortion: float) -> tuple[Law, i
         raise ValueError(f"unigrams must give the shard between 1 and 2**31 - 1 ids, got {n}")
     weights = np.empty(n)
     alias.float_weights(counts, distortion, reserved, weights)
-    total, drawable, bad = alias.total_and_support(weights)
+    total, _, drawable, bad = alias.total_and_support(weights)
     if bad >= 0:
         raise ValueError(f"unigrams**distortion must be finite in float32, got {weights[bad]} for id {bad}")
     if not 0 < total * n < 3e38:

@@ -547,7 +547,7 @@ cdef Py_ssize_t _race(const Law* w, fl_rng* g, const uint64_t* seen, int64_t fir
     for v in range(first, last):
         if _has(seen, v):
             continue
-        p = _probability(w, v)
+        p = w.weights[v] if w.weights else _probability(w, v)      # which may be too small for a double
         if not p > 0:
             continue
         _pairs(g, 128)
@@ -777,6 +777,7 @@ cdef void _measured(double* p, Py_ssize_t m, int what, double x) noexcept nogil:
         for i in range(m):
             p[i] *= x
     elif what == TRIES:
+        x = x if x < 1e300 else 1e300               # no infinity times zero
         for i in range(m):
             large |= p[i] > 0.5
         if large:
