@@ -96,10 +96,11 @@ class AliasTable:
         TypeError, ValueError
             If size is not a shape, or seed not a seed.
         """
-        shape = tuple(as_integer("size", s, 0) for s in (size if isinstance(size, (tuple, list)) else (size,)))
+        shape = size if isinstance(size, (tuple, list)) else (size,)
+        out = np.empty([as_integer("size", s, 0) for s in shape], np.int64)
         key, stream = resolve_seed(seed)
-        out = np.empty(shape, np.int64)
-        samplers.spread(*self._law, key, stream, out.reshape(-1), _threads.resolve(n_threads))
+        few = n_threads is None and out.size < 65536  # one thread then; do not even ask how many there are
+        samplers.spread(*self._law, key, stream, out.reshape(-1), 1 if few else _threads.resolve(n_threads))
         return out
 
     def sample_unique(self, k: int, seed: Seed = None) -> Ids:

@@ -9,7 +9,7 @@ from libc.math cimport exp, floor, log, log1p
 from libc.stdint cimport int64_t, uint32_t, uint64_t
 from libc.string cimport memset
 
-from laws cimport fl_from_id, fl_log_uniform, fl_one_minus_exp, fl_two_atanh
+from laws cimport fl_from_id, fl_log_uniform, fl_one_minus_exp, fl_pick, fl_two_atanh
 from parallel cimport blocks, cut
 from rng cimport (
     fl_mod32, fl_mod64, fl_open, fl_pair, fl_philox, fl_prefetch, fl_rng, fl_rng_fill, fl_rng_start, fl_rng_word,
@@ -226,7 +226,6 @@ cdef void _fill_fixed(const Law* w, fl_rng* g, int64_t* out, Py_ssize_t m) noexc
     cdef uint32_t share[TILE]
     cdef uint32_t x, n = <uint32_t>w.size, reciprocal = <uint32_t>w.reciprocal, limit = <uint32_t>w.limit
     cdef int64_t redrawn
-    cdef uint64_t bucket, entry
     cdef const uint32_t* p
     while i < m:
         ready = _pairs(g, m - i)
@@ -249,38 +248,28 @@ cdef void _fill_fixed(const Law* w, fl_rng* g, int64_t* out, Py_ssize_t m) noexc
             for j in range(ready):
                 fl_prefetch(w.table + out[i + j])
         for j in range(ready):
-            bucket = <uint64_t>out[i + j]
-            entry = <uint64_t>w.table[bucket]
-            out[i + j] = <int64_t>(bucket if share[j] < <uint32_t>entry else entry >> 32)
+            out[i + j] = fl_pick(w.table, <uint64_t>out[i + j], share[j])
         i += ready
-
-
-cdef inline int64_t _resolve(const Law* w, uint64_t bucket, uint64_t share) noexcept nogil:
-    """The id that a bucket of an alias table gives at this share of it; all 64 bits count."""
-    cdef uint64_t entry = <uint64_t>w.table[bucket]
-    cdef uint32_t high = <uint32_t>(share >> 32)
-    if high == <uint32_t>entry:
-        return <int64_t>(bucket if <uint32_t>share < w.low[bucket] else entry >> 32)
-    return <int64_t>(bucket if high < <uint32_t>entry else entry >> 32)
 
 
 cdef void _fill_alias(const Law* w, fl_rng* g, int64_t* out, Py_ssize_t m) noexcept nogil:
     """One 64-bit number gives the bucket (upper half of its product with n) and the share of it (lower half)."""
     cdef Py_ssize_t i = 0, j, ready
-    cdef uint64_t share[TILE]
-    cdef uint64_t bucket
+    cdef uint64_t bucket, share
     cdef const uint32_t* p
     while i < m:
         ready = _pairs(g, m - i)
         if ready > TILE:
             ready = TILE
         p = g.word + g.next
+        if w.size > CACHED:
+            for j in range(ready):
+                fl_prefetch(w.table + fl_wide(fl_pair(p + 2*j), w.size, &share))
         for j in range(ready):
-            bucket = fl_wide(fl_pair(p + 2*j), w.size, &share[j])
-            out[i + j] = <int64_t>bucket
-            fl_prefetch(w.table + bucket)
-        for j in range(ready):
-            out[i + j] = _resolve(w, <uint64_t>out[i + j], share[j])
+            bucket = fl_wide(fl_pair(p + 2*j), w.size, &share)
+            out[i + j] = fl_pick(w.table, bucket, <uint32_t>(share >> 32))
+            if share >> 32 == <uint32_t>w.table[bucket] and <uint32_t>share < w.low[bucket]:
+                out[i + j] = <int64_t>bucket        # once in 2^32 draws the lower halves decide
         g.next += <int>(2*ready)
         i += ready
 
