@@ -100,7 +100,7 @@ class AliasTable:
         out = np.empty([as_integer("size", s, 0) for s in shape], np.int64)
         key, stream = resolve_seed(seed)
         few = n_threads is None and out.size < 65536  # one thread then; do not even ask how many there are
-        samplers.spread(*self._law, key, stream, out.reshape(-1), 1 if few else _threads.resolve(n_threads))
+        samplers.spread(*self._law, key, stream, out, 1 if few else _threads.resolve(n_threads))
         return out
 
     def sample_unique(self, k: int, seed: Seed = None) -> Ids:
@@ -146,5 +146,5 @@ class AliasTable:
         """
         array = as_ids("ids", ids, len(self))
         out = np.empty(array.shape)
-        samplers.measure(*self._law, array.reshape(-1), out.reshape(-1), samplers.MEASURES["probability"], 0.0)
+        samplers.measure(*self._law, array, out, samplers.MEASURES["probability"], 0.0)
         return out

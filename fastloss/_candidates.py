@@ -11,7 +11,7 @@ from numpy.typing import ArrayLike, NDArray
 
 from fastloss import _threads
 from fastloss._alias import AliasTable
-from fastloss._draws import Ids, Law, Seed, as_array, as_bool, as_ids, as_integer, resolve_seed, try_limit
+from fastloss._draws import Ids, Law, Seed, as_array, as_bool, as_ids, as_int64, as_integer, resolve_seed, try_limit
 from fastloss._native import samplers
 from fastloss._samplers import (
     Candidates,
@@ -296,12 +296,11 @@ def compute_accidental_hits(
 
 
 def _any_ids(name: str, array: NDArray[Any]) -> Ids:
-    """Any integers as int64; those beyond it match nothing that int64 can hold."""
-    if array.dtype.kind not in "iu" and array.size:
-        raise TypeError(f"{name} must be integers, got dtype {array.dtype}")
-    if array.dtype == np.uint64 and array.size and array.max() > 2**63 - 1:
+    """Any integers that int64 holds."""
+    ids = as_int64(name, array)
+    if array.dtype.kind == "u" and ids.min(initial=0) < 0:
         raise ValueError(f"{name} must lie below 2**63, got {array.max()}")
-    return array.astype(np.int64, order="C", copy=False)
+    return ids
 
 
 def sample_negatives(

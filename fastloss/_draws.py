@@ -77,7 +77,8 @@ def as_int64(name: str, ids: ArrayLike) -> Ids:
     given = as_array(name, ids)
     if given.dtype.kind not in "iu" and given.size:
         raise TypeError(f"{name} must be integers, got dtype {given.dtype}")
-    return given.astype(np.int64, order="C", copy=False)
+    array = given.astype(np.int64, order="C", copy=False)
+    return array if array.flags.aligned else array.copy()
 
 
 def outside(name: str, ids: ArrayLike, range_max: int, bad: int) -> ValueError:
@@ -90,7 +91,7 @@ def outside(name: str, ids: ArrayLike, range_max: int, bad: int) -> ValueError:
 def as_ids(name: str, ids: ArrayLike, range_max: int) -> Ids:
     """`ids` as a C-contiguous int64 array, each in [0, range_max)."""
     array = as_int64(name, ids)
-    bad = samplers.outside(array.reshape(-1), range_max)
+    bad = samplers.outside(array, range_max)
     if bad >= 0:
         raise outside(name, ids, range_max, bad)
     return array

@@ -156,7 +156,7 @@ class _Sampler:
             seen, limit = seen_and_limit(self.range_max, num_sampled)
         counts = None
         if true is not None and not (unique and self._inclusion):
-            counts = np.empty(true.size), np.empty(num_sampled)
+            counts = np.empty(true.shape), np.empty(num_sampled)
         place = self._key, self._stream, self._block
         bad, filled, tries = samplers.sample(
             *self._law, *place, out, unique, seen, limit, true, *(counts or (None, None))
@@ -187,7 +187,7 @@ class _Sampler:
 
     def _measure(self, ids: Ids, what: int, x: float) -> Floats:
         out = np.empty(ids.shape)
-        samplers.measure(*self._law, ids.reshape(-1), out.reshape(-1), what, x)
+        samplers.measure(*self._law, ids, out, what, x)
         return out
 
     def expected_count(
@@ -276,15 +276,14 @@ class _Sampler:
             If true_classes are not integers in [0, range_max), and as `sample`; nothing is drawn or learned then.
         """
         true = as_int64("true_classes", true_classes)
-        flat = true.reshape(-1)
         with self._lock:
-            bad, ids, counts = self._draw(num_sampled, unique, flat)
+            bad, ids, counts = self._draw(num_sampled, unique, true)
             if bad >= 0:
                 raise outside("true_classes", true_classes, self.range_max, bad)
             if counts is None:
-                counts = self._expected(flat), self._expected(ids)
-            self._learn(flat)
-        return Candidates(ids, counts[0].reshape(true.shape), counts[1])
+                counts = self._expected(true), self._expected(ids)
+            self._learn(true)
+        return Candidates(ids, *counts)
 
     def _learn(self, ids: Ids) -> None:
         """What a sampler does with the true classes that it has seen; the caller holds the lock."""
@@ -437,7 +436,7 @@ class LearnedUnigramSampler(_Sampler):
 
     def _learn(self, ids: Ids) -> None:
         self._time = None
-        samplers.tree_add(self._tree, self.range_max, ids.reshape(-1))
+        samplers.tree_add(self._tree, self.range_max, ids.ravel())
 
     def _state(self) -> dict[str, Any]:
         return {**super()._state(), "counts": self._counts()}

@@ -377,6 +377,9 @@ def test_any_integers_in_any_layout(dtype):
     assert (sampler.probability(np.asfortranarray(ids)) == expected).all()
     assert (sampler.probability(ids[::-1, ::2]) == expected[::-1, ::2]).all()
     assert (sampler.probability(np.broadcast_to(ids[0], (3, 6))) == expected[0]).all()
+    skewed = np.frombuffer(b"x" + ids.tobytes(), dtype, offset=1).reshape(4, 6)
+    assert (sampler.probability(skewed) == expected).all()
+    assert sampler.candidates(skewed, 3).true_expected_count.shape == (4, 6)
     assert sampler.probability([]).shape == (0,)
     assert sampler.candidates(np.empty((0, 3), dtype), 2).true_expected_count.shape == (0, 3)
 

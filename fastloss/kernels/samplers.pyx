@@ -3,6 +3,7 @@
 A law is a probability for each id in [0, n).  Every kernel takes one as five arguments: its kind, n, its table, and the
 weights and their total where it has any.  Random words come from Philox by (key, stream, block), in TensorFlow's order.
 """
+from cpython.buffer cimport PyBUF_SIMPLE, PyBUF_WRITABLE, PyBuffer_Release, PyObject_GetBuffer
 from cpython.exc cimport PyErr_CheckSignals
 from cython.parallel cimport prange
 from libc.math cimport exp, floor, log, log1p
@@ -79,12 +80,23 @@ cdef void _uniform_below(Law* w, uint64_t size, uint64_t top) noexcept nogil:
     w.limit = 0 if size & (size - 1) == 0 else top % size + 1
 
 
-cdef int _law(Law* w, int kind, int64_t n, const int64_t[::1] table, const double[::1] weights,
-              double total) except -1:
+cdef void* _data(object array, int64_t* size, bint write) except? NULL:
+    """Where an array of 8-byte numbers, which its owner keeps, begins; a tenth of the time of a memoryview."""
+    cdef Py_buffer view
+    size[0] = 0
+    if array is None:
+        return NULL
+    PyObject_GetBuffer(array, &view, PyBUF_WRITABLE if write else PyBUF_SIMPLE)
+    size[0] = view.len//8
+    PyBuffer_Release(&view)
+    return view.buf
+
+
+cdef int _law(Law* w, int kind, int64_t n, object table, object weights, double total) except -1:
     cdef int64_t size
     w.kind, w.n, w.total, w.low = kind, n, total, NULL
-    w.table = &table[0] if table is not None else NULL
-    w.weights = &weights[0] if weights is not None else NULL
+    w.table = <const int64_t*>_data(table, &size, False)
+    w.weights = <const double*>_data(weights, &size, False)
     if kind == UNIFORM:
         _uniform_below(w, n, <uint64_t>-1)
         w.total = n
@@ -347,8 +359,8 @@ cdef Py_ssize_t _keep_new(const Ids* s, int64_t* ids, Py_ssize_t m, bint insert,
 
 cdef struct Job:
     int64_t* out
-    Py_ssize_t size         # ids wanted
-    Py_ssize_t filled       # ids there
+    int64_t size            # ids wanted
+    int64_t filled          # ids there
     int64_t tries           # draws made
     int64_t limit           # draws allowed
     bint unique
@@ -383,9 +395,9 @@ cdef void _run(const Law* w, fl_rng* g, const Ids* s, Job* job, int64_t budget) 
                         break
 
 
-def sample(int kind, int64_t n, const int64_t[::1] table, const double[::1] weights, double total,
-           uint64_t key, uint64_t stream, uint64_t block, int64_t[::1] out, bint unique, uint64_t[::1] seen,
-           int64_t limit, const int64_t[::1] true, double[::1] true_count, double[::1] count):
+def sample(int kind, int64_t n, object table, object weights, double total,
+           uint64_t key, uint64_t stream, uint64_t block, object out, bint unique, object seen, int64_t limit,
+           object true, object true_count, object count):
     """Fill out with draws, distinct ones if `unique`; `seen` is scratch for them, zeroed, if `set_size` is not 0.
 
     Where `limit` draws were enough, and counts are wanted, gives the expected counts of the true and sampled ids, too.
@@ -398,24 +410,24 @@ def sample(int kind, int64_t n, const int64_t[::1] table, const double[::1] weig
     cdef Ids* known = NULL
     cdef Job job
     cdef uint64_t small[SMALL]
-    cdef Py_ssize_t bad, size
-    if true is not None:
-        bad = _outside(true, n)
-        if bad >= 0:
-            return bad, 0, 0
-    if out.shape[0] == 0:
-        return -1, 0, 0
+    cdef int64_t bad, size, trues, unused
+    cdef const int64_t* ids = <const int64_t*>_data(true, &trues, False)
+    cdef double* expected = <double*>_data(true_count, &unused, True)
+    cdef double* counted = <double*>_data(count, &unused, True)
+    cdef uint64_t* set_words = <uint64_t*>_data(seen, &size, True)
     _law(&w, kind, n, table, weights, total)
+    bad = _outside(ids, trues, n)
+    job.out = <int64_t*>_data(out, &job.size, True)
+    if bad >= 0 or job.size == 0:
+        return bad, 0, 0
+    job.filled, job.tries, job.limit, job.unique = 0, 0, limit, True
     fl_rng_start(&g, key, stream, block)
-    job.out, job.size, job.filled, job.tries, job.unique = &out[0], out.shape[0], 0, 0, True
-    job.limit = limit
-    if seen is not None:
-        _ids(&s, &seen[0], seen.shape[0], n)
-        known = &s
-    elif unique:
-        size = _set_size(n, out.shape[0])
-        memset(small, 0, <size_t>size*8)
-        _ids(&s, small, size, n)
+    if unique:
+        if seen is None:
+            size = _set_size(n, job.size)
+            memset(small, 0, <size_t>size*8)
+            set_words = small
+        _ids(&s, set_words, size, n)
         known = &s
     while True:
         with nogil:
@@ -423,11 +435,10 @@ def sample(int kind, int64_t n, const int64_t[::1] table, const double[::1] weig
         if job.filled == job.size or job.tries >= job.limit:
             break
         PyErr_CheckSignals()
-    if true_count is not None and job.filled == job.size:
+    if counted != NULL and job.filled == job.size:
         with nogil:
-            if true.shape[0]:
-                _expected(&w, &true[0], &true_count[0], true.shape[0], job.size, <double>job.tries)
-            _expected(&w, &out[0], &count[0], job.size, job.size, <double>job.tries)
+            _expected(&w, ids, expected, trues, job.size, <double>job.tries)
+            _expected(&w, job.out, counted, job.size, job.size, <double>job.tries)
     return -1, job.filled, job.tries
 
 
@@ -438,11 +449,12 @@ cdef void _spread(const Law* w, uint64_t key, uint64_t stream, int64_t first, in
     _fill(w, &g, out + first, last - first)
 
 
-def spread(int kind, int64_t n, const int64_t[::1] table, const double[::1] weights, double total,
-           uint64_t key, uint64_t stream, int64_t[::1] out, int n_threads):
+def spread(int kind, int64_t n, object table, object weights, double total,
+           uint64_t key, uint64_t stream, object out, int n_threads):
     """Fill out with draws of a law that takes two words for each (an alias table); any number of threads give the same."""
     cdef Law w
-    cdef int64_t size = out.shape[0], first = 0, last, tiles
+    cdef int64_t size, first = 0, last, tiles
+    cdef int64_t* ids = <int64_t*>_data(out, &size, True)
     cdef int k, count
     _law(&w, kind, n, table, weights, total)
     while first < size:
@@ -451,11 +463,11 @@ def spread(int kind, int64_t n, const int64_t[::1] table, const double[::1] weig
         count = blocks(tiles, TILE, n_threads)
         if count == 1:
             with nogil:
-                _spread(&w, key, stream, first, last, &out[0])
+                _spread(&w, key, stream, first, last, ids)
         else:
             for k in prange(count, nogil=True, num_threads=n_threads, schedule="static"):
                 _spread(&w, key, stream, first + TILE*cut(tiles, k, count),
-                        last if k == count - 1 else first + TILE*cut(tiles, k + 1, count), &out[0])
+                        last if k == count - 1 else first + TILE*cut(tiles, k + 1, count), ids)
         first = last
         PyErr_CheckSignals()
 
@@ -578,7 +590,7 @@ cdef double _unseen(const Law* w, const uint64_t* seen, int64_t first, int64_t l
     return s
 
 
-def race(int kind, int64_t n, const int64_t[::1] table, const double[::1] weights, double total,
+def race(int kind, int64_t n, object table, object weights, double total,
          uint64_t key, uint64_t stream, int64_t[::1] out, Py_ssize_t filled, const int64_t[::1] excluded,
          uint64_t[::1] seen, double[::1] keys):
     """Fill the rest of out with distinct ids that are not excluded, in the order in which they would have been drawn.
@@ -627,7 +639,7 @@ def race(int kind, int64_t n, const int64_t[::1] table, const double[::1] weight
     return tries
 
 
-def redraw(int kind, int64_t n, const int64_t[::1] table, const double[::1] weights, double total,
+def redraw(int kind, int64_t n, object table, object weights, double total,
            uint64_t key, uint64_t stream, int64_t[::1] out, Py_ssize_t filled, const int64_t[::1] excluded,
            uint64_t[::1] seen, double[::1] sums):
     """Fill the rest of out with independent draws among ids that are not excluded, by bisection of their running sums.
@@ -690,7 +702,7 @@ cdef void _rows(const Law* w, uint64_t key, const int64_t* starts, const int64_t
              unique, limit)
 
 
-def negatives(int kind, int64_t n, const int64_t[::1] table, const double[::1] weights, double total, uint64_t key,
+def negatives(int kind, int64_t n, object table, object weights, double total, uint64_t key,
               const int64_t[::1] starts, const int64_t[::1] ids, int64_t[:, ::1] out, int64_t[::1] filled,
               uint64_t[:, ::1] seen, bint unique, int64_t limit):
     """Fill each row of out with ids that are not among its positives, ids[starts[i]:starts[i + 1]].
@@ -721,7 +733,7 @@ def negatives(int kind, int64_t n, const int64_t[::1] table, const double[::1] w
         PyErr_CheckSignals()
 
 
-def too_few(int kind, int64_t n, const int64_t[::1] table, const double[::1] weights, double total,
+def too_few(int kind, int64_t n, object table, object weights, double total,
             const int64_t[::1] starts, const int64_t[::1] ids, int64_t drawable, int64_t wanted, uint64_t[::1] seen):
     """The first row whose positives leave fewer than `wanted` of the `drawable` ids, and how many; or (-1, 0)."""
     cdef Law w
@@ -799,39 +811,41 @@ cdef void _expected(const Law* w, const int64_t* ids, double* out, Py_ssize_t si
         _measure(w, ids, out, size, TRIES, tries)
 
 
-cdef Py_ssize_t _outside(const int64_t[::1] ids, int64_t n) noexcept nogil:
-    cdef Py_ssize_t i
+cdef int64_t _outside(const int64_t* ids, int64_t size, int64_t n) noexcept nogil:
+    cdef int64_t i
     cdef uint64_t top = <uint64_t>n
-    for i in range(ids.shape[0]):
+    for i in range(size):
         if <uint64_t>ids[i] >= top:
             return i
     return -1
 
 
-def outside(const int64_t[::1] ids, int64_t n):
+def outside(object ids, int64_t n):
     """Position of the first id outside [0, n), or -1."""
-    cdef Py_ssize_t i
+    cdef int64_t size, bad
+    cdef const int64_t* data = <const int64_t*>_data(ids, &size, False)
     with nogil:
-        i = _outside(ids, n)
-    return i
+        bad = _outside(data, size, n)
+    return bad
 
 
-def measure(int kind, int64_t n, const int64_t[::1] table, const double[::1] weights, double total,
-            const int64_t[::1] ids, double[::1] out, int what, double x):
+def measure(int kind, int64_t n, object table, object weights, double total,
+            object ids, object out, int what, double x):
     """Of each id, which must lie in [0, n), by `what` and with x:
 
     its probability P (x unused); its expected count x P in x draws; the probability 1 - (1 - P)^x that it is among x
     draws; the probability 1 - exp(-x P) that it is drawn before time x when ids arrive at the rates P.
     """
     cdef Law w
-    if ids.shape[0] == 0:
-        return
+    cdef int64_t size
+    cdef const int64_t* data = <const int64_t*>_data(ids, &size, False)
+    cdef double* result = <double*>_data(out, &size, True)
     _law(&w, kind, n, table, weights, total)
     with nogil:
-        _measure(&w, &ids[0], &out[0], ids.shape[0], what, x)
+        _measure(&w, data, result, size, what, x)
 
 
-def inclusion_time(int kind, int64_t n, const int64_t[::1] table, const double[::1] weights, double total, double count):
+def inclusion_time(int kind, int64_t n, object table, object weights, double total, double count):
     """The time t with sum_v 1 - exp(-t P(v)) = count, which must be below the number of ids of weight.
 
     Newton's method from t = count, where the sum is too small; it is concave, so t grows until it is right.
