@@ -1,5 +1,6 @@
 """TensorFlow's functions, accidental hits, and negatives for each row."""
 
+import doctest
 import inspect
 import re
 
@@ -10,7 +11,7 @@ from hypothesis import strategies as st
 from reference_samplers import chi_square_z
 
 import fastloss as fl
-from fastloss import _candidates
+from fastloss import _alias, _candidates, _samplers
 
 LEARNED = fl.LearnedUnigramSampler(50, seed=3)
 LEARNED.update(np.repeat(np.arange(50), np.arange(50)))
@@ -45,6 +46,12 @@ each_law = pytest.mark.parametrize("name", LAWS)
 )
 def test_signatures_are_tensorflows(name, parameters):
     assert " ".join(inspect.signature(getattr(fl, name)).parameters) == parameters
+
+
+@pytest.mark.parametrize("module", [_alias, _candidates, _samplers], ids=lambda m: m.__name__)
+def test_examples(module):
+    failed, tried = doctest.testmod(module)
+    assert failed == 0 < tried
 
 
 U, A = fl.uniform_candidate_sampler, fl.all_candidate_sampler

@@ -80,6 +80,11 @@ cdef void _uniform_below(Law* w, uint64_t size, uint64_t top) noexcept nogil:
     w.limit = 0 if size & (size - 1) == 0 else top % size + 1
 
 
+cdef int _signals() except -1 with gil:
+    PyErr_CheckSignals()
+    return 0
+
+
 cdef void* _data(object array, int64_t* size, bint write) except? NULL:
     """Where an array of 8-byte numbers, which its owner keeps, begins; a tenth of the time of a memoryview."""
     cdef Py_buffer view
@@ -659,6 +664,8 @@ def redraw(int kind, int64_t n, object table, object weights, double total,
         for v in range(n):
             mass += 0.0 if _has(&seen[0], v) else _probability(&w, v)
             sums[v] = mass
+            if v % CHUNK == CHUNK - 1:
+                _signals()
         for i in range(filled, out.shape[0]):
             _pairs(&g, 128)
             at = fl_open(fl_pair(g.word + g.next))*mass
@@ -671,7 +678,8 @@ def redraw(int kind, int64_t n, object table, object weights, double total,
                 else:
                     low = middle + 1
             out[i] = low
-    PyErr_CheckSignals()
+            if i % CHUNK == CHUNK - 1:
+                _signals()
 
 
 # --- negatives of each row ------------------------------------------------------------------------------------------------
@@ -717,7 +725,7 @@ def negatives(int kind, int64_t n, object table, object weights, double total, u
     if rows == 0 or size == 0:
         return
     _law(&w, kind, n, table, weights, total)
-    step = 1 + 4*BUDGET//size                       # rows between two looks at pending signals
+    step = 1 + BUDGET//(4*size)                     # rows between two looks at pending signals
     while first < rows:
         some = rows - first if rows - first < step else step
         count = blocks(some, size, n_threads)
@@ -926,6 +934,8 @@ def tree_counts(const int64_t[::1] tree, int64_t[::1] counts):
     with nogil:
         for v in range(n):
             counts[v] = 1 + tree[v] - (tree[v - 1] if v % FANOUT else 0)
+            if v % CHUNK == CHUNK - 1:
+                _signals()
 
 
 def tree_build(int64_t[::1] tree, const int64_t[::1] counts):
@@ -981,6 +991,8 @@ def hits(const int64_t[:, ::1] true, const int64_t[::1] sampled, int64_t[::1] he
                         places[count] = at - 1
                     count += 1
                     at = follows[at - 1]
+            if i % CHUNK == CHUNK - 1:
+                _signals()
     return count
 
 
