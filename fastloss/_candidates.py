@@ -12,7 +12,7 @@ from numpy.typing import ArrayLike, NDArray
 from fastloss import _threads
 from fastloss._alias import AliasTable
 from fastloss._draws import Ids, Law, Seed, as_array, as_bool, as_ids, as_int64, as_integer, resolve_seed, try_limit
-from fastloss._native import samplers
+from fastloss._native import candidates, samplers
 from fastloss._samplers import (
     Candidates,
     FixedUnigramSampler,
@@ -287,7 +287,7 @@ def compute_accidental_hits(
     while True:
         rows, places = np.empty(room, np.int64), np.empty(room, np.int64)
         heads = np.zeros(1 << max(3, int(2 * sampled.size).bit_length()), np.int64)
-        found = samplers.hits(true, sampled, heads, follows, rows, places)
+        found = candidates.hits(true, sampled, heads, follows, rows, places)
         if found <= room:
             break
         room = found
@@ -364,7 +364,7 @@ def sample_negatives(
         size = samplers.set_size(sampler._law[1], longest + num_sampled, 0)
         seen = np.empty((threads, size), np.uint64)
         wanted = num_sampled if unique else 1
-        row, left = samplers.too_few(*sampler._law, starts, ids, sampler._drawable, wanted, seen[0])
+        row, left = candidates.too_few(*sampler._law, starts, ids, sampler._drawable, wanted, seen[0])
         if row >= 0:
             raise ValueError(f"positives must leave at least {wanted} ids that can be drawn, left {left} at row {row}")
         place = sampler._reserve(num_sampled) if isinstance(sampler, _Sampler) else (*resolve_seed(seed), 0)
@@ -397,7 +397,7 @@ def _negatives(
 ) -> Ids:
     range_max, rows = law[1], starts.size - 1
     out, filled = np.empty((rows, num_sampled), np.int64), np.zeros(rows, np.int64)
-    samplers.negatives(*law, key, starts, ids, out, filled, seen, unique, try_limit(range_max, num_sampled))
+    candidates.negatives(*law, key, starts, ids, out, filled, seen, unique, try_limit(range_max, num_sampled))
     for row in np.flatnonzero(filled < num_sampled):  # rows that hardly any weight is left to
         bits = np.zeros(range_max // 64 + 1, np.uint64)
         complete = samplers.race if unique else samplers.redraw

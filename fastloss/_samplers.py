@@ -25,7 +25,7 @@ from fastloss._draws import (
     resolve_seed,
     seen_and_limit,
 )
-from fastloss._native import alias, samplers
+from fastloss._native import alias, samplers, unigram
 
 _LAWS, _MEASURES = samplers.LAWS, samplers.MEASURES
 
@@ -395,7 +395,7 @@ class LearnedUnigramSampler(_Sampler):
 
     def __init__(self, range_max: int, *, seed: Seed = None, expected_count: str = "tries") -> None:
         n = as_integer("range_max", range_max, 1, 2**40)
-        tree = np.zeros(samplers.tree_size(n), np.int64)
+        tree = np.zeros(unigram.tree_size(n), np.int64)
         super().__init__((_LAWS["learned_unigram"], n, tree, None, 0.0), n, seed, expected_count)
 
     def __getstate__(self) -> dict[str, Any]:
@@ -419,7 +419,7 @@ class LearnedUnigramSampler(_Sampler):
 
     def _counts(self) -> Ids:
         counts = np.empty(self.range_max, np.int64)
-        samplers.tree_counts(self._tree, counts)
+        unigram.tree_counts(self._tree, counts)
         return counts
 
     def update(self, ids: ArrayLike) -> None:
@@ -436,7 +436,7 @@ class LearnedUnigramSampler(_Sampler):
 
     def _learn(self, ids: Ids) -> None:
         self._time = None
-        samplers.tree_add(self._tree, self.range_max, ids.ravel())
+        unigram.tree_add(self._tree, self.range_max, ids.ravel())
 
     def _state(self) -> dict[str, Any]:
         return {**super()._state(), "counts": self._counts()}
@@ -448,7 +448,7 @@ class LearnedUnigramSampler(_Sampler):
         if counts.shape != (self.range_max,) or counts.min() < 1 or float(counts.sum(dtype=float)) > 2.0**62:
             raise ValueError(f"state['counts'] must be {self.range_max} positive numbers, got {counts!r}")
         self._time = None
-        samplers.tree_build(self._tree, counts.astype(np.int64, order="C"))
+        unigram.tree_build(self._tree, counts.astype(np.int64, order="C"))
 
 
 class FixedUnigramSampler(_Sampler):
