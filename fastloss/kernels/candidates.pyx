@@ -9,7 +9,7 @@ from parallel cimport blocks, cut
 from rng cimport fl_rng, fl_rng_start
 
 
-# --- negatives of each row ------------------------------------------------------------------------------------------------
+# --- negatives of each row --------------------------------------------------------------------------------------------
 
 cdef void _row(const Law* w, uint64_t key, uint64_t stream, const int64_t* positives, Py_ssize_t known, int64_t* out,
                Py_ssize_t size, int64_t* filled, uint64_t* word, bint unique, int64_t limit) noexcept nogil:
@@ -91,7 +91,7 @@ def too_few(int kind, int64_t n, object table, object weights, double total,
     return -1, 0
 
 
-# --- accidental hits ----------------------------------------------------------------------------------------------------
+# --- accidental hits --------------------------------------------------------------------------------------------------
 
 def hits(const int64_t[:, ::1] true, const int64_t[::1] sampled, int64_t[::1] heads, int64_t[::1] follows,
          int64_t[::1] rows, int64_t[::1] places):
@@ -103,8 +103,6 @@ def hits(const int64_t[:, ::1] true, const int64_t[::1] sampled, int64_t[::1] he
     cdef Py_ssize_t i, j, k, size = sampled.shape[0], count = 0
     cdef uint64_t h, mask = heads.shape[0] - 1
     cdef int64_t at
-    cdef bint write
-    cdef int turn
     with nogil:
         for k in range(size - 1, -1, -1):
             h = _slot(&heads[0], mask, &sampled[0], sampled[k])

@@ -1,7 +1,7 @@
 """Laws and draws, shared by the kernels that sample.
 
-A law is a probability for each id in [0, n).  Kernels take one as five arguments: its kind, n, its table, and the weights
-and their total where it has any.  Random words come from Philox by (key, stream, block), in TensorFlow's order.
+A law is a probability for each id in [0, n).  Kernels take one as five arguments: its kind, n, its table, and the
+weights and their total where it has any.  Random words come from Philox by (key, stream, block), in TensorFlow's order.
 """
 from cpython.buffer cimport PyBUF_SIMPLE, PyBUF_WRITABLE, PyBuffer_Release, PyObject_GetBuffer
 from cpython.exc cimport PyErr_CheckSignals
@@ -58,7 +58,7 @@ cdef struct Job:
     bint unique
 
 
-# --- the law -----------------------------------------------------------------------------------------------------------
+# --- the law ----------------------------------------------------------------------------------------------------------
 
 cdef inline int64_t _levels(int64_t n, int64_t* start, int* levels) noexcept nogil:
     """Where the levels of a tree of counts over n ids begin, leaves first; returns its size."""
@@ -110,8 +110,9 @@ cdef inline int _law(Law* w, int kind, int64_t n, object table, object weights, 
         w.per_log = 1.0/w.log_range
     elif kind == LEARNED:
         size = _levels(n, w.start, &w.levels)
-        w.total = <double>n + w.table[size - 1]
-        _uniform_below(w, n + w.table[size - 1], <uint32_t>-1 if n + w.table[size - 1] <= <uint32_t>-1 else <uint64_t>-1)
+        size = n + w.table[size - 1]                # the sum of all counts
+        w.total = <double>size
+        _uniform_below(w, size, <uint32_t>-1 if size <= <uint32_t>-1 else <uint64_t>-1)
     elif kind == FIXED:
         _uniform_below(w, n, <uint32_t>-1)
     else:
@@ -120,7 +121,7 @@ cdef inline int _law(Law* w, int kind, int64_t n, object table, object weights, 
     return 0
 
 
-# --- draws -------------------------------------------------------------------------------------------------------------
+# --- draws ------------------------------------------------------------------------------------------------------------
 
 cdef inline Py_ssize_t _pairs(fl_rng* g, Py_ssize_t want) noexcept nogil:
     """How many pairs of words, at most `want` and at least one, lie ready."""
@@ -203,7 +204,7 @@ cdef inline void _fill_learned(const Law* w, fl_rng* g, int64_t* out, Py_ssize_t
     cdef int64_t node[TILE]
     cdef int64_t each, below, at, r
     cdef const int64_t* added
-    cdef int level
+    cdef int level, _level
     while i < m:
         ready = m - i if m - i < TILE else TILE
         if w.size <= <uint32_t>-1:
@@ -215,7 +216,7 @@ cdef inline void _fill_learned(const Law* w, fl_rng* g, int64_t* out, Py_ssize_t
         for j in range(ready):
             node[j] = 0
         each = 1
-        for level in range(1, w.levels):
+        for _level in range(1, w.levels):
             each *= FANOUT
         for level in range(w.levels - 1, -1, -1):
             for j in range(ready):
@@ -305,7 +306,7 @@ cdef inline void _fill(const Law* w, fl_rng* g, int64_t* out, Py_ssize_t m) noex
         _fill_alias(w, g, out, m)
 
 
-# --- distinct draws ----------------------------------------------------------------------------------------------------
+# --- distinct draws ---------------------------------------------------------------------------------------------------
 
 cdef inline void _ids(Ids* s, uint64_t* word, Py_ssize_t size, int64_t n) noexcept nogil:
     """A set in zeroed words: a bitmap where they suffice for n bits, else a table (their number is a power of two)."""
@@ -401,7 +402,7 @@ cdef inline int64_t _set_size(int64_t n, int64_t ids) noexcept nogil:
     return size
 
 
-# --- probabilities -----------------------------------------------------------------------------------------------------
+# --- probabilities ----------------------------------------------------------------------------------------------------
 
 cdef inline double _probability(const Law* w, int64_t v) noexcept nogil:
     cdef int64_t c

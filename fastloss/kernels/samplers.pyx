@@ -74,7 +74,7 @@ cdef void _spread(const Law* w, uint64_t key, uint64_t stream, int64_t first, in
 
 def spread(int kind, int64_t n, object table, object weights, double total,
            uint64_t key, uint64_t stream, object out, int n_threads):
-    """Fill out with draws of a law that takes two words for each (an alias table); any number of threads give the same."""
+    """Fill out with draws of a law that takes two words for each, an alias table's; any number of threads do the same."""
     cdef Law w
     cdef int64_t size, first = 0, last, tiles
     cdef int64_t* ids = <int64_t*>_data(out, &size, True)
@@ -108,7 +108,7 @@ def derive(uint64_t key, uint64_t stream, uint64_t block):
     return fl_pair(word)
 
 
-# --- what is left when draws by rejection took too long -------------------------------------------------------------------
+# --- what is left when draws by rejection took too long ---------------------------------------------------------------
 
 cdef void _sink(double* key, int64_t* ids, Py_ssize_t i, Py_ssize_t size) noexcept nogil:
     """Restores a heap, largest key first, below position i."""
@@ -187,8 +187,8 @@ def race(int kind, int64_t n, object table, object weights, double total,
     """Fill the rest of out with distinct ids that are not excluded, in the order in which they would have been drawn.
 
     Ids in the order of exponential times of their rates have the law of draws of which repeats are skipped (Efraimidis
-    and Spirakis, "Weighted random sampling with a reservoir", 2006).  `seen` is a bitmap of zeros, `keys` is scratch, one
-    for each missing id.  Returns the number of draws that skipping repeats would have taken.
+    and Spirakis, "Weighted random sampling with a reservoir", 2006).  `seen` is a bitmap of zeros, `keys` is scratch,
+    one for each missing id.  Returns the number of draws that skipping repeats would have taken.
     """
     cdef Law w
     cdef fl_rng g
@@ -256,7 +256,7 @@ def redraw(int kind, int64_t n, object table, object weights, double total,
             _pairs(&g, 128)
             at = fl_open(fl_pair(g.word + g.next))*mass
             g.next += 2
-            low, high = 0, n - 1                    # the first id whose sum exceeds `at`; the last unseen one at the end
+            low, high = 0, n - 1                    # first id whose sum exceeds `at`; at the end, the last unseen one
             while low < high:
                 middle = low + (high - low)//2
                 if sums[middle] > at or sums[middle] == mass:
@@ -268,7 +268,7 @@ def redraw(int kind, int64_t n, object table, object weights, double total,
                 _signals()
 
 
-# --- expected counts -----------------------------------------------------------------------------------------------------
+# --- expected counts --------------------------------------------------------------------------------------------------
 
 cdef void _probabilities(const Law* w, const int64_t* ids, double* p, Py_ssize_t m) noexcept nogil:
     cdef Py_ssize_t i
@@ -369,9 +369,9 @@ def inclusion_time(int kind, int64_t n, object table, object weights, double tot
     cdef int64_t ids[TILE]
     cdef int64_t v
     cdef Py_ssize_t i, m
-    cdef int turn
+    cdef int _turn
     _law(&w, kind, n, table, weights, total)
-    for turn in range(200):
+    for _turn in range(200):
         drawn = slope = error = 0
         v = 0
         while v < n:

@@ -1,4 +1,7 @@
-"""The tree of counts of the learned unigram: an entry holds what was added to its subtree and to its elder siblings'."""
+"""The tree of counts of the learned unigram.
+
+An entry holds what was added to the counts of its subtree and of its elder siblings'.
+"""
 from libc.stdint cimport int64_t
 from libc.string cimport memset
 
