@@ -74,7 +74,7 @@ cdef void _spread(const Law* w, uint64_t key, uint64_t stream, int64_t first, in
 
 def spread(int kind, int64_t n, object table, object weights, double total,
            uint64_t key, uint64_t stream, object out, int n_threads):
-    """Fill out with draws of a law that takes two words for each, an alias table's; any number of threads do the same."""
+    """Fill out with draws of a law that takes two words for each, as alias tables do; threads do not change them."""
     cdef Law w
     cdef int64_t size, first = 0, last, tiles
     cdef int64_t* ids = <int64_t*>_data(out, &size, True)
