@@ -1,6 +1,17 @@
 """Exact, fast, reproducible loss functions and candidate samplers for NumPy arrays."""
 
+from fastloss._alias import AliasTable
+from fastloss._candidates import (
+    all_candidate_sampler,
+    compute_accidental_hits,
+    fixed_unigram_candidate_sampler,
+    learned_unigram_candidate_sampler,
+    log_uniform_candidate_sampler,
+    sample_negatives,
+    uniform_candidate_sampler,
+)
 from fastloss._gradients import value_and_grad
+from fastloss._samplers import FixedUnigramSampler, LearnedUnigramSampler, LogUniformSampler, UniformSampler
 from fastloss._softmax import (
     log_softmax,
     logsumexp,
@@ -12,10 +23,22 @@ from fastloss._softmax import (
 __version__ = "0.1.0"
 
 __all__ = [
+    "AliasTable",
+    "FixedUnigramSampler",
+    "LearnedUnigramSampler",
+    "LogUniformSampler",
+    "UniformSampler",
+    "all_candidate_sampler",
+    "compute_accidental_hits",
+    "fixed_unigram_candidate_sampler",
+    "learned_unigram_candidate_sampler",
     "log_softmax",
+    "log_uniform_candidate_sampler",
     "logsumexp",
+    "sample_negatives",
     "softmax",
     "softmax_cross_entropy_with_logits",
     "sparse_softmax_cross_entropy_with_logits",
+    "uniform_candidate_sampler",
     "value_and_grad",
 ]

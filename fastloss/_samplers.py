@@ -1,0 +1,604 @@
+"""Candidate samplers: objects that draw class ids, call after call, and know how often each id was to be expected."""
+
+from __future__ import annotations
+
+import os
+from threading import Lock
+from typing import Any, NamedTuple
+
+import numpy as np
+from numpy.typing import ArrayLike
+
+from fastloss._draws import (
+    Floats,
+    Ids,
+    Law,
+    Seed,
+    as_array,
+    as_bool,
+    as_finite,
+    as_ids,
+    as_int64,
+    as_integer,
+    finish,
+    outside,
+    resolve_seed,
+    seen_and_limit,
+)
+from fastloss._native import alias, samplers, unigram
+
+_LAWS, _MEASURES = samplers.LAWS, samplers.MEASURES
+
+
+class Candidates(NamedTuple):
+    """What a candidate sampler returns, in TensorFlow's order."""
+
+    sampled_candidates: Ids
+    true_expected_count: Floats
+    sampled_expected_count: Floats
+
+
+class _Sampler:
+    """A law on [0, range_max) and a place in a stream of random bits."""
+
+    _law: Law
+    _drawable: int  # ids of positive probability
+
+    def __init__(self, law: Law, drawable: int, seed: Seed, expected_count: str) -> None:
+        if expected_count not in ("tries", "inclusion"):
+            raise ValueError(f"expected_count must be 'tries' or 'inclusion', got {expected_count!r}")
+        self._law = law
+        self._drawable = drawable
+        self._inclusion = expected_count == "inclusion"
+        self._key, self._stream = resolve_seed(seed)
+        self._block = 0
+        self._last: tuple[int, bool, float] | None = None
+        self._time: tuple[int, float] | None = None
+        self._lock = Lock()
+
+    @property
+    def range_max(self) -> int:
+        """Ids lie in [0, range_max)."""
+        return self._law[1]
+
+    def __repr__(self) -> str:
+        return f"{type(self).__name__}(range_max={self.range_max}{self._details()})"
+
+    def _details(self) -> str:
+        return ", expected_count='inclusion'" if self._inclusion else ""
+
+    def __getstate__(self) -> dict[str, Any]:
+        with self._lock:
+            state = self.__dict__.copy()
+        del state["_lock"]
+        return state
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        self.__dict__.update(state)
+        self._lock = Lock()
+
+    @property
+    def state(self) -> dict[str, Any]:
+        """All that changes from call to call, as a dict; set it to go back to that point."""
+        with self._lock:
+            return self._state()
+
+    @state.setter
+    def state(self, state: dict[str, Any]) -> None:
+        expected = self.state.keys()
+        if not isinstance(state, dict) or state.keys() != expected or state["sampler"] != type(self).__name__:
+            raise ValueError(
+                f"state must be a {type(self).__name__}'s, with the keys {sorted(expected)}, got {state!r}"
+            )
+        words = [as_integer(f"state[{name!r}]", state[name], 0, 2**64 - 1) for name in ("key", "stream", "block")]
+        last = state["last"]
+        if last is not None:
+            num_sampled, unique, tries = last
+            last = (as_integer("num_sampled", num_sampled, 1), as_bool("unique", unique), _as_tries(tries, num_sampled))
+        with self._lock:
+            self._restore(state)
+            self._key, self._stream, self._block = words
+            self._last = last
+
+    def _state(self) -> dict[str, Any]:
+        return {
+            "sampler": type(self).__name__,
+            "key": self._key,
+            "stream": self._stream,
+            "block": self._block,
+            "last": self._last,
+        }
+
+    def _restore(self, state: dict[str, Any]) -> None:
+        """Takes from a state what only this sampler has; raises before it changes anything."""
+
+    def sample(self, num_sampled: int, unique: bool = True) -> Ids:
+        """Draw ids; the next call goes on in the stream.
+
+        Parameters
+        ----------
+        num_sampled : int
+            How many.
+        unique : bool
+            Whether to draw until there are num_sampled different ids, in the order of their first draw.  It always
+            ends: where skipping repeats takes too long (more than 1024 draws per id wanted, or 65536 and 64 per class),
+            an exponential race over the ids that are left goes on with the same law.
+
+        Returns
+        -------
+        ndarray of int64, shape [num_sampled]
+
+        Raises
+        ------
+        TypeError
+            If num_sampled is not an integer, or unique not a bool.
+        ValueError
+            If num_sampled is not positive, or fewer different ids than that can be drawn.
+        """
+        with self._lock:
+            return self._draw(num_sampled, unique, None)[1]
+
+    def _draw(self, num_sampled: int, unique: bool, true: Ids | None) -> tuple[int, Ids, tuple[Floats, Floats] | None]:
+        """One call of TensorFlow's kernel; the caller holds the lock.
+
+        Returns the position of the first true id out of range (nothing is done then) or -1, the sample, and the
+        expected counts of true and sampled ids if the kernel gave them.
+        """
+        num_sampled = as_integer("num_sampled", num_sampled, 1)
+        unique = as_bool("unique", unique)
+        if unique and num_sampled > self._drawable:
+            raise ValueError(
+                f"num_sampled must be at most {self._drawable}, the number of ids that can be drawn, "
+                f"when they are to be unique, got {num_sampled}"
+            )
+        out, seen, limit = np.empty(num_sampled, np.int64), None, num_sampled
+        if unique:
+            seen, limit = seen_and_limit(self.range_max, num_sampled)
+        counts = None
+        if true is not None and not (unique and self._inclusion):
+            counts = np.empty(true.shape), np.empty(num_sampled)
+        place = self._key, self._stream, self._block
+        bad, filled, tries = samplers.sample(
+            *self._law, *place, out, unique, seen, limit, true, *(counts or (None, None))
+        )
+        if bad >= 0:
+            return bad, out, None
+        if filled < num_sampled:
+            tries, counts = tries + finish(self._law, *place, out, filled), None
+        self._reserve(num_sampled)
+        self._last = num_sampled, unique, float(tries)
+        return -1, out, counts
+
+    def _reserve(self, num_sampled: int) -> tuple[int, int, int]:
+        """The place in the stream for one call; TensorFlow sets 2048 words aside for each id."""
+        block = self._block
+        self._block = (block + 512 * num_sampled) % 2**64
+        return self._key, self._stream, block
+
+    def probability(self, ids: ArrayLike) -> Floats:
+        """Probability of each id in one draw, float64, in the shape of ids.
+
+        Raises
+        ------
+        TypeError, ValueError
+            If ids are not integers in [0, range_max).
+        """
+        return self._measure(as_ids("ids", ids, self.range_max), _MEASURES["probability"], 0.0)
+
+    def _measure(self, ids: Ids, what: int, x: float) -> Floats:
+        out = np.empty(ids.shape)
+        samplers.measure(*self._law, ids, out, what, x)
+        return out
+
+    def expected_count(
+        self,
+        ids: ArrayLike,
+        num_sampled: int | None = None,
+        unique: bool = True,
+        tries: float | None = None,
+    ) -> Floats:
+        """How often each id is to be expected in a sample, by default in that of the last call.
+
+        With ``P`` an id's probability, K = num_sampled and n = tries: ``K P`` if not unique; if unique, ``K P`` where
+        n = K and else ``1 - (1 - P)**n``, TensorFlow's formula, which takes the number of draws for given; or, for a
+        sampler made with ``expected_count="inclusion"``, the probability that a unique sample holds the id,
+        ``1 - exp(-P t)`` with t such that they sum to K.  For the uniform law that is exact, ``K/range_max``; else its
+        error falls with the size of the sample (at most 0.005 for 40 of 200 log-uniform ids, unseen in 1e5 samples of
+        100 of 2000).
+
+        Parameters
+        ----------
+        ids : array_like of int
+        num_sampled, unique, tries : optional
+            Of another sample than the last: its size, whether it is unique, and how many draws it took (needed only
+            for unique samples and TensorFlow's formula).
+
+        Returns
+        -------
+        ndarray of float64, in the shape of ids
+
+        Raises
+        ------
+        TypeError, ValueError
+            If ids are not integers in [0, range_max); if there was no sample, or its description makes no sense.
+        """
+        array = as_ids("ids", ids, self.range_max)
+        if num_sampled is None:
+            return self._expected(array)
+        num_sampled = as_integer("num_sampled", num_sampled, 1)
+        if not as_bool("unique", unique):
+            return self._expected(array, (num_sampled, False, num_sampled))
+        if num_sampled > self._drawable:
+            raise ValueError(f"num_sampled must be at most {self._drawable} when unique, got {num_sampled}")
+        return self._expected(array, (num_sampled, True, 0 if self._inclusion else _as_tries(tries, num_sampled)))
+
+    def _expected(self, ids: Ids, sample: tuple[int, bool, float] | None = None) -> Floats:
+        """Expected counts in a sample, by default the last one: how many ids, whether unique, in how many draws."""
+        sample = sample or self._last
+        if sample is None:
+            raise ValueError("num_sampled must be given before the first sample, got None")
+        num_sampled, unique, tries = sample
+        if unique and self._inclusion:
+            return self._measure(ids, *self._included(num_sampled))
+        if tries == num_sampled:
+            return self._measure(ids, _MEASURES["count"], num_sampled)
+        return self._measure(ids, _MEASURES["tries"], tries)
+
+    def _included(self, num_sampled: int) -> tuple[int, float]:
+        """Measure and argument that give the inclusion probabilities."""
+        if num_sampled == self._drawable:
+            return _MEASURES["inclusion"], np.inf
+        known = self._time
+        if known is None or known[0] != num_sampled:
+            known = self._time = num_sampled, samplers.inclusion_time(*self._law, num_sampled)
+        return _MEASURES["inclusion"], known[1]
+
+    def candidates(self, true_classes: ArrayLike, num_sampled: int, unique: bool = True) -> Candidates:
+        """One call of TensorFlow's candidate sampler: a sample with the expected counts of true and sampled ids.
+
+        Parameters
+        ----------
+        true_classes : array_like of int, any shape
+            Their expected counts are given too; they do not change the draw, and may be drawn.  A learned sampler then
+            adds one to the count of each.
+        num_sampled, unique
+            As in `sample`.
+
+        Returns
+        -------
+        Candidates
+            ``(sampled_candidates, true_expected_count, sampled_expected_count)``: int64 [num_sampled], float64 in the
+            shape of true_classes, float64 [num_sampled].
+
+        Raises
+        ------
+        TypeError, ValueError
+            If true_classes are not integers in [0, range_max), and as `sample`; nothing is drawn or learned then.
+        """
+        true = as_int64("true_classes", true_classes)
+        with self._lock:
+            bad, ids, counts = self._draw(num_sampled, unique, true)
+            if bad >= 0:
+                raise outside("true_classes", true_classes, self.range_max, bad)
+            if counts is None:
+                counts = self._expected(true), self._expected(ids)
+            self._learn(true)
+        return Candidates(ids, *counts)
+
+    def _learn(self, ids: Ids) -> None:
+        """What a sampler does with the true classes that it has seen; the caller holds the lock."""
+
+
+class UniformSampler(_Sampler):
+    """Draws each id in [0, range_max) with the same probability.
+
+    Parameters
+    ----------
+    range_max : int
+        At least 1.
+    seed : optional
+        Whatever `numpy.random.default_rng` takes; for an integer the ids are TensorFlow's, call after call.
+    expected_count : {"tries", "inclusion"}
+        Which expected counts of unique samples to give; see `expected_count`.
+
+    Raises
+    ------
+    TypeError, ValueError
+        If an argument is not of its type or range.
+
+    Notes
+    -----
+    Samplers pickle, copy, and give and take their `state`; threads may share one.
+    Source: TensorFlow, ``tf.random.uniform_candidate_sampler``.
+
+    Examples
+    --------
+    >>> sampler = UniformSampler(50, seed=7)
+    >>> sampler.sample(3), sampler.sample(3)
+    (array([39, 49, 38]), array([12,  6, 29]))
+    >>> sampler.expected_count([0])
+    array([0.06])
+    """
+
+    def __init__(self, range_max: int, *, seed: Seed = None, expected_count: str = "tries") -> None:
+        n = as_integer("range_max", range_max, 1)
+        super().__init__((_LAWS["uniform"], n, None, None, 0.0), n, seed, expected_count)
+
+    def _included(self, num_sampled: int) -> tuple[int, float]:
+        return _MEASURES["count"], num_sampled
+
+
+class LogUniformSampler(_Sampler):
+    """Draws id v in [0, range_max) with probability ``log((v + 2)/(v + 1))/log(range_max + 1)``, nearly Zipf's law.
+
+    It fits ids sorted by falling frequency.
+
+    Parameters
+    ----------
+    range_max : int
+        At least 1.  Beyond 2**52 not every id can be drawn.
+    seed, expected_count : optional
+        As for `UniformSampler`.
+
+    Raises
+    ------
+    TypeError, ValueError
+        If an argument is not of its type or range.
+
+    Notes
+    -----
+    Source: TensorFlow, ``tf.random.log_uniform_candidate_sampler``.
+
+    Examples
+    --------
+    >>> sampler = LogUniformSampler(2**40, seed=1)
+    >>> sampler.sample(3)
+    array([96646399659,       73424,   173115944])
+    """
+
+    def __init__(self, range_max: int, *, seed: Seed = None, expected_count: str = "tries") -> None:
+        n = as_integer("range_max", range_max, 1)
+        super().__init__((_LAWS["log_uniform"], n, None, None, 0.0), n, seed, expected_count)
+
+
+class LearnedUnigramSampler(_Sampler):
+    """Draws ids in [0, range_max) in proportion to counts that begin at one and grow with the ids that were seen.
+
+    A draw and an update take time in proportion to log(range_max).
+
+    Parameters
+    ----------
+    range_max : int
+        At least 1, at most 2**40.  Memory: up to 8.6 bytes per id, of which the system gives only what is used.
+    seed, expected_count : optional
+        As for `UniformSampler`.
+
+    Raises
+    ------
+    TypeError, ValueError
+        If an argument is not of its type or range.
+
+    Notes
+    -----
+    Counts are 64-bit numbers; TensorFlow stops to learn when their sum reaches 2**31 - 1.
+    Source: TensorFlow, ``tf.random.learned_unigram_candidate_sampler``.
+
+    Examples
+    --------
+    >>> sampler = LearnedUnigramSampler(4, seed=0)
+    >>> sampler.update([2, 2, 0])
+    >>> sampler.counts
+    array([2, 1, 3, 1])
+    >>> sampler.probability([2]) * 7
+    array([3.])
+    """
+
+    def __init__(self, range_max: int, *, seed: Seed = None, expected_count: str = "tries") -> None:
+        n = as_integer("range_max", range_max, 1, 2**40)
+        tree = np.zeros(unigram.tree_size(n), np.int64)
+        super().__init__((_LAWS["learned_unigram"], n, tree, None, 0.0), n, seed, expected_count)
+
+    def __getstate__(self) -> dict[str, Any]:
+        with self._lock:
+            state = self.__dict__.copy()
+            state["_law"] = (*self._law[:2], self._tree.copy(), *self._law[3:])
+        del state["_lock"]
+        return state
+
+    @property
+    def _tree(self) -> Ids:
+        tree = self._law[2]
+        assert tree is not None
+        return tree
+
+    @property
+    def counts(self) -> Ids:
+        """A copy of the counts, int64 [range_max]."""
+        with self._lock:
+            return self._counts()
+
+    def _counts(self) -> Ids:
+        counts = np.empty(self.range_max, np.int64)
+        unigram.tree_counts(self._tree, counts)
+        return counts
+
+    def update(self, ids: ArrayLike) -> None:
+        """Add one to the count of each id, as often as it occurs.
+
+        Raises
+        ------
+        TypeError, ValueError
+            If ids are not integers in [0, range_max); no count is changed then.
+        """
+        array = as_ids("ids", ids, self.range_max)
+        with self._lock:
+            self._learn(array)
+
+    def _learn(self, ids: Ids) -> None:
+        self._time = None
+        unigram.tree_add(self._tree, self.range_max, ids.ravel())
+
+    def _state(self) -> dict[str, Any]:
+        return {**super()._state(), "counts": self._counts()}
+
+    def _restore(self, state: dict[str, Any]) -> None:
+        counts = np.asarray(state["counts"])
+        if counts.dtype.kind not in "iu":
+            raise TypeError(f"state['counts'] must be integers, got dtype {counts.dtype}")
+        if counts.shape != (self.range_max,) or counts.min() < 1 or float(counts.sum(dtype=float)) > 2.0**62:
+            raise ValueError(f"state['counts'] must be {self.range_max} positive numbers, got {counts!r}")
+        self._time = None
+        unigram.tree_build(self._tree, counts.astype(np.int64, order="C"))
+
+
+class FixedUnigramSampler(_Sampler):
+    """Draws ids in proportion to given counts, raised to a power.
+
+    Id v has the weight ``float32(count)**distortion``; reserved ids come first and have weight 0, so are never drawn.
+
+    Parameters
+    ----------
+    unigrams : array_like of float, shape [m], optional
+        Counts, finite and not negative.  Either this or vocab_file must be given.
+    vocab_file : path, optional
+        Text file with one entry per line, its count the last of its fields, which commas separate.  Blank lines do not
+        count.
+    distortion : float
+        The power: 1 leaves the counts, 0 makes all listed ids equal, word2vec takes 0.75.
+    num_reserved_ids : int
+        How many ids, from 0 on, come before the entries.
+    num_shards, shard : int
+        Keep only the ids v with ``v % num_shards == shard``.  The sampler's own ids are then places within the shard:
+        id j stands for ``j*num_shards + shard``, which `global_ids` computes.  With reserved ids TensorFlow starts to
+        count the entries at the wrong number, so that some belong to two shards and others to none; here every id,
+        reserved or not, belongs to exactly one.
+    seed, expected_count : optional
+        As for `UniformSampler`.
+
+    Raises
+    ------
+    TypeError, ValueError
+        If an argument is not of its type or range, if a count is negative or not finite, if a line of the file does not
+        end in a number, or if no id has weight.
+    OSError
+        If the file cannot be read.
+
+    Notes
+    -----
+    So that ids are TensorFlow's, draws use its alias table, which is in float32: probabilities are right to about
+    2**-23/range_max, and for very many ids to the rounding of a float32 sum.  `AliasTable` is exact.
+    Source: TensorFlow, ``tf.random.fixed_unigram_candidate_sampler``.
+
+    Examples
+    --------
+    >>> sampler = FixedUnigramSampler([1, 2, 5], num_reserved_ids=1, seed=0)
+    >>> sampler.range_max, sampler.probability([0, 1, 2, 3])
+    (4, array([0.   , 0.125, 0.25 , 0.625]))
+    """
+
+    def __init__(
+        self,
+        unigrams: ArrayLike = (),
+        *,
+        vocab_file: str | os.PathLike[str] = "",
+        distortion: float = 1.0,
+        num_reserved_ids: int = 0,
+        num_shards: int = 1,
+        shard: int = 0,
+        seed: Seed = None,
+        expected_count: str = "tries",
+    ) -> None:
+        counts = _counts(unigrams, vocab_file)
+        reserved = as_integer("num_reserved_ids", num_reserved_ids, 0, 2**31 - 1)
+        self._num_shards = as_integer("num_shards", num_shards, 1)
+        self._shard = as_integer("shard", shard, 0, self._num_shards - 1)
+        self._reserved, self._distortion = reserved, as_finite("distortion", distortion)
+        mine = np.ascontiguousarray(counts[(self._shard - reserved) % self._num_shards :: self._num_shards])
+        kept = len(range(self._shard, reserved, self._num_shards))
+        law, drawable = _fixed_law(mine, kept, self._distortion)
+        super().__init__(law, drawable, seed, expected_count)
+
+    def _details(self) -> str:
+        given = {
+            "distortion": (self._distortion, 1.0),
+            "num_reserved_ids": (self._reserved, 0),
+            "num_shards": (self._num_shards, 1),
+            "shard": (self._shard, 0),
+        }
+        return "".join(f", {k}={v}" for k, (v, usual) in given.items() if v != usual) + super()._details()
+
+    def global_ids(self, ids: ArrayLike) -> Ids:
+        """The ids in the whole vocabulary of ids in this shard: ``ids*num_shards + shard``.
+
+        Raises
+        ------
+        TypeError, ValueError
+            If ids are not integers in [0, range_max).
+        """
+        return as_ids("ids", ids, self.range_max) * self._num_shards + self._shard
+
+
+def _counts(unigrams: ArrayLike, vocab_file: str | os.PathLike[str]) -> Floats:
+    """The counts of all entries, from either source."""
+    given = as_array("unigrams", unigrams)
+    if bool(given.size) == bool(vocab_file):
+        raise ValueError("unigrams or vocab_file must be given, and not both")
+    if vocab_file:
+        counts = _read_counts(vocab_file)
+    else:
+        if given.dtype.kind not in "biuf":
+            raise TypeError(f"unigrams must be real numbers, got dtype {given.dtype}")
+        if given.ndim != 1:
+            raise ValueError(f"unigrams must be a vector, got shape {given.shape}")
+        counts = np.ascontiguousarray(given, np.float64)
+    bad = alias.total_and_support(counts)[3]
+    if bad >= 0:
+        raise ValueError(f"unigrams must be finite and not negative, got {counts[bad]} at row {bad}")
+    return counts
+
+
+def _read_counts(vocab_file: str | os.PathLike[str]) -> Floats:
+    """The last field of each line that is not blank."""
+    counts = []
+    with open(vocab_file, encoding="utf-8", errors="replace") as lines:
+        for number, line in enumerate(lines, 1):
+            field = line.rsplit(",", 1)[-1].strip()
+            if not line.strip():
+                continue
+            try:
+                if "_" in field:
+                    raise ValueError
+                counts.append(float.fromhex(field) if "x" in field.lower() else float(field))
+            except (ValueError, OverflowError):
+                raise ValueError(
+                    f"vocab_file must end each line with a number, got {field!r} at line {number}"
+                ) from None
+    if not counts:
+        raise ValueError(f"vocab_file must hold at least one entry, got none in {os.fspath(vocab_file)!r}")
+    return np.array(counts)
+
+
+def _fixed_law(counts: Floats, reserved: int, distortion: float) -> tuple[Law, int]:
+    """Law and number of drawable ids of one shard: reserved ids, then counts."""
+    n = reserved + counts.size
+    if not 1 <= n < 2**31:
+        raise ValueError(f"unigrams must give the shard between 1 and 2**31 - 1 ids, got {n}")
+    weights = np.empty(n)
+    alias.float_weights(counts, distortion, reserved, weights)
+    total, _, drawable, bad = alias.total_and_support(weights)
+    if bad >= 0:
+        raise ValueError(f"unigrams**distortion must be finite in float32, got {weights[bad]} for id {bad}")
+    if not 0 < total * n < 3e38:
+        raise ValueError(f"unigrams**distortion must have a sum in (0, 3e38/{n}), got {total}")
+    table = np.empty(n, np.int64)
+    alias.build_float(weights, np.empty(n), np.empty(n, np.int64), table)
+    return (_LAWS["fixed_unigram"], n, table, weights, total), drawable
+
+
+def _as_tries(tries: float | None, num_sampled: int) -> float:
+    """The number of draws that a unique sample took."""
+    if tries is None:
+        raise ValueError("tries must be given along with num_sampled for a unique sample, got None")
+    if not tries >= num_sampled:
+        raise ValueError(f"tries must be at least num_sampled = {num_sampled}, got {tries}")
+    return float(tries)

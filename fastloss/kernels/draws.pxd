@@ -1,0 +1,426 @@
+"""Laws and draws, shared by the kernels that sample.
+
+A law is a probability for each id in [0, n).  Kernels take one as five arguments: its kind, n, its table, and the
+weights and their total where it has any.  Random words come from Philox by (key, stream, block), in TensorFlow's order.
+"""
+from cpython.buffer cimport PyBUF_SIMPLE, PyBUF_WRITABLE, PyBuffer_Release, PyObject_GetBuffer
+from cpython.exc cimport PyErr_CheckSignals
+from libc.math cimport exp, log1p
+from libc.stdint cimport int64_t, uint32_t, uint64_t
+
+from laws cimport fl_from_id, fl_log_uniform, fl_pick, fl_two_atanh
+from rng cimport (
+    fl_mod32, fl_mod64, fl_pair, fl_prefetch, fl_rng, fl_rng_fill, fl_rng_word, fl_unit, fl_wide,
+)
+
+cdef enum:
+    UNIFORM, LOG_UNIFORM, LEARNED, FIXED, ALIAS     # kinds of law
+    PROBABILITY, COUNT, TRIES, INCLUSION            # what `measure` gives
+    TILE = 256                                      # draws whose memory accesses overlap
+    FEW = 32                                        # below so many missing ids, look at each draw
+    FANOUT = 16                                     # children of a node of the tree of counts
+    LEVELS = 16
+    CHUNK = 1 << 16                                 # ids between two looks at pending signals
+    FLOAT_BITS = 0x7FFFFF                           # of a word, for TensorFlow's float in [0, 1)
+    CACHED = 1 << 14                                # entries of a table that need no prefetch
+    SMALL = 512                                     # words of a set on the stack
+    BUDGET = 1 << 20                                # draws between two looks at pending signals
+
+cdef struct Law:
+    int kind
+    int64_t n
+    uint64_t size               # draws are uniform integers below it, then mapped to an id
+    uint64_t reciprocal         # floor((2^b - 1)/size) for b-bit words
+    uint64_t limit              # words below it are drawn again
+    double log_range            # log(n + 1), and one over it
+    double per_log
+    const int64_t* table
+    const uint32_t* low         # of an alias table: the lower halves of its thresholds
+    const double* weights
+    double total
+    int levels
+    int64_t start[LEVELS]       # of each level of the tree of counts
+
+
+cdef struct Ids:                # a set of ids: a bitmap, or for wide ranges an open-addressing table of id + 1
+    uint64_t* word
+    bint bitmap
+    int shift
+    uint64_t mask
+
+
+cdef struct Job:
+    int64_t* out
+    int64_t size            # ids wanted
+    int64_t filled          # ids there
+    int64_t tries           # draws made
+    int64_t limit           # draws allowed
+    bint unique
+
+
+# --- the law ----------------------------------------------------------------------------------------------------------
+
+cdef inline int64_t _levels(int64_t n, int64_t* start, int* levels) noexcept nogil:
+    """Where the levels of a tree of counts over n ids begin, leaves first; returns its size."""
+    cdef int64_t size = 0
+    levels[0] = 0
+    while True:
+        start[levels[0]] = size
+        levels[0] += 1
+        n = n//FANOUT + (n % FANOUT != 0)
+        size += n*FANOUT
+        if n == 1:
+            return size
+
+
+cdef inline void _uniform_below(Law* w, uint64_t size, uint64_t top) noexcept nogil:
+    """Exact uniform integers below size from words in [0, top], as TensorFlow draws them."""
+    w.size = size
+    w.reciprocal = top//size
+    w.limit = 0 if size & (size - 1) == 0 else top % size + 1
+
+
+cdef inline int _signals() except -1 with gil:
+    PyErr_CheckSignals()
+    return 0
+
+
+cdef inline void* _data(object array, int64_t* size, bint write) except? NULL:
+    """Where an array of 8-byte numbers, which its owner keeps, begins; a tenth of the time of a memoryview."""
+    cdef Py_buffer view
+    size[0] = 0
+    if array is None:
+        return NULL
+    PyObject_GetBuffer(array, &view, PyBUF_WRITABLE if write else PyBUF_SIMPLE)
+    size[0] = view.len//8
+    PyBuffer_Release(&view)
+    return view.buf
+
+
+cdef inline int _law(Law* w, int kind, int64_t n, object table, object weights, double total) except -1:
+    cdef int64_t size
+    w.kind, w.n, w.total, w.low = kind, n, total, NULL
+    w.table = <const int64_t*>_data(table, &size, False)
+    w.weights = <const double*>_data(weights, &size, False)
+    if kind == UNIFORM:
+        _uniform_below(w, n, <uint64_t>-1)
+        w.total = n
+    elif kind == LOG_UNIFORM:
+        w.log_range = log1p(<double>n)
+        w.per_log = 1.0/w.log_range
+    elif kind == LEARNED:
+        size = _levels(n, w.start, &w.levels)
+        size = n + w.table[size - 1]                # the sum of all counts
+        w.total = <double>size
+        _uniform_below(w, size, <uint32_t>-1 if size <= <uint32_t>-1 else <uint64_t>-1)
+    elif kind == FIXED:
+        _uniform_below(w, n, <uint32_t>-1)
+    else:
+        w.size = n
+        w.low = <const uint32_t*>(w.table + n)
+    return 0
+
+
+# --- draws ------------------------------------------------------------------------------------------------------------
+
+cdef inline Py_ssize_t _pairs(fl_rng* g, Py_ssize_t want) noexcept nogil:
+    """How many pairs of words, at most `want` and at least one, lie ready."""
+    cdef Py_ssize_t ready
+    if g.end - g.next < 2:
+        fl_rng_fill(g, 2*want)
+    ready = (g.end - g.next)//2
+    return ready if ready < want else want
+
+
+cdef inline void _fill_uniform(const Law* w, fl_rng* g, int64_t* out, Py_ssize_t m) noexcept nogil:
+    cdef Py_ssize_t i = 0, j, ready
+    cdef uint64_t x, n = w.size, reciprocal = w.reciprocal, limit = w.limit
+    cdef const uint32_t* p
+    while i < m:
+        ready = _pairs(g, m - i)
+        p = g.word + g.next
+        for j in range(ready):
+            x = fl_pair(p + 2*j)
+            out[i] = <int64_t>fl_mod64(x, n, reciprocal)
+            i += x >= limit
+        g.next += <int>(2*ready)
+
+
+cdef inline void _fill_log_uniform(const Law* w, fl_rng* g, int64_t* out, Py_ssize_t m) noexcept nogil:
+    """floor(exp(u log(n + 1))) - 1: where the vectorised exp could fall on the wrong side of an integer, ask libm."""
+    cdef Py_ssize_t i = 0, j, ready
+    cdef int64_t k, n = w.n, near
+    cdef uint64_t x
+    cdef double log_range = w.log_range
+    cdef double y[TILE]
+    cdef const uint32_t* p
+    while i < m:
+        ready = _pairs(g, m - i)
+        if ready > TILE:
+            ready = TILE
+        p = g.word + g.next
+        for j in range(ready):
+            x = fl_pair(p + 2*j)
+            y[j] = fl_unit(x << 32 | x >> 32)*log_range
+        near = n >> 50
+        if not near:
+            for j in range(ready):
+                out[i + j] = fl_log_uniform(y[j], &near)
+        if near:
+            for j in range(ready):
+                out[i + j] = <int64_t>exp(y[j]) - 1
+        for j in range(ready):
+            k = out[i + j]
+            out[i + j] = k - n if k >= n else k
+        g.next += <int>(2*ready)
+        i += ready
+
+
+cdef inline uint64_t _integer32(const Law* w, fl_rng* g) noexcept nogil:
+    cdef uint32_t x = fl_rng_word(g)
+    while x < w.limit:
+        x = fl_rng_word(g)
+    return fl_mod32(x, <uint32_t>w.size, <uint32_t>w.reciprocal)
+
+
+cdef inline uint64_t _integer64(const Law* w, fl_rng* g) noexcept nogil:
+    cdef uint64_t x
+    while True:
+        _pairs(g, 1)
+        x = fl_pair(g.word + g.next)
+        g.next += 2
+        if x >= w.limit:
+            return fl_mod64(x, w.size, w.reciprocal)
+
+
+cdef inline void _fill_learned(const Law* w, fl_rng* g, int64_t* out, Py_ssize_t m) noexcept nogil:
+    """Descend the tree of counts, TILE draws abreast so that their cache misses overlap.
+
+    An entry holds what was added to the counts of its subtree and of its elder siblings'; the ones that every id begins
+    with are not stored.  Ids beyond the range would have counts of one too, but lie after all that can be drawn.
+    """
+    cdef Py_ssize_t i = 0, j, ready
+    cdef int64_t left[TILE]
+    cdef int64_t node[TILE]
+    cdef int64_t each, below, at, r
+    cdef const int64_t* added
+    cdef int level, _level
+    while i < m:
+        ready = m - i if m - i < TILE else TILE
+        if w.size <= <uint32_t>-1:
+            for j in range(ready):
+                left[j] = <int64_t>_integer32(w, g)
+        else:
+            for j in range(ready):
+                left[j] = <int64_t>_integer64(w, g)
+        for j in range(ready):
+            node[j] = 0
+        each = 1
+        for _level in range(1, w.levels):
+            each *= FANOUT
+        for level in range(w.levels - 1, -1, -1):
+            for j in range(ready):
+                added = w.table + w.start[level] + node[j]*FANOUT
+                r = left[j]
+                below = 8*(added[7] + 8*each <= r)                              # bisection without branches
+                below += 4*(added[below + 3] + (below + 4)*each <= r)
+                below += 2*(added[below + 1] + (below + 2)*each <= r)
+                below += added[below] + (below + 1)*each <= r
+                left[j] = r - (added[below - 1] + below*each if below else 0)
+                at = node[j]*FANOUT + below
+                node[j] = at
+                if level:
+                    fl_prefetch(w.table + w.start[level - 1] + at*FANOUT)
+                    fl_prefetch(w.table + w.start[level - 1] + at*FANOUT + FANOUT//2)
+            each //= FANOUT
+        for j in range(ready):
+            out[i + j] = node[j]
+        i += ready
+
+
+cdef inline void _fill_fixed(const Law* w, fl_rng* g, int64_t* out, Py_ssize_t m) noexcept nogil:
+    """TensorFlow's alias draw: first the float, then the bucket."""
+    cdef Py_ssize_t i = 0, j, ready
+    cdef uint32_t share[TILE]
+    cdef uint32_t x, n = <uint32_t>w.size, reciprocal = <uint32_t>w.reciprocal, limit = <uint32_t>w.limit
+    cdef int64_t redrawn
+    cdef const uint32_t* p
+    while i < m:
+        ready = _pairs(g, m - i)
+        if ready > TILE:
+            ready = TILE
+        p = g.word + g.next
+        redrawn = 0
+        for j in range(ready):
+            x = p[2*j + 1]
+            redrawn |= x < limit
+            share[j] = p[2*j] & FLOAT_BITS
+            out[i + j] = fl_mod32(x, n, reciprocal)
+        if redrawn:                                 # rare: a draw takes more than two words
+            for j in range(ready):
+                share[j] = fl_rng_word(g) & FLOAT_BITS
+                out[i + j] = <int64_t>_integer32(w, g)
+        else:
+            g.next += <int>(2*ready)
+        if n > CACHED:
+            for j in range(ready):
+                fl_prefetch(w.table + out[i + j])
+        for j in range(ready):
+            out[i + j] = fl_pick(w.table, <uint64_t>out[i + j], share[j])
+        i += ready
+
+
+cdef inline void _fill_alias(const Law* w, fl_rng* g, int64_t* out, Py_ssize_t m) noexcept nogil:
+    """One 64-bit number gives the bucket (upper half of its product with n) and the share of it (lower half)."""
+    cdef Py_ssize_t i = 0, j, ready
+    cdef uint64_t bucket, share
+    cdef const uint32_t* p
+    while i < m:
+        ready = _pairs(g, m - i)
+        if ready > TILE:
+            ready = TILE
+        p = g.word + g.next
+        if w.size > CACHED:
+            for j in range(ready):
+                fl_prefetch(w.table + fl_wide(fl_pair(p + 2*j), w.size, &share))
+        for j in range(ready):
+            bucket = fl_wide(fl_pair(p + 2*j), w.size, &share)
+            out[i + j] = fl_pick(w.table, bucket, <uint32_t>(share >> 32))
+            if share >> 32 == <uint32_t>w.table[bucket] and <uint32_t>share < w.low[bucket]:
+                out[i + j] = <int64_t>bucket        # once in 2^32 draws the lower halves decide
+        g.next += <int>(2*ready)
+        i += ready
+
+
+cdef inline void _fill(const Law* w, fl_rng* g, int64_t* out, Py_ssize_t m) noexcept nogil:
+    """The next m draws."""
+    if w.kind == UNIFORM:
+        _fill_uniform(w, g, out, m)
+    elif w.kind == LOG_UNIFORM:
+        _fill_log_uniform(w, g, out, m)
+    elif w.kind == LEARNED:
+        _fill_learned(w, g, out, m)
+    elif w.kind == FIXED:
+        _fill_fixed(w, g, out, m)
+    else:
+        _fill_alias(w, g, out, m)
+
+
+# --- distinct draws ---------------------------------------------------------------------------------------------------
+
+cdef inline void _ids(Ids* s, uint64_t* word, Py_ssize_t size, int64_t n) noexcept nogil:
+    """A set in zeroed words: a bitmap where they suffice for n bits, else a table (their number is a power of two)."""
+    s.word = word
+    s.bitmap = n <= 64*size
+    s.mask = size - 1
+    s.shift = 64
+    while not s.bitmap and size > 1:
+        size >>= 1
+        s.shift -= 1
+
+
+cdef inline bint _is_new(const Ids* s, uint64_t v, bint insert) noexcept nogil:
+    """Whether v is not in the set; puts it there if told to."""
+    cdef uint64_t h, u
+    if s.bitmap:
+        u = s.word[v >> 6]
+        h = <uint64_t>1 << (v & 63)
+        if insert:
+            s.word[v >> 6] = u | h
+        return u & h == 0
+    h = (v*<uint64_t>0x9E3779B97F4A7C15) >> s.shift
+    while True:
+        u = s.word[h]
+        if u == v + 1:
+            return False
+        if u == 0:
+            if insert:
+                s.word[h] = v + 1
+            return True
+        h = (h + 1) & s.mask
+
+
+cdef inline Py_ssize_t _keep_new(const Ids* s, int64_t* ids, Py_ssize_t m, bint insert, bint rare) noexcept nogil:
+    """Moves the ids that are new to the front, in order; returns how many there are.  `rare`: hardly any are new."""
+    cdef Py_ssize_t i, kept = 0
+    cdef uint64_t u, h, v
+    cdef uint64_t put = <uint64_t>0 - <uint64_t>insert
+    cdef uint64_t* word = s.word
+    if s.bitmap and not rare:
+        for i in range(m):                           # no branch to mispredict
+            v = <uint64_t>ids[i]
+            u = word[v >> 6]
+            h = <uint64_t>1 << (v & 63)
+            word[v >> 6] = u | (h & put)
+            ids[kept] = <int64_t>v
+            kept += (u & h) == 0
+    else:
+        for i in range(m):
+            v = <uint64_t>ids[i]
+            if _is_new(s, v, insert):
+                ids[kept] = <int64_t>v
+                kept += 1
+    return kept
+
+
+cdef inline void _run(const Law* w, fl_rng* g, const Ids* s, Job* job, int64_t budget) noexcept nogil:
+    """Draws until the job is done, its limit is reached, or the budget is spent.
+
+    With a set, ids already in it are skipped, and `unique` adds the others to it; without one every draw counts.
+    """
+    cdef Py_ssize_t m, j, kept = job.size
+    cdef int64_t few[FEW]
+    cdef int64_t stop = job.limit if job.limit - job.tries < budget else job.tries + budget
+    while job.filled < job.size and job.tries < stop:
+        m = job.size - job.filled
+        if s == NULL or m > FEW:
+            m = m if m < 4*TILE else 4*TILE
+            _fill(w, g, job.out + job.filled, m)
+            job.tries += m
+            kept = m if s == NULL else _keep_new(s, job.out + job.filled, m, job.unique, 4*kept < m)
+            job.filled += kept
+        else:
+            # draws made in excess are forgotten: the stream of the next call begins elsewhere
+            m = FEW if job.tries else m
+            _fill(w, g, few, m)
+            for j in range(m):
+                job.tries += 1
+                if _is_new(s, <uint64_t>few[j], job.unique):
+                    job.out[job.filled] = few[j]
+                    job.filled += 1
+                    if job.filled == job.size:
+                        break
+
+
+cdef inline int64_t _set_size(int64_t n, int64_t ids) noexcept nogil:
+    """Words for a set of ids in [0, n): a bitmap if it is not much larger, else a table at most half full."""
+    cdef int64_t size = 8
+    if n//64 <= 4*ids:
+        return n//64 + 1
+    while size < 2*ids:
+        size *= 2
+    return size
+
+
+# --- probabilities ----------------------------------------------------------------------------------------------------
+
+cdef inline double _probability(const Law* w, int64_t v) noexcept nogil:
+    cdef int64_t c
+    if w.kind == UNIFORM:
+        return 1.0/w.total
+    if w.kind == LOG_UNIFORM:
+        return fl_two_atanh(1.0/(2.0*fl_from_id(v) + 3.0))*w.per_log
+    if w.kind == LEARNED:
+        c = w.table[v] + 1
+        if v % FANOUT:
+            c -= w.table[v - 1]
+        return <double>c/w.total
+    return w.weights[v]/w.total
+
+
+cdef inline bint _has(const uint64_t* bits, int64_t v) noexcept nogil:
+    return bits[v >> 6] >> (v & 63) & 1
+
+
+cdef inline void _mark(uint64_t* bits, int64_t v) noexcept nogil:
+    bits[v >> 6] |= <uint64_t>1 << (v & 63)

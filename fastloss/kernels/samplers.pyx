@@ -1,0 +1,403 @@
+"""Samples, with and without repeats, and their expected counts."""
+from cpython.exc cimport PyErr_CheckSignals
+from cython.parallel cimport prange
+from libc.math cimport floor, log, log1p
+from libc.stdint cimport int64_t, uint32_t, uint64_t
+from libc.string cimport memset
+
+from draws cimport (
+    ALIAS, BUDGET, CHUNK, COUNT, FIXED, INCLUSION, LEARNED, LOG_UNIFORM, PROBABILITY, SMALL, TILE, TRIES, UNIFORM,
+    Ids, Job, Law, _data, _fill, _has, _ids, _law, _mark, _pairs, _probability, _run, _set_size, _signals,
+)
+from laws cimport fl_from_id, fl_one_minus_exp, fl_two_atanh
+from parallel cimport blocks, cut
+from rng cimport fl_open, fl_pair, fl_philox, fl_rng, fl_rng_start
+
+LAWS = {"uniform": UNIFORM, "log_uniform": LOG_UNIFORM, "learned_unigram": LEARNED, "fixed_unigram": FIXED,
+        "alias": ALIAS}
+MEASURES = {"probability": PROBABILITY, "count": COUNT, "tries": TRIES, "inclusion": INCLUSION}
+
+
+def sample(int kind, int64_t n, object table, object weights, double total,
+           uint64_t key, uint64_t stream, uint64_t block, object out, bint unique, object seen, int64_t limit,
+           object true, object true_count, object count):
+    """Fill out with draws, distinct ones if `unique`; `seen` is scratch for them, zeroed, if `set_size` is not 0.
+
+    Where `limit` draws were enough, and counts are wanted, gives the expected counts of the true and sampled ids, too.
+    Returns the position of the first true id outside the range, or -1 (if there is one, nothing is done); how many ids
+    there are; and how many draws were made.
+    """
+    cdef Law w
+    cdef fl_rng g
+    cdef Ids s
+    cdef Ids* known = NULL
+    cdef Job job
+    cdef uint64_t small[SMALL]
+    cdef int64_t bad, size, trues, unused
+    cdef const int64_t* ids = <const int64_t*>_data(true, &trues, False)
+    cdef double* expected = <double*>_data(true_count, &unused, True)
+    cdef double* counted = <double*>_data(count, &unused, True)
+    cdef uint64_t* set_words = <uint64_t*>_data(seen, &size, True)
+    _law(&w, kind, n, table, weights, total)
+    bad = _outside(ids, trues, n)
+    job.out = <int64_t*>_data(out, &job.size, True)
+    if bad >= 0 or job.size == 0:
+        return bad, 0, 0
+    job.filled, job.tries, job.limit, job.unique = 0, 0, limit, True
+    fl_rng_start(&g, key, stream, block)
+    if unique:
+        if seen is None:
+            size = _set_size(n, job.size)
+            memset(small, 0, <size_t>size*8)
+            set_words = small
+        _ids(&s, set_words, size, n)
+        known = &s
+    while True:
+        with nogil:
+            _run(&w, &g, known, &job, BUDGET)
+        if job.filled == job.size or job.tries >= job.limit:
+            break
+        PyErr_CheckSignals()
+    if counted != NULL and job.filled == job.size:
+        with nogil:
+            _expected(&w, ids, expected, trues, job.size, <double>job.tries)
+            _expected(&w, job.out, counted, job.size, job.size, <double>job.tries)
+    return -1, job.filled, job.tries
+
+
+cdef void _spread(const Law* w, uint64_t key, uint64_t stream, int64_t first, int64_t last,
+                  int64_t* out) noexcept nogil:
+    cdef fl_rng g
+    fl_rng_start(&g, key, stream, <uint64_t>first//2)
+    _fill(w, &g, out + first, last - first)
+
+
+def spread(int kind, int64_t n, object table, object weights, double total,
+           uint64_t key, uint64_t stream, object out, int n_threads):
+    """Fill out with draws of a law that takes two words for each, as alias tables do; threads do not change them."""
+    cdef Law w
+    cdef int64_t size, first = 0, last, tiles
+    cdef int64_t* ids = <int64_t*>_data(out, &size, True)
+    cdef int k, count
+    _law(&w, kind, n, table, weights, total)
+    while first < size:
+        last = size if size - first < 16*BUDGET else first + 16*BUDGET
+        tiles = (last - first + TILE - 1)//TILE
+        count = blocks(tiles, TILE, n_threads)
+        if count == 1:
+            with nogil:
+                _spread(&w, key, stream, first, last, ids)
+        else:
+            for k in prange(count, nogil=True, num_threads=n_threads, schedule="static"):
+                _spread(&w, key, stream, first + TILE*cut(tiles, k, count),
+                        last if k == count - 1 else first + TILE*cut(tiles, k + 1, count), ids)
+        first = last
+        PyErr_CheckSignals()
+
+
+def set_size(int64_t n, int64_t ids, int64_t spare=SMALL):
+    """Words for a set of so many ids in [0, n); 0 where the spare ones, which `sample` has itself, are enough."""
+    cdef int64_t size = _set_size(n, ids)
+    return size if size > spare else 0
+
+
+def derive(uint64_t key, uint64_t stream, uint64_t block):
+    """A key for numbers that must not meet those of the stream itself."""
+    cdef uint32_t word[4]
+    fl_philox(key ^ <uint64_t>0xD1B54A32D192ED03, stream, block, word, 1)
+    return fl_pair(word)
+
+
+# --- what is left when draws by rejection took too long ---------------------------------------------------------------
+
+cdef void _sink(double* key, int64_t* ids, Py_ssize_t i, Py_ssize_t size) noexcept nogil:
+    """Restores a heap, largest key first, below position i."""
+    cdef Py_ssize_t child
+    cdef double k = key[i]
+    cdef int64_t v = ids[i]
+    while True:
+        child = 2*i + 1
+        if child >= size:
+            break
+        if child + 1 < size and key[child + 1] > key[child]:
+            child += 1
+        if key[child] <= k:
+            break
+        key[i] = key[child]
+        ids[i] = ids[child]
+        i = child
+    key[i] = k
+    ids[i] = v
+
+
+cdef Py_ssize_t _race(const Law* w, fl_rng* g, const uint64_t* seen, int64_t first, int64_t last,
+                      double* key, int64_t* ids, Py_ssize_t held, Py_ssize_t wanted) noexcept nogil:
+    """Gives each unseen id of weight an exponential key; keeps the smallest ones."""
+    cdef int64_t v
+    cdef Py_ssize_t i
+    cdef double p, k
+    for v in range(first, last):
+        if _has(seen, v):
+            continue
+        p = w.weights[v] if w.weights else _probability(w, v)      # which may be too small for a double
+        if not p > 0:
+            continue
+        _pairs(g, 128)
+        k = -log(fl_open(fl_pair(g.word + g.next)))/p
+        g.next += 2
+        if held < wanted:
+            key[held] = k
+            ids[held] = v
+            held += 1
+            if held == wanted:
+                for i in range(wanted//2 - 1, -1, -1):
+                    _sink(key, ids, i, wanted)
+        elif k < key[0]:
+            key[0] = k
+            ids[0] = v
+            _sink(key, ids, 0, wanted)
+    return held
+
+
+cdef void _sort(double* key, int64_t* ids, Py_ssize_t size) noexcept nogil:
+    """Smallest key first, from a heap."""
+    cdef Py_ssize_t last
+    cdef double k
+    cdef int64_t v
+    for last in range(size - 1, 0, -1):
+        k, v = key[last], ids[last]
+        key[last], ids[last] = key[0], ids[0]
+        key[0], ids[0] = k, v
+        _sink(key, ids, 0, last)
+
+
+cdef double _unseen(const Law* w, const uint64_t* seen, int64_t first, int64_t last) noexcept nogil:
+    """The probability of the unseen ids in [first, last)."""
+    cdef double s = 0
+    cdef int64_t v
+    for v in range(first, last):
+        if not _has(seen, v):
+            s += _probability(w, v)
+    return s
+
+
+def race(int kind, int64_t n, object table, object weights, double total,
+         uint64_t key, uint64_t stream, int64_t[::1] out, Py_ssize_t filled, const int64_t[::1] excluded,
+         uint64_t[::1] seen, double[::1] keys):
+    """Fill the rest of out with distinct ids that are not excluded, in the order in which they would have been drawn.
+
+    Ids in the order of exponential times of their rates have the law of draws of which repeats are skipped (Efraimidis
+    and Spirakis, "Weighted random sampling with a reservoir", 2006).  `seen` is a bitmap of zeros, `keys` is scratch,
+    one for each missing id.  Returns the number of draws that skipping repeats would have taken.
+    """
+    cdef Law w
+    cdef fl_rng g
+    cdef int64_t first = 0, last
+    cdef Py_ssize_t i, held = 0, wanted = out.shape[0] - filled
+    cdef double mass = 0, tries = 0
+    _law(&w, kind, n, table, weights, total)
+    fl_rng_start(&g, key, stream, 0)
+    with nogil:
+        for i in range(excluded.shape[0]):
+            _mark(&seen[0], excluded[i])
+        for i in range(filled):
+            _mark(&seen[0], out[i])
+    while first < n:
+        last = n if n - first < CHUNK else first + CHUNK
+        with nogil:
+            held = _race(&w, &g, &seen[0], first, last, &keys[0], &out[filled], held, wanted)
+        first = last
+        PyErr_CheckSignals()
+    if held < wanted:
+        raise ValueError(f"too few ids are left: {wanted} wanted, {held} left")
+    with nogil:
+        _sort(&keys[0], &out[filled], wanted)
+        for i in range(filled, filled + wanted):
+            _mark(&seen[0], out[i])
+    first = 0
+    while first < n:
+        last = n if n - first < CHUNK else first + CHUNK
+        with nogil:
+            mass += _unseen(&w, &seen[0], first, last)
+        first = last
+        PyErr_CheckSignals()
+    with nogil:
+        for i in range(filled + wanted - 1, filled - 1, -1):
+            mass += _probability(&w, out[i])
+            _pairs(&g, 128)
+            tries += 1 + floor(log(fl_open(fl_pair(g.word + g.next)))/log1p(-mass if mass < 1 else -1.0))
+            g.next += 2
+    return tries
+
+
+def redraw(int kind, int64_t n, object table, object weights, double total,
+           uint64_t key, uint64_t stream, int64_t[::1] out, Py_ssize_t filled, const int64_t[::1] excluded,
+           uint64_t[::1] seen, double[::1] sums):
+    """Fill the rest of out with independent draws among ids that are not excluded, by bisection of their running sums.
+
+    `seen` is a bitmap of zeros, `sums` is scratch, one for each id.
+    """
+    cdef Law w
+    cdef fl_rng g
+    cdef int64_t v, low, high, middle
+    cdef Py_ssize_t i
+    cdef double mass = 0, at
+    _law(&w, kind, n, table, weights, total)
+    fl_rng_start(&g, key, stream, 0)
+    with nogil:
+        for i in range(excluded.shape[0]):
+            _mark(&seen[0], excluded[i])
+        for v in range(n):
+            mass += 0.0 if _has(&seen[0], v) else _probability(&w, v)
+            sums[v] = mass
+            if v % CHUNK == CHUNK - 1:
+                _signals()
+        for i in range(filled, out.shape[0]):
+            _pairs(&g, 128)
+            at = fl_open(fl_pair(g.word + g.next))*mass
+            g.next += 2
+            low, high = 0, n - 1                    # first id whose sum exceeds `at`; at the end, the last unseen one
+            while low < high:
+                middle = low + (high - low)//2
+                if sums[middle] > at or sums[middle] == mass:
+                    high = middle
+                else:
+                    low = middle + 1
+            out[i] = low
+            if i % CHUNK == CHUNK - 1:
+                _signals()
+
+
+# --- expected counts --------------------------------------------------------------------------------------------------
+
+cdef void _probabilities(const Law* w, const int64_t* ids, double* p, Py_ssize_t m) noexcept nogil:
+    cdef Py_ssize_t i
+    cdef double scale
+    if w.kind == LOG_UNIFORM:
+        scale = w.per_log
+        for i in range(m):
+            p[i] = fl_two_atanh(1.0/(2.0*fl_from_id(ids[i]) + 3.0))*scale
+    else:
+        for i in range(m):
+            p[i] = _probability(w, ids[i])
+
+
+cdef void _measured(double* p, Py_ssize_t m, int what, double x) noexcept nogil:
+    """Turns probabilities into what is asked for."""
+    cdef Py_ssize_t i
+    cdef int64_t large = 0
+    if what == COUNT:
+        for i in range(m):
+            p[i] *= x
+    elif what == TRIES:
+        x = x if x < 1e300 else 1e300               # no infinity times zero
+        for i in range(m):
+            large |= p[i] > 0.5
+        if large:
+            for i in range(m):
+                p[i] = fl_one_minus_exp(-x*log1p(-p[i] if p[i] < 1 else -1.0))
+        else:
+            for i in range(m):
+                p[i] = fl_one_minus_exp(x*fl_two_atanh(p[i]/(2.0 - p[i])))
+    elif what == INCLUSION:
+        for i in range(m):
+            p[i] = fl_one_minus_exp(p[i]*x if p[i] > 0 else 0.0)
+
+
+cdef void _measure(const Law* w, const int64_t* ids, double* out, Py_ssize_t size, int what,
+                   double x) noexcept nogil:
+    cdef Py_ssize_t i = 0, m
+    while i < size:
+        m = size - i if size - i < TILE else TILE
+        _probabilities(w, ids + i, out + i, m)
+        _measured(out + i, m, what, x)
+        i += m
+
+
+cdef void _expected(const Law* w, const int64_t* ids, double* out, Py_ssize_t size, int64_t wanted,
+                    double tries) noexcept nogil:
+    """TensorFlow's expected counts of ids in a sample of `wanted` ids."""
+    if tries == wanted:
+        _measure(w, ids, out, size, COUNT, <double>wanted)
+    else:
+        _measure(w, ids, out, size, TRIES, tries)
+
+
+cdef int64_t _outside(const int64_t* ids, int64_t size, int64_t n) noexcept nogil:
+    cdef int64_t i
+    cdef uint64_t top = <uint64_t>n
+    for i in range(size):
+        if <uint64_t>ids[i] >= top:
+            return i
+    return -1
+
+
+def outside(object ids, int64_t n):
+    """Position of the first id outside [0, n), or -1."""
+    cdef int64_t size, bad
+    cdef const int64_t* data = <const int64_t*>_data(ids, &size, False)
+    with nogil:
+        bad = _outside(data, size, n)
+    return bad
+
+
+def measure(int kind, int64_t n, object table, object weights, double total,
+            object ids, object out, int what, double x):
+    """Of each id, which must lie in [0, n), by `what` and with x:
+
+    its probability P (x unused); its expected count x P in x draws; the probability 1 - (1 - P)^x that it is among x
+    draws; the probability 1 - exp(-x P) that it is drawn before time x when ids arrive at the rates P.
+    """
+    cdef Law w
+    cdef int64_t size
+    cdef const int64_t* data = <const int64_t*>_data(ids, &size, False)
+    cdef double* result = <double*>_data(out, &size, True)
+    _law(&w, kind, n, table, weights, total)
+    with nogil:
+        _measure(&w, data, result, size, what, x)
+
+
+def inclusion_time(int kind, int64_t n, object table, object weights, double total, double count):
+    """The time t with sum_v 1 - exp(-t P(v)) = count, which must be below the number of ids of weight.
+
+    Newton's method from t = count, where the sum is too small; it is concave, so t grows until it is right.
+    """
+    cdef Law w
+    cdef double t = count, drawn, slope, block, step, error
+    cdef double p[TILE]
+    cdef double y[TILE]
+    cdef int64_t ids[TILE]
+    cdef int64_t v
+    cdef Py_ssize_t i, m
+    cdef int _turn
+    _law(&w, kind, n, table, weights, total)
+    for _turn in range(200):
+        drawn = slope = error = 0
+        v = 0
+        while v < n:
+            with nogil:
+                while v < n:
+                    m = n - v if n - v < TILE else TILE
+                    for i in range(m):
+                        ids[i] = v + i
+                    _probabilities(&w, ids, p, m)
+                    for i in range(m):
+                        y[i] = p[i]
+                    _measured(y, m, INCLUSION, t)
+                    block = 0
+                    for i in range(m):
+                        block += y[i]
+                        slope += p[i]*(1.0 - y[i])
+                    block -= error                  # compensated: a million terms to the last digit
+                    step = drawn + block
+                    error = (step - drawn) - block
+                    drawn = step
+                    v += m
+                    if v % CHUNK < TILE:
+                        break
+            PyErr_CheckSignals()
+        step = (count - drawn)/slope
+        if not step > t*1e-16:
+            break
+        t += step
+    return t
