@@ -192,8 +192,8 @@ def sparse_softmax_cross_entropy_with_logits(
     --------
     >>> import numpy as np
     >>> import fastloss as fl
-    >>> fl.sparse_softmax_cross_entropy_with_logits(labels=[0, 2], logits=np.float32([[20, 0, 0], [1, 2, 3]]))
-    array([4.1223074e-09, 4.0760595e-01], dtype=float32)
+    >>> fl.sparse_softmax_cross_entropy_with_logits(labels=[0, 1], logits=np.float32([[20, 0], [3, 3]]))
+    array([2.0611537e-09, 6.9314718e-01], dtype=float32)
     """
     x = logits if type(logits) is np.ndarray else _inputs.array("logits", logits)
     k = _inputs.axis_index(axis if dim is None else dim, x.ndim)

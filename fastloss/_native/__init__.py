@@ -6,13 +6,12 @@ machine can run, or the one that ``FASTLOSS_ISA`` names.
 """
 
 import os
-from pathlib import Path
 
 from fastloss import _host
 
-_root = Path(__file__).parent
-available = [isa for isa in _host.isas() if any((_root / isa).glob("*.[sp][oy]*"))]
+_root = os.path.dirname(__file__)  # not pathlib: importing that would double what importing this package costs
+available = [isa for isa in _host.isas() if os.path.isdir(f"{_root}/{isa}") and os.listdir(f"{_root}/{isa}")]
 isa = os.environ.get("FASTLOSS_ISA") or (available[0] if available else "")
 if isa not in available:
     raise ImportError(f"FASTLOSS_ISA={isa!r}, but this machine and build offer {available}")
-__path__ = [str(_root / isa)]
+__path__ = [os.path.join(_root, isa)]

@@ -1,0 +1,69 @@
+"""How many threads a call takes, and that no start method of processes hangs it."""
+
+import multiprocessing
+import os
+import subprocess
+import sys
+
+import numpy as np
+import pytest
+
+import fastloss as fl
+from fastloss import _host, _threads
+
+CLEAN = {k: v for k, v in os.environ.items() if not k.startswith("OMP_")}
+PRINT = "from fastloss import _threads; print(_threads.resolve({}))"
+
+
+def resolve_in_child(argument="", **environment):
+    code = PRINT.format(argument)
+    done = subprocess.run(
+        [sys.executable, "-c", code], env=CLEAN | environment, capture_output=True, text=True, check=True
+    )
+    return int(done.stdout)
+
+
+@pytest.mark.skipif(_host.openmp_max_threads() == 0, reason="built without OpenMP")
+def test_policy():
+    assert resolve_in_child() == min(_threads._CPUS, _threads._cpus())
+    assert resolve_in_child(OMP_NUM_THREADS="3") == 3
+    assert resolve_in_child("5", OMP_NUM_THREADS="3") == 5
+    assert resolve_in_child("None, 100", OMP_NUM_THREADS="3") == 1  # below the grain
+
+
+def test_bad_thread_counts():
+    for value, error, words in [(0, ValueError, "at least 1, got 0"), (-2, ValueError, "got -2"), ("2", TypeError, "integer")]:
+        with pytest.raises(error, match=words):
+            _threads.resolve(value)
+
+
+def heavy(n_threads):
+    rng = np.random.default_rng(0)
+    x, y = rng.standard_normal((512, 1000)), rng.integers(0, 1000, 512)
+    return fl.sparse_softmax_cross_entropy_with_logits(labels=y, logits=x, n_threads=n_threads).tobytes()
+
+
+def child(queue):
+    queue.put((_threads.resolve(), heavy(2)))
+
+
+@pytest.mark.filterwarnings("ignore:.*multi-threaded.*:DeprecationWarning")
+@pytest.mark.parametrize("method", multiprocessing.get_all_start_methods())
+def test_a_worker_after_a_parallel_parent(method):
+    want = heavy(2)  # starts the team that a forked child would wait for
+    context = multiprocessing.get_context(method)
+    queue = context.Queue()
+    process = context.Process(target=child, args=(queue,))
+    process.start()
+    n_threads, got = queue.get(timeout=60)
+    process.join(10)
+    assert process.exitcode == 0
+    assert (n_threads, got) == (1, want)
+
+
+def test_many_python_threads_at_once():
+    from concurrent.futures import ThreadPoolExecutor
+
+    want = heavy(1)
+    with ThreadPoolExecutor(4) as pool:
+        assert all(got == want for got in pool.map(heavy, [1, 2, 1, 3, 2, 1, 1, 2]))
