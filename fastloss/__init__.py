@@ -10,6 +10,7 @@ from fastloss._candidates import (
     sample_negatives,
     uniform_candidate_sampler,
 )
+from fastloss._ctc import ctc_loss
 from fastloss._gradients import value_and_grad
 from fastloss._samplers import FixedUnigramSampler, LearnedUnigramSampler, LogUniformSampler, UniformSampler
 from fastloss._softmax import (
@@ -30,6 +31,7 @@ __all__ = [
     "UniformSampler",
     "all_candidate_sampler",
     "compute_accidental_hits",
+    "ctc_loss",
     "fixed_unigram_candidate_sampler",
     "learned_unigram_candidate_sampler",
     "log_softmax",

@@ -137,6 +137,18 @@ def vector(name: str, value: ArrayLike | None, size: int) -> Array | None:
     return np.ascontiguousarray(a, np.float64)
 
 
+def lengths(name: str, value: ArrayLike, size: int, most: int, unit: str) -> Array:
+    """One length in [0, most] for each of `size` rows, as contiguous int64; a single one serves all."""
+    a = integers(name, value)
+    if a.shape not in ((), (size,)):
+        raise ValueError(f"{name} must have shape ({size},), one length a row, got {a.shape}")
+    bad = (a < 0) | (a > most)
+    if bad.any():
+        row = int(np.argmax(bad))
+        raise ValueError(f"{name} must lie in [0, {most}], the number of {unit}, got {a.reshape(-1)[row]} at row {row}")
+    return np.ascontiguousarray(np.broadcast_to(a, (size,)), np.int64)
+
+
 def scalar(name: str, value: Any, least: float, most: float) -> float:
     """A number in [least, most]."""
     try:

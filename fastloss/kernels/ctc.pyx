@@ -1,0 +1,723 @@
+"""Connectionist temporal classification: loss and gradient of every batch entry.
+
+An entry is one thread's.  Its frames become probabilities of the labels (and, in the gradient's own memory, of all
+classes); then the lattice of lattice.h is walked forward and, for the gradient, back.
+"""
+from cpython.mem cimport PyMem_RawFree, PyMem_RawMalloc
+from cython.parallel cimport prange, threadid
+from libc.math cimport INFINITY, NAN
+from libc.stdint cimport int64_t, uint64_t, uintptr_t
+from libc.string cimport memcpy, memset
+
+from fastloss.kernels.arrays cimport F32, F64, NO_AXIS, Held, Rows, index_at, load, release, row_at, store, take
+from fastloss.kernels.parallel cimport blocks
+from fastloss.kernels.vmath cimport FL_BIAS, FL_PREFETCH, fl_exp, fl_lo, fl_log, fl_log1p, fl_magic, fl_power, fl_shift
+
+cdef extern from "lattice.h" nogil:
+    double FL_NOTHING
+    double FL_TINY
+    int64_t FL_PART(int64_t) noexcept
+    double fl_two_to(double) noexcept
+    void fl_normal(double, double, double*, double*) noexcept
+    double fl_sum2(double, double, double, double, double*) noexcept
+    void fl_exp_wide(double, double*, double*) noexcept
+    int64_t fl_gather(const double*, const int64_t*, int64_t, double, double*) noexcept
+    void fl_lattice_forward(int64_t, const double*, const double*, const double*, double, double, double,
+                            const double*, double*) noexcept
+    void fl_lattice_backward(int64_t, const double*, const double*, const double*, const double*, double, double,
+                             double, const double*, double, double*, double*, double*) noexcept
+    double fl_largest(const double*, int64_t) noexcept
+    double fl_sum(const double*, int64_t) noexcept
+    void fl_shares(const double*, const int64_t*, int64_t, double*) noexcept
+    void fl_slopes(const double*, const double*, const int64_t*, int64_t, double, double, double*) noexcept
+    void fl_scatterf(char*, int64_t, const int64_t*, const double*, int64_t) noexcept
+    void fl_scatter(char*, int64_t, const int64_t*, const double*, int64_t) noexcept
+    int64_t fl_find(const double*, int64_t, double) noexcept
+    ctypedef struct fl_rest:
+        int64_t k[3]
+        double p[3]
+        double others
+        double lost
+    void fl_astray(int64_t, const int64_t*, const double*, const fl_rest*, int64_t, double, double, const double*,
+                   double*) noexcept
+    void fl_plain_forward(int64_t, const double*, const double*, double, double, const double*, double*,
+                          double*) noexcept
+    void fl_plain_backward(int64_t, const double*, const double*, double, double, const double*, double*) noexcept
+    void fl_products(int64_t, const double*, const double*, double*, double*) noexcept
+
+cdef enum:
+    LANES = 32                  # of maxima and sums
+    AHEAD = 4                   # frames fetched in advance: they lie too far apart for the machine to guess
+
+cdef struct Frames:             # an array [entries, frames, classes]
+    char* data                  # NULL: no such array
+    Py_ssize_t entry            # strides in bytes
+    Py_ssize_t frame
+    Py_ssize_t step
+    int kind
+
+cdef struct Job:
+    Frames logits
+    Frames grad
+    Rows labels                 # one row an element
+    Rows loss
+    const int64_t* offset       # an entry's first element of the labels
+    const int64_t* label_length
+    const int64_t* logit_length
+    const double* scale         # what an entry's gradient is multiplied by, or NULL
+    double factor               # and every entry's
+    Py_ssize_t n_classes
+    Py_ssize_t n_frames
+    Py_ssize_t most_labels      # of an entry
+    Py_ssize_t most_frames
+    int64_t blank
+    bint collapse               # adjacent equal labels become one
+    bint merge                  # a label may last several frames
+    bint skip_long              # entries with more labels than frames are 0
+    bint zero_infinity
+
+cdef struct Top:                # a frame's likeliest class where it has more than half of the probability, or -1
+    int64_t k
+    double others               # what the others have
+
+cdef struct Scratch:            # of one thread
+    double* x                   # a frame's logits, and their exp
+    double* e
+    double* p                   # [frames, W] probabilities of the labels, times 2^pe
+    double* pe
+    double* blank               # [frames, 2] of the blank
+    bint* wide                  # [frames] whether pe is not 0
+    double* plain               # [W] a row of pe that is
+    double* alpha               # rows of four parts: [frames + 1], or 2 where there is no gradient
+    double* beta                # 2 rows
+    double* mass                # [2, W] of blanks and labels, to whole LANES
+    double* skip                # [W + 8]
+    double* hop                 # [W + 8] 1 where skip is 0
+    double* share               # [labels] of the frame, by class
+    double* more                # the same, where a second one is needed
+    double* q                   # [W + 8] plain probabilities of the labels
+    double* off                 # 1 row
+    double* arrived             # [W]
+    fl_rest* rest               # [frames]
+    Top* top                    # [frames]
+    int64_t* label              # [W + 8], -1 past the labels
+    int64_t* slot               # [labels] where its class stands in `classes`
+    int64_t* classes            # the distinct ones, and the position of the first of each
+    int64_t* first
+
+cdef struct Entry:
+    Py_ssize_t frames
+    Py_ssize_t n                # labels
+    Py_ssize_t W
+    Py_ssize_t distinct
+    double stay
+    double plain_stay           # the same as 1 or 0
+    bint confident              # so far most of the probability is the labelling's
+    double lost                 # how much of it is not, by now
+    const char* logits
+    char* grad
+    double scale
+    double m                    # probability of the labelling: m 2^e
+    double e
+
+
+# ------------------------------------------------------------------ scratch
+
+cdef inline Py_ssize_t padded(Py_ssize_t n) noexcept nogil:
+    return (n + 7)//8*8
+
+
+cdef inline char* part(char** free, size_t size) noexcept nogil:
+    """The next `size` bytes, on a cache line."""
+    cdef char* p = free[0]
+    free[0] = p + (size + 63)//64*64
+    return p
+
+
+cdef size_t lay_out(const Job* job, Scratch* s, char* memory) noexcept nogil:
+    """Divides the memory up; returns how much it takes."""
+    cdef char* free = memory
+    cdef size_t n = job.most_labels, W = padded(n + 1), T = job.most_frames, rows = T + 1 if job.grad.data else 2
+    s.x = <double*>part(&free, (job.n_classes + LANES)*8)
+    s.e = <double*>part(&free, (job.n_classes + LANES)*8)
+    s.p = <double*>part(&free, T*W*8)
+    s.pe = <double*>part(&free, T*W*8)
+    s.blank = <double*>part(&free, T*16)
+    s.wide = <bint*>part(&free, T*sizeof(bint))
+    s.plain = <double*>part(&free, W*8)
+    s.alpha = <double*>part(&free, rows*4*FL_PART(W)*8)
+    s.beta = <double*>part(&free, 2*4*FL_PART(W)*8)
+    s.mass = <double*>part(&free, 2*(W + LANES)*8)
+    s.skip = <double*>part(&free, (W + 8)*8)
+    s.hop = <double*>part(&free, (W + 8)*8)
+    s.share = <double*>part(&free, n*8)
+    s.more = <double*>part(&free, n*8)
+    s.q = <double*>part(&free, (W + 8)*8)
+    s.off = <double*>part(&free, 2*FL_PART(W)*8)
+    s.arrived = <double*>part(&free, W*8)
+    s.rest = <fl_rest*>part(&free, T*sizeof(fl_rest))
+    s.top = <Top*>part(&free, T*sizeof(Top))
+    s.label = <int64_t*>part(&free, (W + 8)*8)
+    s.slot = <int64_t*>part(&free, n*8)
+    s.classes = <int64_t*>part(&free, n*8)
+    s.first = <int64_t*>part(&free, n*8)
+    return free - memory
+
+
+# ------------------------------------------------------------------ labels
+
+cdef Py_ssize_t read_labels(const Job* job, Py_ssize_t b, Scratch* s) noexcept nogil:
+    """The entry's labels into s.label; how many are left."""
+    cdef Py_ssize_t k, n = 0
+    cdef int64_t y
+    for k in range(job.label_length[b]):
+        y = index_at(row_at(&job.labels, job.offset[b] + k), job.labels.kind)
+        if <uint64_t>y >= <uint64_t>job.n_classes:      # checked before, but the array may have changed since
+            y = 0
+        if job.collapse and n > 0 and s.label[n - 1] == y:
+            continue
+        s.label[n] = y
+        n += 1
+    return n
+
+
+cdef void set_moves(const Job* job, Entry* it, Scratch* s) noexcept nogil:
+    """Which moves the lattice has."""
+    cdef Py_ssize_t u
+    it.stay = 0 if job.merge else FL_NOTHING
+    it.plain_stay = 1 if job.merge else 0
+    for u in range(it.W + 8):
+        s.skip[u] = FL_NOTHING
+        s.hop[u] = s.q[u] = 0
+    for u in range(it.n, it.W + 8):
+        s.label[u] = -1
+    for u in range(1, it.n):
+        if not job.merge or s.label[u] != s.label[u - 1]:
+            s.skip[u] = 0
+            s.hop[u] = 1
+    for u in range(it.W):
+        s.plain[u] = 0 if u < it.n else FL_NOTHING
+
+
+cdef void find_classes(Entry* it, Scratch* s) noexcept nogil:
+    """The distinct labels, in order of appearance, by a hash table in s.mass."""
+    cdef Py_ssize_t u, k, size = 2*it.W
+    cdef int64_t* table = <int64_t*>s.mass
+    cdef uint64_t h
+    for k in range(size):
+        table[k] = -1
+    it.distinct = 0
+    for u in range(it.n):
+        h = <uint64_t>s.label[u]*0x9E3779B97F4A7C15ULL
+        k = <Py_ssize_t>((h >> 20) % <uint64_t>size)
+        while table[k] >= 0 and s.classes[table[k]] != s.label[u]:
+            k = k + 1 if k + 1 < size else 0
+        if table[k] < 0:
+            table[k] = it.distinct
+            s.classes[it.distinct] = s.label[u]
+            s.first[it.distinct] = u
+            it.distinct += 1
+        s.slot[u] = table[k]
+
+
+# ------------------------------------------------------------------ frames
+
+cdef inline void widen(double p, double x, double shift, double power, double c, double* m, double* e) noexcept nogil:
+    """p = exp(x - shift) 2^(FL_BIAS - power) c as m 2^e, also where it underflows."""
+    m[0] = p
+    e[0] = 0
+    if p >= FL_TINY:
+        return
+    m[0] = 1
+    e[0] = FL_NOTHING
+    if x - shift > -INFINITY:
+        fl_exp_wide(x - shift, m, e)
+        m[0] = m[0]*(c*2.0**FL_BIAS)
+        e[0] = e[0] - power
+
+
+cdef inline void fetch_ahead(const Job* job, const char* frame) noexcept nogil:
+    cdef Py_ssize_t k = 0, size = job.n_classes*job.logits.step
+    if job.logits.step > 0:
+        while k < size:
+            FL_PREFETCH(frame + k)
+            k += 64
+
+
+cdef inline void set_top(double* e, Py_ssize_t n, Py_ssize_t k, double c, Top* top) noexcept nogil:
+    cdef double v = e[k]
+    e[k] = 0
+    top.k = k
+    top.others = fl_sum(e, n)*c
+    e[k] = v
+
+
+cdef inline void set_rest(double* e, Py_ssize_t n, double c, fl_rest* rest) noexcept nogil:
+    """The three largest of the terms, which become 0, and the sum of the others."""
+    cdef int j
+    for j in range(3):
+        rest.p[j] = fl_largest(e, n)
+        rest.k[j] = fl_find(e, n, rest.p[j])
+        rest.p[j] *= c
+        e[rest.k[j]] = 0
+    rest.others = fl_sum(e, n)*c
+
+
+cdef bint read_frame(const Job* job, const Entry* it, Py_ssize_t t, Scratch* s) noexcept nogil:
+    """Probabilities of frame t; False if it has none: NaN, +inf or nothing but -inf."""
+    cdef Py_ssize_t c = job.n_classes, n = (c + LANES - 1)//LANES*LANES, k, u
+    cdef double m, shift, power, lo, magic, total, c_out
+    cdef double* x = s.x
+    cdef double* e = s.e
+    cdef double* p = s.p + t*it.W
+    cdef double* pe = s.pe + t*it.W
+    cdef int64_t tiny
+    if t + AHEAD < it.frames:
+        fetch_ahead(job, it.logits + (t + AHEAD)*job.logits.frame)
+    load(x, it.logits + t*job.logits.frame, job.logits.step, c, job.logits.kind)
+    for k in range(c, n):
+        x[k] = -INFINITY
+    m = fl_largest(x, n)
+    shift = fl_shift(m)
+    power = fl_power(m, shift)
+    lo = fl_lo(power)
+    magic = fl_magic(power)
+    for k in range(padded(c)):
+        e[k] = fl_exp(x[k] - shift, lo, magic)
+    for k in range(padded(c), n):
+        e[k] = 0
+    total = fl_sum(e, n)
+    if not total < INFINITY:
+        return False
+    total = 1/total
+    tiny = fl_gather(e, s.label, it.n, total, p)
+    for u in range(it.n, it.W):
+        p[u] = 1
+    s.wide[t] = tiny > 0
+    if tiny:
+        for u in range(it.W):
+            pe[u] = FL_NOTHING
+        for u in range(it.n):
+            widen(p[u], x[s.label[u]], shift, power, total, &p[u], &pe[u])
+    widen(e[job.blank]*total, x[job.blank], shift, power, total, &s.blank[2*t], &s.blank[2*t + 1])
+    if it.grad != NULL:
+        c_out = total*it.scale
+        s.top[t].k = -1
+        if fl_exp(m - shift, lo, magic)*total > 0.5:
+            set_top(e, n, fl_find(x, n, m), total, &s.top[t])
+        for k in range(c):
+            x[k] = e[k]*c_out
+        store(it.grad + t*job.grad.frame, job.grad.step, job.grad.kind, x, c)
+    if it.confident:
+        set_rest(e, n, total, &s.rest[t])
+    return True
+
+
+cdef void fill(const Job* job, char* grad, Py_ssize_t start, Py_ssize_t stop, double v) noexcept nogil:
+    """The gradient of these frames = v."""
+    cdef Py_ssize_t t, k
+    for t in range(start, stop):
+        for k in range(job.n_classes):
+            store(grad + t*job.grad.frame + k*job.grad.step, 0, job.grad.kind, &v, 1)
+
+
+# ------------------------------------------------------------------ the lattice
+
+cdef inline const double* exponents(const Entry* it, const Scratch* s, Py_ssize_t t) noexcept nogil:
+    return s.pe + t*it.W if s.wide[t] else s.plain
+
+
+cdef inline void clear(double* row, Py_ssize_t W) noexcept nogil:
+    cdef Py_ssize_t k, n = FL_PART(W)
+    for k in range(n):
+        row[k] = row[2*n + k] = 1
+        row[n + k] = row[3*n + k] = FL_NOTHING
+
+
+cdef void forward(Entry* it, Scratch* s, bint keep) noexcept nogil:
+    """alpha of every frame (of the last, unless they are kept), and the probability of the labelling."""
+    cdef Py_ssize_t t, n = FL_PART(it.W), to
+    cdef double* row = s.alpha
+    cdef double top
+    clear(s.alpha, it.W)
+    if not keep:
+        clear(s.alpha + 4*n, it.W)
+    row[n] = 0                          # before the first frame all mass is on the first blank
+    for t in range(it.frames):
+        to = t + 1 if keep else (t + 1) % 2
+        if keep:
+            clear_ends(s.alpha + 4*n*to, it.W)
+        fl_lattice_forward(it.W, row, s.p + t*it.W, exponents(it, s, t), s.blank[2*t], s.blank[2*t + 1], it.stay,
+                           s.skip, s.alpha + 4*n*to)
+        row = s.alpha + 4*n*to
+    it.m = fl_sum2(row[it.n], row[n + it.n], row[2*n + it.n], row[3*n + it.n], &top)
+    fl_normal(it.m, top, &it.m, &it.e)
+
+
+cdef inline void clear_ends(double* row, Py_ssize_t W) noexcept nogil:
+    """What a step does not write of a row, but may read."""
+    cdef Py_ssize_t k, n = FL_PART(W)
+    for k in range(W, n):
+        row[k] = row[2*n + k] = 1
+        row[n + k] = row[3*n + k] = FL_NOTHING
+
+
+cdef double loss_of(const Entry* it) noexcept nogil:
+    """-log(m 2^e), the product e ln 2 in two words."""
+    if it.e < 0.5*FL_NOTHING:
+        return INFINITY
+    return -(it.e*6.93147180369123816490e-01 + (it.e*1.90821492927058770002e-10 + fl_log(it.m)))
+
+
+cdef inline void scatter(char* row, Py_ssize_t step, int kind, const int64_t* classes, const double* v,
+                         Py_ssize_t n) noexcept nogil:
+    """row[classes[j]] = v[j]."""
+    cdef Py_ssize_t j
+    if kind == F32:
+        fl_scatterf(row, step, classes, v, n)
+    elif kind == F64:
+        fl_scatter(row, step, classes, v, n)
+    else:
+        for j in range(n):
+            store(row + classes[j]*step, 0, kind, &v[j], 1)
+
+
+cdef inline Py_ssize_t find_class(const Entry* it, const Scratch* s, int64_t k) noexcept nogil:
+    """Where a class stands among the distinct labels, or -1."""
+    cdef Py_ssize_t j
+    for j in range(it.distinct):
+        if s.classes[j] == k:
+            return j
+    return -1
+
+
+cdef inline double others_of(const Entry* it, const Scratch* s, Py_ssize_t top, double total) noexcept nogil:
+    """total + the shares of all labels but one."""
+    cdef Py_ssize_t j
+    for j in range(it.distinct):
+        if j != top:
+            total += s.share[j]
+    return total
+
+
+cdef void backward(const Job* job, const Entry* it, Scratch* s) noexcept nogil:
+    """The gradient, p - gamma, at the blank and the labels; the other classes have theirs already."""
+    cdef Py_ssize_t t, n = FL_PART(it.W), W = it.W, M = (W + LANES - 1)//LANES*LANES, top
+    cdef double* row = s.beta
+    cdef double* to = s.beta + 4*n
+    cdef double* alpha
+    cdef const double* p
+    cdef const double* pe
+    cdef double c, v, blanks, top_v = 0
+    clear(row, W)
+    clear(to, W)
+    memset(s.mass, 0, 2*M*sizeof(double))
+    row[n + it.n] = 0                   # after the last frame: the last blank, from it or from the last label
+    for t in range(it.frames - 1, -1, -1):
+        alpha = s.alpha + 4*n*(t + 1)
+        p = s.p + t*W
+        pe = exponents(it, s, t)
+        fl_lattice_backward(W, row, alpha, p, pe, s.blank[2*t], s.blank[2*t + 1], it.stay, s.skip, it.e, to, s.mass,
+                            s.mass + M)
+        row, to = to, row
+        blanks = fl_sum(s.mass, M)
+        c = 1/(blanks + fl_sum(s.mass + M, M))
+        memset(s.share, 0, it.distinct*sizeof(double))
+        fl_shares(s.mass + M, s.slot, it.n, s.share)
+        v = (s.blank[2*t]*fl_two_to(s.blank[2*t + 1]) - blanks*c)*it.scale
+        top = -1
+        if s.top[t].k == job.blank:
+            if blanks*c > 0.5:          # 1 - gamma and 1 - p, sums of small terms both
+                v = (fl_sum(s.mass + M, M)*c - s.top[t].others)*it.scale
+        elif s.top[t].k >= 0:
+            top = find_class(it, s, s.top[t].k)
+            if top >= 0 and s.share[top]*c > 0.5:
+                top_v = (others_of(it, s, top, blanks)*c - s.top[t].others)*it.scale
+            else:
+                top = -1
+        fl_slopes(p, pe, s.first, it.distinct, c, it.scale, s.share)
+        if top >= 0:
+            s.share[top] = top_v
+        scatter(it.grad + t*job.grad.frame, job.grad.step, job.grad.kind, s.classes, s.share, it.distinct)
+        scatter(it.grad + t*job.grad.frame, job.grad.step, job.grad.kind, &job.blank, &v, 1)
+
+
+# ------------------------------------------------------------------ confident entries, in plain probabilities
+
+cdef enum:
+    MOST_LOST = 62      # hundredths: a loss above about 1 has no use for this
+
+
+cdef inline double* plain_row(const Entry* it, const Scratch* s, Py_ssize_t t) noexcept nogil:
+    """alpha before frame t, in the same memory as the other kind."""
+    return s.alpha + 4*FL_PART(it.W)*(t if it.grad != NULL else t % 2)
+
+
+cdef inline void set_plain(const Entry* it, Scratch* s, Py_ssize_t t) noexcept nogil:
+    """s.q = probabilities of the labels in frame t, and s.off."""
+    cdef Py_ssize_t u
+    cdef const double* pe = exponents(it, s, t)
+    for u in range(it.n):
+        s.q[u] = s.p[t*it.W + u]*fl_two_to(pe[u])
+
+
+cdef inline double blank_of(const Scratch* s, Py_ssize_t t) noexcept nogil:
+    return s.blank[2*t]*fl_two_to(s.blank[2*t + 1])
+
+
+cdef void start_plain(Entry* it, Scratch* s) noexcept nogil:
+    cdef double* row = plain_row(it, s, 0)
+    memset(row, 0, 2*FL_PART(it.W)*sizeof(double))
+    memset(plain_row(it, s, 1), 0, 2*FL_PART(it.W)*sizeof(double))
+    memset(s.mass, 0, 2*(it.W + LANES)*sizeof(double))
+    row[0] = 1
+    it.lost = 0
+    it.confident = True
+
+
+cdef void plain_forward(const Job* job, Entry* it, Scratch* s, Py_ssize_t t) noexcept nogil:
+    """alpha after frame t, and what is lost by it."""
+    cdef double* row = plain_row(it, s, t)
+    cdef double* to = plain_row(it, s, t + 1)
+    cdef Py_ssize_t M = (it.W + LANES - 1)//LANES*LANES
+    set_plain(it, s, t)
+    fl_astray(it.W, s.label, s.q, &s.rest[t], job.blank, blank_of(s, t), it.plain_stay, s.hop, s.off)
+    fl_products(it.W, row, s.off, s.mass, s.mass + M)
+    s.rest[t].lost = it.lost
+    it.lost += fl_sum(s.mass, 2*M)
+    if it.grad != NULL:
+        memset(to, 0, 2*FL_PART(it.W)*sizeof(double))
+    fl_plain_forward(it.W, row, s.q, blank_of(s, t), it.plain_stay, s.hop, s.arrived, to)
+    it.confident = it.lost < MOST_LOST*0.01
+
+
+cdef double plain_loss(Entry* it, Scratch* s) noexcept nogil:
+    """log(1 + Q/P); leaves Q in it.lost and P in it.m."""
+    cdef Py_ssize_t u, n = FL_PART(it.W)
+    cdef double* row = plain_row(it, s, it.frames)
+    it.m = row[it.n] + row[n + it.n]
+    for u in range(it.n):
+        it.lost += row[u]
+        if u < it.n - 1:
+            it.lost += row[n + u + 1]
+    it.confident = it.lost < MOST_LOST*0.01
+    return fl_log1p(it.lost/it.m)
+
+
+cdef double elsewhere(const Job* job, const Entry* it, const Scratch* s, const double* row, int64_t k) noexcept nogil:
+    """Mass of the states from which class k, a label, is no move."""
+    cdef Py_ssize_t u, n = FL_PART(it.W)
+    cdef double total = row[it.n]
+    for u in range(it.n):
+        if s.label[u] != k:
+            total += row[u]
+        if not (job.merge and s.label[u] == k) and not (s.hop[u + 1] != 0 and s.label[u + 1] == k):
+            total += row[n + u + 1]
+    return total
+
+
+cdef void plain_backward(const Job* job, const Entry* it, Scratch* s) noexcept nogil:
+    """The gradient at blank and labels: P(class and not the labelling) - gamma Q, gamma = P(class | the labelling)."""
+    cdef Py_ssize_t t, j, n = FL_PART(it.W), W = it.W, M = (W + LANES - 1)//LANES*LANES
+    cdef double* right = s.beta                 # probability of ending as the labelling, and of not doing so
+    cdef double* wrong = s.beta + 2*n
+    cdef double* right_to = s.beta + 4*n
+    cdef double* wrong_to = s.beta + 6*n
+    cdef double* row
+    cdef double c = it.lost/it.m, v, away
+    memset(s.beta, 0, 8*n*sizeof(double))
+    memset(s.mass, 0, 2*(W + LANES)*sizeof(double))
+    right[it.n] = 1
+    for j in range(it.n):
+        wrong[j] = wrong[n + j] = 1
+    if it.n > 0:
+        right[n + it.n - 1] = 1
+        wrong[n + it.n - 1] = 0
+    for t in range(it.frames - 1, -1, -1):
+        row = plain_row(it, s, t + 1)
+        set_plain(it, s, t)
+        memset(s.share, 0, it.distinct*sizeof(double))
+        memset(s.more, 0, it.distinct*sizeof(double))
+        fl_products(W, row, wrong, s.mass, s.mass + M)
+        fl_shares(s.mass + M, s.slot, it.n, s.share)
+        v = blank_of(s, t)*s.rest[t].lost + fl_sum(s.mass, M)
+        fl_products(W, row, right, s.mass, s.mass + M)
+        fl_shares(s.mass + M, s.slot, it.n, s.more)
+        v = (v - fl_sum(s.mass, M)*c)*it.scale
+        scatter(it.grad + t*job.grad.frame, job.grad.step, job.grad.kind, &job.blank, &v, 1)
+        for j in range(it.distinct):
+            s.share[j] -= s.more[j]*c
+        row = plain_row(it, s, t)
+        fl_plain_forward(W, row, s.q, blank_of(s, t), it.plain_stay, s.hop, s.arrived, right_to)
+        memset(s.more, 0, it.distinct*sizeof(double))
+        fl_shares(s.arrived, s.slot, it.n, s.more)
+        for j in range(it.distinct):
+            away = 1 - s.more[j]
+            if away < 0.5:
+                away = s.rest[t].lost + elsewhere(job, it, s, row, s.classes[j])
+            s.share[j] = (s.share[j] + s.q[s.first[j]]*away)*it.scale
+        scatter(it.grad + t*job.grad.frame, job.grad.step, job.grad.kind, s.classes, s.share, it.distinct)
+        fl_astray(W, s.label, s.q, &s.rest[t], job.blank, blank_of(s, t), it.plain_stay, s.hop, s.off)
+        fl_plain_backward(W, right, s.q, blank_of(s, t), it.plain_stay, s.hop, right_to)
+        fl_plain_backward(W, wrong, s.q, blank_of(s, t), it.plain_stay, s.hop, wrong_to)
+        for j in range(2*n):
+            wrong_to[j] += s.off[j]
+        right, right_to = right_to, right
+        wrong, wrong_to = wrong_to, wrong
+
+
+# ------------------------------------------------------------------ entries
+
+cdef void put_loss(const Job* job, Py_ssize_t b, double loss) noexcept nogil:
+    store(row_at(&job.loss, b), 0, job.loss.kind, &loss, 1)
+
+
+cdef void run_entry(const Job* job, Py_ssize_t b, Scratch* s) noexcept nogil:
+    cdef Entry it
+    cdef Py_ssize_t t
+    cdef char* grad = job.grad.data + b*job.grad.entry if job.grad.data != NULL else NULL
+    cdef double loss
+    it.frames = job.logit_length[b]
+    it.m = it.e = 0
+    it.logits = job.logits.data + b*job.logits.entry
+    it.scale = job.factor*job.scale[b] if job.scale != NULL else job.factor
+    it.grad = grad if it.scale != 0 else NULL
+    if grad != NULL:
+        fill(job, grad, it.frames if it.grad != NULL else 0, job.n_frames, 0.0)
+    if job.skip_long and job.label_length[b] > it.frames:
+        put_loss(job, b, 0.0)
+        if it.grad != NULL:
+            fill(job, grad, 0, it.frames, 0.0)
+        return
+    it.n = read_labels(job, b, s)
+    it.W = padded(it.n + 1)
+    set_moves(job, &it, s)
+    start_plain(&it, s)
+    for t in range(it.frames):
+        if not read_frame(job, &it, t, s):
+            put_loss(job, b, NAN)
+            if it.grad != NULL:
+                fill(job, grad, 0, it.frames, NAN)
+            return
+        if it.confident:
+            plain_forward(job, &it, s, t)
+    loss = plain_loss(&it, s) if it.confident else INFINITY
+    if not it.confident:
+        forward(&it, s, it.grad != NULL)
+        loss = loss_of(&it)
+    if loss == INFINITY:                # no alignment: a constant without a slope
+        put_loss(job, b, 0.0 if job.zero_infinity else INFINITY)
+        if it.grad != NULL:
+            fill(job, grad, 0, it.frames, 0.0 if job.zero_infinity else NAN)
+        return
+    put_loss(job, b, loss)
+    if it.grad != NULL:
+        find_classes(&it, s)
+        if it.confident:
+            plain_backward(job, &it, s)
+        else:
+            backward(job, &it, s)
+
+
+cdef void run_one(const Job* job, Py_ssize_t b, char** memory, size_t size, int* failed) noexcept nogil:
+    """One entry in the thread's scratch, which its first entry allocates."""
+    cdef Scratch s
+    if memory[0] == NULL:
+        memory[0] = <char*>PyMem_RawMalloc(size + 64)
+        if memory[0] == NULL:
+            failed[0] = 1
+            return
+    lay_out(job, &s, <char*>((<uintptr_t>memory[0] + 63)//64*64))
+    run_entry(job, b, &s)
+
+
+cdef int take_frames(Held* held, object array, bint writable, Frames* frames) except -1:
+    cdef Rows rows
+    take(held, array, 2, writable, &rows)
+    frames.data = rows.data
+    if array is not None:
+        frames.entry = held.view[held.count - 1].strides[0]
+        frames.frame = held.view[held.count - 1].strides[1]
+        frames.step = held.view[held.count - 1].strides[2]
+        frames.kind = rows.kind
+    return 0
+
+
+def bad_label(labels, const int64_t[::1] offset, const int64_t[::1] length, Py_ssize_t n_classes, int64_t blank):
+    """The first entry with a label that is no class or the blank, and which of its labels; or -1."""
+    cdef Rows rows
+    cdef Held held
+    cdef Py_ssize_t b, k
+    cdef int64_t y
+    held.count = 0
+    try:
+        take(&held, labels, NO_AXIS, False, &rows)
+        for b in range(length.shape[0]):
+            for k in range(length[b]):
+                y = index_at(row_at(&rows, offset[b] + k), rows.kind)
+                if y < 0 or y >= n_classes or y == blank:
+                    return b, k
+    finally:
+        release(&held)
+    return -1, -1
+
+
+def ctc(logits, labels, const int64_t[::1] offset, const int64_t[::1] label_length, const int64_t[::1] logit_length,
+        const int64_t[::1] order, int64_t blank, bint collapse, bint merge, bint skip_long, bint zero_infinity, loss,
+        grad, const double[::1] scale, double factor, int n_threads):
+    """Losses and gradients of all entries of logits [entries, frames, classes], begun in this order."""
+    cdef Job job
+    cdef Scratch s
+    cdef Held held
+    cdef Py_ssize_t n = logit_length.shape[0], b, work = 0
+    cdef size_t size
+    cdef char** memory
+    cdef int failed = 0, k
+    cdef int team = n_threads
+    held.count = 0
+    if n == 0:
+        return
+    try:
+        take_frames(&held, logits, False, &job.logits)
+        take_frames(&held, grad, True, &job.grad)
+        take(&held, labels, NO_AXIS, False, &job.labels)
+        take(&held, loss, NO_AXIS, True, &job.loss)
+        job.n_frames, job.n_classes = logits.shape[1:]
+        job.offset = &offset[0]
+        job.label_length = &label_length[0]
+        job.logit_length = &logit_length[0]
+        job.scale = &scale[0] if scale is not None else NULL
+        job.factor = factor
+        job.blank = blank
+        job.collapse = collapse
+        job.merge = merge
+        job.skip_long = skip_long
+        job.zero_infinity = zero_infinity
+        job.most_labels = job.most_frames = 0
+        for b in range(n):
+            job.most_labels = max(job.most_labels, label_length[b])
+            job.most_frames = max(job.most_frames, logit_length[b])
+            work += logit_length[b]*(job.n_classes + label_length[b]*4)
+        if (job.most_frames + 1)*(job.most_labels + 16.0)*64 + job.n_classes*32.0 > 2.0**62:
+            raise MemoryError()
+        size = lay_out(&job, &s, NULL)
+        if blocks(n, work//n + 1, n_threads) == 1:
+            team = 1
+        memory = <char**>PyMem_RawMalloc(team*sizeof(char*))
+        if memory == NULL:
+            raise MemoryError()
+        memset(memory, 0, team*sizeof(char*))
+        with nogil:
+            if team == 1:
+                for b in range(n):
+                    run_one(&job, order[b], memory, size, &failed)
+            else:
+                for b in prange(n, schedule="dynamic", chunksize=1, num_threads=n_threads):
+                    run_one(&job, order[b], memory + threadid(), size, &failed)
+        for k in range(team):
+            PyMem_RawFree(memory[k])
+        PyMem_RawFree(memory)
+        if failed:
+            raise MemoryError()
+    finally:
+        release(&held)
