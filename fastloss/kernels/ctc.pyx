@@ -7,7 +7,7 @@ from cpython.mem cimport PyMem_RawFree, PyMem_RawMalloc
 from cython.parallel cimport prange, threadid
 from libc.math cimport INFINITY, NAN
 from libc.stdint cimport int64_t, uint64_t, uintptr_t
-from libc.string cimport memcpy, memset
+from libc.string cimport memset
 
 from fastloss.kernels.arrays cimport F32, F64, NO_AXIS, Held, Rows, index_at, load, release, row_at, store, take
 from fastloss.kernels.parallel cimport blocks
@@ -236,12 +236,11 @@ cdef inline void widen(double p, double x, double shift, double power, double c,
         e[0] = e[0] - power
 
 
-cdef inline void fetch_ahead(const Job* job, const char* frame) noexcept nogil:
-    cdef Py_ssize_t k = 0, size = job.n_classes*job.logits.step
-    if job.logits.step > 0:
-        while k < size:
-            FL_PREFETCH(frame + k)
-            k += 64
+cdef inline void fetch_ahead(const char* frame, Py_ssize_t size) noexcept nogil:
+    cdef Py_ssize_t k = 0
+    while k < size:
+        FL_PREFETCH(frame + k)
+        k += 64
 
 
 cdef inline void set_top(double* e, Py_ssize_t n, Py_ssize_t k, double c, Top* top) noexcept nogil:
@@ -273,7 +272,9 @@ cdef bint read_frame(const Job* job, const Entry* it, Py_ssize_t t, Scratch* s) 
     cdef double* pe = s.pe + t*it.W
     cdef int64_t tiny
     if t + AHEAD < it.frames:
-        fetch_ahead(job, it.logits + (t + AHEAD)*job.logits.frame)
+        fetch_ahead(it.logits + (t + AHEAD)*job.logits.frame, c*job.logits.step)
+        if it.grad != NULL:
+            fetch_ahead(it.grad + (t + AHEAD)*job.grad.frame, c*job.grad.step)
     load(x, it.logits + t*job.logits.frame, job.logits.step, c, job.logits.kind)
     for k in range(c, n):
         x[k] = -INFINITY
@@ -414,6 +415,8 @@ cdef void backward(const Job* job, const Entry* it, Scratch* s) noexcept nogil:
     memset(s.mass, 0, 2*M*sizeof(double))
     row[n + it.n] = 0                   # after the last frame: the last blank, from it or from the last label
     for t in range(it.frames - 1, -1, -1):
+        if t >= AHEAD:
+            fetch_ahead(it.grad + (t - AHEAD)*job.grad.frame, job.n_classes*job.grad.step)
         alpha = s.alpha + 4*n*(t + 1)
         p = s.p + t*W
         pe = exponents(it, s, t)
