@@ -13,6 +13,7 @@ from fastloss._candidates import (
 from fastloss._ctc import ctc_loss
 from fastloss._gradients import value_and_grad
 from fastloss._samplers import FixedUnigramSampler, LearnedUnigramSampler, LogUniformSampler, UniformSampler
+from fastloss._sequence import packed_sequence_loss, sequence_loss, sequence_loss_by_example
 from fastloss._softmax import (
     log_softmax,
     logsumexp,
@@ -37,7 +38,10 @@ __all__ = [
     "log_softmax",
     "log_uniform_candidate_sampler",
     "logsumexp",
+    "packed_sequence_loss",
     "sample_negatives",
+    "sequence_loss",
+    "sequence_loss_by_example",
     "softmax",
     "softmax_cross_entropy_with_logits",
     "sparse_softmax_cross_entropy_with_logits",

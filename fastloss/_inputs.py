@@ -149,6 +149,23 @@ def lengths(name: str, value: ArrayLike, size: int, most: int, unit: str) -> Arr
     return np.ascontiguousarray(np.broadcast_to(a, (size,)), np.int64)
 
 
+def offsets(name: str, value: ArrayLike, most: int) -> Array:
+    """Where each of some sequences starts in `most` tokens, and where the last one ends, as contiguous int64."""
+    a = integers(name, value)
+    if a.ndim != 1 or a.size == 0:
+        raise ValueError(f"{name} must have shape [number of sequences + 1], got {a.shape}")
+    bad = (a < 0) | (a > most)
+    if bad.any():
+        row = int(np.argmax(bad))
+        raise ValueError(f"{name} must lie in [0, {most}], the number of tokens, got {a[row]} at row {row}")
+    ends = np.ascontiguousarray(a, np.int64)
+    falls = ends[1:] < ends[:-1]
+    if falls.any():
+        row = int(np.argmax(falls)) + 1
+        raise ValueError(f"{name} must not fall, got {ends[row]} after {ends[row - 1]} at row {row}")
+    return ends
+
+
 def scalar(name: str, value: Any, least: float, most: float) -> float:
     """A number in [least, most]."""
     try:

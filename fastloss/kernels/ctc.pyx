@@ -256,9 +256,11 @@ cdef inline void set_rest(double* e, Py_ssize_t n, double c, fl_rest* rest) noex
     cdef int j
     for j in range(3):
         rest.p[j] = fl_largest(e, n)
-        rest.k[j] = fl_find(e, n, rest.p[j])
+        rest.k[j] = -2                          # no class, nor what stands past the labels
+        if rest.p[j] > 0:
+            rest.k[j] = fl_find(e, n, rest.p[j])
+            e[rest.k[j]] = 0
         rest.p[j] *= c
-        e[rest.k[j]] = 0
     rest.others = fl_sum(e, n)*c
 
 
