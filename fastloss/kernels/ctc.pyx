@@ -9,9 +9,12 @@ from libc.math cimport INFINITY, NAN
 from libc.stdint cimport int64_t, uint64_t, uintptr_t
 from libc.string cimport memset
 
-from fastloss.kernels.arrays cimport F32, F64, NO_AXIS, Held, Rows, index_at, load, release, row_at, store, take
+from fastloss.kernels.arrays cimport F32, F64, NO_AXIS, Held, Rows, index_at, release, row_at, store, take
+from fastloss.kernels.frames cimport (
+    LANES, Frames, Softmax, fl_largest, fl_sum, padded, read_terms, take_frames, whole,
+)
 from fastloss.kernels.parallel cimport blocks
-from fastloss.kernels.vmath cimport FL_BIAS, FL_PREFETCH, fl_exp, fl_lo, fl_log, fl_log1p, fl_magic, fl_power, fl_shift
+from fastloss.kernels.vmath cimport FL_BIAS, FL_PREFETCH, fl_exp, fl_lo, fl_log, fl_log1p, fl_magic
 
 cdef extern from "lattice.h" nogil:
     double FL_NOTHING
@@ -26,8 +29,6 @@ cdef extern from "lattice.h" nogil:
                             const double*, double*) noexcept
     void fl_lattice_backward(int64_t, const double*, const double*, const double*, const double*, double, double,
                              double, const double*, double, double*, double*, double*) noexcept
-    double fl_largest(const double*, int64_t) noexcept
-    double fl_sum(const double*, int64_t) noexcept
     void fl_shares(const double*, const int64_t*, int64_t, double*) noexcept
     void fl_slopes(const double*, const double*, const int64_t*, int64_t, double, double, double*) noexcept
     void fl_scatterf(char*, int64_t, const int64_t*, const double*, int64_t) noexcept
@@ -46,15 +47,7 @@ cdef extern from "lattice.h" nogil:
     void fl_products(int64_t, const double*, const double*, double*, double*) noexcept
 
 cdef enum:
-    LANES = 32                  # of maxima and sums
     AHEAD = 4                   # frames fetched in advance: they lie too far apart for the machine to guess
-
-cdef struct Frames:             # an array [entries, frames, classes]
-    char* data                  # NULL: no such array
-    Py_ssize_t entry            # strides in bytes
-    Py_ssize_t frame
-    Py_ssize_t step
-    int kind
 
 cdef struct Job:
     Frames logits
@@ -123,10 +116,6 @@ cdef struct Entry:
 
 # ------------------------------------------------------------------ scratch
 
-cdef inline Py_ssize_t padded(Py_ssize_t n) noexcept nogil:
-    return (n + 7)//8*8
-
-
 cdef inline char* part(char** free, size_t size) noexcept nogil:
     """The next `size` bytes, on a cache line."""
     cdef char* p = free[0]
@@ -138,8 +127,8 @@ cdef size_t lay_out(const Job* job, Scratch* s, char* memory) noexcept nogil:
     """Divides the memory up; returns how much it takes."""
     cdef char* free = memory
     cdef size_t n = job.most_labels, W = padded(n + 1), T = job.most_frames, rows = T + 1 if job.grad.data else 2
-    s.x = <double*>part(&free, (job.n_classes + LANES)*8)
-    s.e = <double*>part(&free, (job.n_classes + LANES)*8)
+    s.x = <double*>part(&free, whole(job.n_classes)*8)
+    s.e = <double*>part(&free, whole(job.n_classes)*8)
     s.p = <double*>part(&free, T*W*8)
     s.pe = <double*>part(&free, T*W*8)
     s.blank = <double*>part(&free, T*16)
@@ -222,18 +211,18 @@ cdef void find_classes(Entry* it, Scratch* s) noexcept nogil:
 
 # ------------------------------------------------------------------ frames
 
-cdef inline void widen(double p, double x, double shift, double power, double c, double* m, double* e) noexcept nogil:
-    """p = exp(x - shift) 2^(FL_BIAS - power) c as m 2^e, also where it underflows."""
+cdef inline void widen(double p, double x, const Softmax* f, double* m, double* e) noexcept nogil:
+    """p, the probability of a logit x, as m 2^e, also where it underflows."""
     m[0] = p
     e[0] = 0
     if p >= FL_TINY:
         return
     m[0] = 1
     e[0] = FL_NOTHING
-    if x - shift > -INFINITY:
-        fl_exp_wide(x - shift, m, e)
-        m[0] = m[0]*(c*2.0**FL_BIAS)
-        e[0] = e[0] - power
+    if x - f.shift > -INFINITY:
+        fl_exp_wide(x - f.shift, m, e)
+        m[0] = m[0]*(f.c*2.0**FL_BIAS)
+        e[0] = e[0] - f.power
 
 
 cdef inline void fetch_ahead(const char* frame, Py_ssize_t size) noexcept nogil:
@@ -265,9 +254,10 @@ cdef inline void set_rest(double* e, Py_ssize_t n, double c, fl_rest* rest) noex
 
 
 cdef bint read_frame(const Job* job, const Entry* it, Py_ssize_t t, Scratch* s) noexcept nogil:
-    """Probabilities of frame t; False if it has none: NaN, +inf or nothing but -inf."""
-    cdef Py_ssize_t c = job.n_classes, n = (c + LANES - 1)//LANES*LANES, k, u
-    cdef double m, shift, power, lo, magic, total, c_out
+    """Probabilities of frame t; False if it has none."""
+    cdef Py_ssize_t c = job.n_classes, n = whole(c), k, u
+    cdef Softmax f
+    cdef double scaled
     cdef double* x = s.x
     cdef double* e = s.e
     cdef double* p = s.p + t*it.W
@@ -277,23 +267,9 @@ cdef bint read_frame(const Job* job, const Entry* it, Py_ssize_t t, Scratch* s) 
         fetch_ahead(it.logits + (t + AHEAD)*job.logits.frame, c*job.logits.step)
         if it.grad != NULL:
             fetch_ahead(it.grad + (t + AHEAD)*job.grad.frame, c*job.grad.step)
-    load(x, it.logits + t*job.logits.frame, job.logits.step, c, job.logits.kind)
-    for k in range(c, n):
-        x[k] = -INFINITY
-    m = fl_largest(x, n)
-    shift = fl_shift(m)
-    power = fl_power(m, shift)
-    lo = fl_lo(power)
-    magic = fl_magic(power)
-    for k in range(padded(c)):
-        e[k] = fl_exp(x[k] - shift, lo, magic)
-    for k in range(padded(c), n):
-        e[k] = 0
-    total = fl_sum(e, n)
-    if not total < INFINITY:
+    if not read_terms(&job.logits, it.logits + t*job.logits.frame, c, x, e, &f):
         return False
-    total = 1/total
-    tiny = fl_gather(e, s.label, it.n, total, p)
+    tiny = fl_gather(e, s.label, it.n, f.c, p)
     for u in range(it.n, it.W):
         p[u] = 1
     s.wide[t] = tiny > 0
@@ -301,18 +277,18 @@ cdef bint read_frame(const Job* job, const Entry* it, Py_ssize_t t, Scratch* s) 
         for u in range(it.W):
             pe[u] = FL_NOTHING
         for u in range(it.n):
-            widen(p[u], x[s.label[u]], shift, power, total, &p[u], &pe[u])
-    widen(e[job.blank]*total, x[job.blank], shift, power, total, &s.blank[2*t], &s.blank[2*t + 1])
+            widen(p[u], x[s.label[u]], &f, &p[u], &pe[u])
+    widen(e[job.blank]*f.c, x[job.blank], &f, &s.blank[2*t], &s.blank[2*t + 1])
     if it.grad != NULL:
-        c_out = total*it.scale
         s.top[t].k = -1
-        if fl_exp(m - shift, lo, magic)*total > 0.5:
-            set_top(e, n, fl_find(x, n, m), total, &s.top[t])
+        if fl_exp(f.top - f.shift, fl_lo(f.power), fl_magic(f.power))*f.c > 0.5:
+            set_top(e, n, fl_find(x, n, f.top), f.c, &s.top[t])
+        scaled = f.c*it.scale
         for k in range(c):
-            x[k] = e[k]*c_out
+            x[k] = e[k]*scaled
         store(it.grad + t*job.grad.frame, job.grad.step, job.grad.kind, x, c)
     if it.confident:
-        set_rest(e, n, total, &s.rest[t])
+        set_rest(e, n, f.c, &s.rest[t])
     return True
 
 
@@ -405,7 +381,7 @@ cdef inline double others_of(const Entry* it, const Scratch* s, Py_ssize_t top, 
 
 cdef void backward(const Job* job, const Entry* it, Scratch* s) noexcept nogil:
     """The gradient, p - gamma, at the blank and the labels; the other classes have theirs already."""
-    cdef Py_ssize_t t, n = FL_PART(it.W), W = it.W, M = (W + LANES - 1)//LANES*LANES, top
+    cdef Py_ssize_t t, n = FL_PART(it.W), W = it.W, M = whole(W), top
     cdef double* row = s.beta
     cdef double* to = s.beta + 4*n
     cdef double* alpha
@@ -484,7 +460,7 @@ cdef void plain_forward(const Job* job, Entry* it, Scratch* s, Py_ssize_t t) noe
     """alpha after frame t, and what is lost by it."""
     cdef double* row = plain_row(it, s, t)
     cdef double* to = plain_row(it, s, t + 1)
-    cdef Py_ssize_t M = (it.W + LANES - 1)//LANES*LANES
+    cdef Py_ssize_t M = whole(it.W)
     set_plain(it, s, t)
     fl_astray(it.W, s.label, s.q, &s.rest[t], job.blank, blank_of(s, t), it.plain_stay, s.hop, s.off)
     fl_products(it.W, row, s.off, s.mass, s.mass + M)
@@ -523,7 +499,7 @@ cdef double elsewhere(const Job* job, const Entry* it, const Scratch* s, const d
 
 cdef void plain_backward(const Job* job, const Entry* it, Scratch* s) noexcept nogil:
     """The gradient at blank and labels: P(class and not the labelling) - gamma Q, gamma = P(class | the labelling)."""
-    cdef Py_ssize_t t, j, n = FL_PART(it.W), W = it.W, M = (W + LANES - 1)//LANES*LANES
+    cdef Py_ssize_t t, j, n = FL_PART(it.W), W = it.W, M = whole(W)
     cdef double* right = s.beta                 # probability of ending as the labelling, and of not doing so
     cdef double* wrong = s.beta + 2*n
     cdef double* right_to = s.beta + 4*n
@@ -634,18 +610,6 @@ cdef void run_one(const Job* job, Py_ssize_t b, char** memory, size_t size, int*
             return
     lay_out(job, &s, <char*>((<uintptr_t>memory[0] + 63)//64*64))
     run_entry(job, b, &s)
-
-
-cdef int take_frames(Held* held, object array, bint writable, Frames* frames) except -1:
-    cdef Rows rows
-    take(held, array, 2, writable, &rows)
-    frames.data = rows.data
-    if array is not None:
-        frames.entry = held.view[held.count - 1].strides[0]
-        frames.frame = held.view[held.count - 1].strides[1]
-        frames.step = held.view[held.count - 1].strides[2]
-        frames.kind = rows.kind
-    return 0
 
 
 def bad_label(labels, const int64_t[::1] offset, const int64_t[::1] length, Py_ssize_t n_classes, int64_t blank):

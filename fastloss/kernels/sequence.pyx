@@ -1,6 +1,6 @@
 """Sequence losses: what is done with the cross entropies of positions [batch, time], or of packed tokens.
 
-The softmax kernels make the cross entropies; here are the weights before, and the sums after.  A position of weight 0 is
+The softmax kernels make the cross entropies; here are the weights before and the sums after.  A position of weight 0 is
 never looked at.  Sums are in float64, in one fixed order.
 """
 from libc.math cimport exp
