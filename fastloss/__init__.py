@@ -10,7 +10,7 @@ from fastloss._candidates import (
     sample_negatives,
     uniform_candidate_sampler,
 )
-from fastloss._ctc import ctc_loss
+from fastloss._ctc import ctc_beam_search_decode, ctc_greedy_decode, ctc_loss, edit_distance
 from fastloss._gradients import value_and_grad
 from fastloss._samplers import FixedUnigramSampler, LearnedUnigramSampler, LogUniformSampler, UniformSampler
 from fastloss._sequence import packed_sequence_loss, sequence_loss, sequence_loss_by_example
@@ -32,7 +32,10 @@ __all__ = [
     "UniformSampler",
     "all_candidate_sampler",
     "compute_accidental_hits",
+    "ctc_beam_search_decode",
+    "ctc_greedy_decode",
     "ctc_loss",
+    "edit_distance",
     "fixed_unigram_candidate_sampler",
     "learned_unigram_candidate_sampler",
     "log_softmax",

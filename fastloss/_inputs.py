@@ -166,6 +166,17 @@ def offsets(name: str, value: ArrayLike, most: int) -> Array:
     return ends
 
 
+def count(name: str, value: Any, least: int, most: int) -> int:
+    """An integer in [least, most]."""
+    try:
+        k = operator.index(value)
+    except TypeError:
+        raise TypeError(f"{name} must be an integer, got {value!r}") from None
+    if not least <= k <= most:
+        raise ValueError(f"{name} must lie in [{least}, {most}], got {k}")
+    return k
+
+
 def scalar(name: str, value: Any, least: float, most: float) -> float:
     """A number in [least, most]."""
     try:

@@ -3,10 +3,9 @@
 An entry is one thread's.  Its frames become probabilities of the labels (and, in the gradient's own memory, of all
 classes); then the lattice of lattice.h is walked forward and, for the gradient, back.
 """
-from cpython.mem cimport PyMem_RawFree, PyMem_RawMalloc
 from cython.parallel cimport prange, threadid
 from libc.math cimport INFINITY, NAN
-from libc.stdint cimport int64_t, uint64_t, uintptr_t
+from libc.stdint cimport int64_t, uint64_t
 from libc.string cimport memset
 
 from fastloss.kernels.arrays cimport F32, F64, NO_AXIS, Held, Rows, index_at, release, row_at, store, take
@@ -14,6 +13,7 @@ from fastloss.kernels.frames cimport (
     LANES, Frames, Softmax, fl_largest, fl_sum, padded, read_terms, take_frames, whole,
 )
 from fastloss.kernels.parallel cimport blocks
+from fastloss.kernels.scratch cimport free_scratch, new_scratch, scratch_of
 from fastloss.kernels.vmath cimport FL_BIAS, FL_PREFETCH, fl_exp, fl_lo, fl_log, fl_log1p, fl_magic
 
 cdef extern from "lattice.h" nogil:
@@ -600,16 +600,11 @@ cdef void run_entry(const Job* job, Py_ssize_t b, Scratch* s) noexcept nogil:
             backward(job, &it, s)
 
 
-cdef void run_one(const Job* job, Py_ssize_t b, char** memory, size_t size, int* failed) noexcept nogil:
-    """One entry in the thread's scratch, which its first entry allocates."""
+cdef void run_one(const Job* job, Py_ssize_t b, char* memory) noexcept nogil:
     cdef Scratch s
-    if memory[0] == NULL:
-        memory[0] = <char*>PyMem_RawMalloc(size + 64)
-        if memory[0] == NULL:
-            failed[0] = 1
-            return
-    lay_out(job, &s, <char*>((<uintptr_t>memory[0] + 63)//64*64))
-    run_entry(job, b, &s)
+    if memory != NULL:
+        lay_out(job, &s, memory)
+        run_entry(job, b, &s)
 
 
 def bad_label(labels, const int64_t[::1] offset, const int64_t[::1] length, Py_ssize_t n_classes, int64_t blank):
@@ -641,8 +636,7 @@ def ctc(logits, labels, const int64_t[::1] offset, const int64_t[::1] label_leng
     cdef Py_ssize_t n = logit_length.shape[0], b, work = 0
     cdef size_t size
     cdef char** memory
-    cdef int failed = 0, k
-    cdef int team = n_threads
+    cdef int failed = 0, team = n_threads
     held.count = 0
     if n == 0:
         return
@@ -672,21 +666,14 @@ def ctc(logits, labels, const int64_t[::1] offset, const int64_t[::1] label_leng
         size = lay_out(&job, &s, NULL)
         if blocks(n, work//n + 1, n_threads) == 1:
             team = 1
-        memory = <char**>PyMem_RawMalloc(team*sizeof(char*))
-        if memory == NULL:
-            raise MemoryError()
-        memset(memory, 0, team*sizeof(char*))
+        memory = new_scratch(team)
         with nogil:
             if team == 1:
                 for b in range(n):
-                    run_one(&job, order[b], memory, size, &failed)
+                    run_one(&job, order[b], scratch_of(memory, 0, size, &failed))
             else:
                 for b in prange(n, schedule="dynamic", chunksize=1, num_threads=n_threads):
-                    run_one(&job, order[b], memory + threadid(), size, &failed)
-        for k in range(team):
-            PyMem_RawFree(memory[k])
-        PyMem_RawFree(memory)
-        if failed:
-            raise MemoryError()
+                    run_one(&job, order[b], scratch_of(memory, threadid(), size, &failed))
+        free_scratch(memory, team, failed)
     finally:
         release(&held)
