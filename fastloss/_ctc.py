@@ -32,7 +32,7 @@ def _logits(logits: ArrayLike) -> tuple[Array, np.dtype[Any]]:
 def _sequences(name: str, value: ArrayLike, length: ArrayLike | None, size: int | None = None) -> tuple[Array, ...]:
     """Sequences as rows or concatenated; each one's first element, over the flattened array, and its length."""
     a = _inputs.integers(name, value)
-    of = name.removesuffix("s") + "_length"
+    of = "label_length" if name == "labels" else f"{name}_length"
     if a.ndim == 2:
         n_rows = a.shape[0] if size is None else size
         if a.shape[0] != n_rows:
@@ -313,7 +313,8 @@ def ctc_beam_search_decode(
     logit_length : array_like of int, shape [B] or [], optional
         Frames of each row; all have T by default.
     beam_width : int, default 100
-        Labellings kept.  Where it is at least their number the result is exact.
+        Labellings kept.  Where it is at least their number the result is exact, but for labellings less likely than
+        the best by 300 orders of magnitude.
     top_paths : int, default 1
         Labellings returned for each row, at most `beam_width`.
     logits_time_major : bool, default True
@@ -364,7 +365,7 @@ def ctc_beam_search_decode(
             False, loss[k], None, None, 0.0, threads,
         )  # fmt: skip
     found = np.where(n.T < 0, -np.inf, -loss).T.astype(loss.dtype)
-    best = np.argsort(-found, axis=1, kind="stable")
+    best = np.argsort(np.where(np.isnan(found), -np.inf, -found), axis=1, kind="stable")
     labels = np.take_along_axis(labels, best[:, :, None], 1)
     return Decoded(labels, np.maximum(np.take_along_axis(n, best, 1), 0), np.take_along_axis(found, best, 1))
 

@@ -4,10 +4,10 @@ from libc.math cimport INFINITY, NAN
 from libc.stdint cimport int64_t
 
 from fastloss.kernels.arrays cimport NO_AXIS, Held, Rows, index_at, release, row_at, take
-from fastloss.kernels.frames cimport Frames, Softmax, read_terms, take_frames, whole
+from fastloss.kernels.frames cimport Frames, Softmax, fl_sum, read_terms, take_frames, whole
 from fastloss.kernels.parallel cimport blocks
 from fastloss.kernels.scratch cimport free_scratch, new_scratch, scratch_of
-from fastloss.kernels.vmath cimport fl_log
+from fastloss.kernels.vmath cimport fl_log1p
 
 cdef extern from "lattice.h" nogil:
     int64_t fl_find(const double*, int64_t, double) noexcept
@@ -36,17 +36,16 @@ cdef void decode_greedily(const Job* job, Py_ssize_t b, char* memory) noexcept n
     cdef double* e = x + whole(c)
     cdef Softmax f
     cdef int64_t k, last = -1
-    cdef double product = 1, score = 0
+    cdef double top, score = 0
     for t in range(job.length[b]):
         if not read_terms(&job.logits, job.logits.data + b*job.logits.entry + t*job.logits.frame, c, x, e, &f):
             score = NAN
             n = 0
             break
         k = fl_find(x, c, f.top)
-        product = product*(e[k]*f.c)            # at least 1/c
-        if product < 1e-200 or t == job.length[b] - 1:
-            score += fl_log(product)
-            product = 1
+        top = e[k]
+        e[k] = 0
+        score -= fl_log1p(fl_sum(e, whole(c))/top)
         if k != job.blank and not (job.merge and k == last):
             job.labels[b*job.room + n] = k
             n += 1
