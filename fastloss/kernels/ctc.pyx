@@ -451,6 +451,7 @@ cdef void start_plain(Entry* it, Scratch* s) noexcept nogil:
     memset(row, 0, 2*FL_PART(it.W)*sizeof(double))
     memset(plain_row(it, s, 1), 0, 2*FL_PART(it.W)*sizeof(double))
     memset(s.mass, 0, 2*(it.W + LANES)*sizeof(double))
+    memset(s.off, 0, 2*FL_PART(it.W)*sizeof(double))
     row[0] = 1
     it.lost = 0
     it.confident = True
