@@ -6,7 +6,7 @@ classes); then the lattice of lattice.h is walked forward and, for the gradient,
 from cython.parallel cimport prange, threadid
 from libc.math cimport INFINITY, NAN
 from libc.stdint cimport int64_t, uint64_t
-from libc.string cimport memset
+from libc.string cimport memcpy, memset
 
 from fastloss.kernels.arrays cimport F32, F64, NO_AXIS, Held, Rows, index_at, release, row_at, store, take
 from fastloss.kernels.frames cimport (
@@ -43,6 +43,8 @@ cdef extern from "lattice.h" nogil:
                    double*) noexcept
     void fl_plain_forward(int64_t, const double*, const double*, double, double, const double*, double*,
                           double*) noexcept
+    int64_t fl_scaled_forward(int64_t, const double*, const double*, double, double, const double*, double,
+                              double*) noexcept
     void fl_plain_backward(int64_t, const double*, const double*, double, double, const double*, double*) noexcept
     void fl_products(int64_t, const double*, const double*, double*, double*) noexcept
 
@@ -271,7 +273,7 @@ cdef bint read_frame(const Job* job, const Entry* it, Py_ssize_t t, Scratch* s) 
         return False
     tiny = fl_gather(e, s.label, it.n, f.c, p)
     for u in range(it.n, it.W):
-        p[u] = 1
+        p[u] = 0
     s.wide[t] = tiny > 0
     if tiny:
         for u in range(it.W):
@@ -379,15 +381,40 @@ cdef inline double others_of(const Entry* it, const Scratch* s, Py_ssize_t top, 
     return total
 
 
+cdef double put_slopes(const Job* job, const Entry* it, Scratch* s, Py_ssize_t t) noexcept nogil:
+    """The gradient of a frame whose s.mass is alpha beta, in any unit; returns its sum."""
+    cdef Py_ssize_t M = whole(it.W), top = -1
+    cdef const double* p = s.p + t*it.W
+    cdef const double* pe = exponents(it, s, t)
+    cdef double blanks = fl_sum(s.mass, M), total = blanks + fl_sum(s.mass + M, M), c = 1/total, v, top_v = 0
+    memset(s.share, 0, it.distinct*sizeof(double))
+    fl_shares(s.mass + M, s.slot, it.n, s.share)
+    v = (s.blank[2*t]*fl_two_to(s.blank[2*t + 1]) - blanks*c)*it.scale
+    if s.top[t].k == job.blank:
+        if blanks*c > 0.5:          # 1 - gamma and 1 - p, sums of small terms both
+            v = (fl_sum(s.mass + M, M)*c - s.top[t].others)*it.scale
+    elif s.top[t].k >= 0:
+        top = find_class(it, s, s.top[t].k)
+        if top >= 0 and s.share[top]*c > 0.5:
+            top_v = (others_of(it, s, top, blanks)*c - s.top[t].others)*it.scale
+        else:
+            top = -1
+    fl_slopes(p, pe, s.first, it.distinct, c, it.scale, s.share)
+    if top >= 0:
+        s.share[top] = top_v
+    scatter(it.grad + t*job.grad.frame, job.grad.step, job.grad.kind, s.classes, s.share, it.distinct)
+    scatter(it.grad + t*job.grad.frame, job.grad.step, job.grad.kind, &job.blank, &v, 1)
+    return total
+
+
 cdef void backward(const Job* job, const Entry* it, Scratch* s) noexcept nogil:
     """The gradient, p - gamma, at the blank and the labels; the other classes have theirs already."""
-    cdef Py_ssize_t t, n = FL_PART(it.W), W = it.W, M = whole(W), top
+    cdef Py_ssize_t t, n = FL_PART(it.W), W = it.W, M = whole(W)
     cdef double* row = s.beta
     cdef double* to = s.beta + 4*n
     cdef double* alpha
     cdef const double* p
     cdef const double* pe
-    cdef double c, v, blanks, top_v = 0
     clear(row, W)
     clear(to, W)
     memset(s.mass, 0, 2*M*sizeof(double))
@@ -401,26 +428,7 @@ cdef void backward(const Job* job, const Entry* it, Scratch* s) noexcept nogil:
         fl_lattice_backward(W, row, alpha, p, pe, s.blank[2*t], s.blank[2*t + 1], it.stay, s.skip, it.e, to, s.mass,
                             s.mass + M)
         row, to = to, row
-        blanks = fl_sum(s.mass, M)
-        c = 1/(blanks + fl_sum(s.mass + M, M))
-        memset(s.share, 0, it.distinct*sizeof(double))
-        fl_shares(s.mass + M, s.slot, it.n, s.share)
-        v = (s.blank[2*t]*fl_two_to(s.blank[2*t + 1]) - blanks*c)*it.scale
-        top = -1
-        if s.top[t].k == job.blank:
-            if blanks*c > 0.5:          # 1 - gamma and 1 - p, sums of small terms both
-                v = (fl_sum(s.mass + M, M)*c - s.top[t].others)*it.scale
-        elif s.top[t].k >= 0:
-            top = find_class(it, s, s.top[t].k)
-            if top >= 0 and s.share[top]*c > 0.5:
-                top_v = (others_of(it, s, top, blanks)*c - s.top[t].others)*it.scale
-            else:
-                top = -1
-        fl_slopes(p, pe, s.first, it.distinct, c, it.scale, s.share)
-        if top >= 0:
-            s.share[top] = top_v
-        scatter(it.grad + t*job.grad.frame, job.grad.step, job.grad.kind, s.classes, s.share, it.distinct)
-        scatter(it.grad + t*job.grad.frame, job.grad.step, job.grad.kind, &job.blank, &v, 1)
+        put_slopes(job, it, s, t)
 
 
 # ------------------------------------------------------------------ confident entries, in plain probabilities
@@ -548,6 +556,98 @@ cdef void plain_backward(const Job* job, const Entry* it, Scratch* s) noexcept n
         wrong, wrong_to = wrong_to, wrong
 
 
+# ------------------------------------------------------------------ most entries: plain numbers, all of a row in one unit
+# As long as no mass of a frame falls below 2^-900 of about the largest, nothing is lost by it.  That is counted: of all
+# states that can be reached none may be small.  Then alpha is right; and so is beta where alpha beta, which its own
+# small masses can change by no more than 2^-1000, stays above 2^-700.
+
+cdef enum:
+    EVERY = 8           # frames after which the unit is chosen anew
+
+
+cdef double unit_of(const double* row, Py_ssize_t W) noexcept nogil:
+    """The power of two that brings the row's largest into [1, 2)."""
+    cdef Py_ssize_t k
+    cdef double top = 0, m, e
+    for k in range(W + 1):
+        top = row[k] if row[k] > top else top
+        top = row[FL_PART(W) + k] if row[FL_PART(W) + k] > top else top
+    if not FL_TINY <= top < INFINITY:
+        return 1
+    fl_normal(top, 0, &m, &e)
+    return fl_two_to(-e)
+
+
+cdef inline const double* plain_q(const Entry* it, Scratch* s, Py_ssize_t t) noexcept nogil:
+    memcpy(s.q, s.p + t*it.W, it.W*sizeof(double))
+    return s.q
+
+
+cdef bint scaled_forward(Entry* it, Scratch* s) noexcept nogil:
+    """alpha of all frames, and the probability of the labelling; False where plain numbers do not do."""
+    cdef Py_ssize_t t, blanks = 0, labels = 0, first = 1
+    cdef double* row = plain_row(it, s, 0)
+    cdef double* to
+    cdef double scale = 1, e
+    memset(row, 0, 2*FL_PART(it.W)*sizeof(double))
+    memset(plain_row(it, s, 1), 0, 2*FL_PART(it.W)*sizeof(double))
+    row[0] = 1
+    it.e = 0
+    for t in range(it.frames):
+        if s.wide[t] or s.blank[2*t + 1] != 0:
+            return False
+        to = plain_row(it, s, t + 1)
+        if it.grad != NULL:
+            memset(to, 0, 2*FL_PART(it.W)*sizeof(double))
+        # states that t + 1 frames can reach: label u needs u + 1, and one more for every repeat up to it
+        blanks = labels + 1
+        while labels < it.n and first <= t + 1:
+            labels += 1
+            first += 1 if s.hop[labels] != 0 else 2
+        if fl_scaled_forward(it.W, row, plain_q(it, s, t), s.blank[2*t], it.plain_stay, s.hop, scale,
+                             to) != blanks + labels:
+            return False
+        row = to
+        scale = 1
+        if t % EVERY == EVERY - 1:
+            scale = unit_of(row, it.W)
+            fl_normal(scale, 0, &e, &e)
+            it.e -= e
+    it.m = row[it.n] + row[FL_PART(it.W) + it.n]
+    if not it.m >= FL_TINY:
+        return False
+    if it.frames % EVERY == 0 and it.frames > 0:
+        it.e += e                       # that unit was not used any more
+    fl_normal(it.m, it.e, &it.m, &it.e)
+    return True
+
+
+cdef bint scaled_backward(const Job* job, const Entry* it, Scratch* s) noexcept nogil:
+    """The gradient at blank and labels; False where plain numbers do not do."""
+    cdef Py_ssize_t t, k, n = FL_PART(it.W), M = whole(it.W)
+    cdef double* row = s.beta
+    cdef double* to = s.beta + 4*n
+    cdef double scale
+    memset(s.beta, 0, 8*n*sizeof(double))
+    memset(s.mass, 0, 2*M*sizeof(double))
+    row[it.n] = 1
+    if it.n > 0:
+        row[n + it.n - 1] = 1
+    for t in range(it.frames - 1, -1, -1):
+        if t >= AHEAD:
+            fetch_ahead(it.grad + (t - AHEAD)*job.grad.frame, job.n_classes*job.grad.step)
+        fl_products(it.W, plain_row(it, s, t + 1), row, s.mass, s.mass + M)
+        if not put_slopes(job, it, s, t) >= 2.0**-700:
+            return False
+        fl_plain_backward(it.W, row, plain_q(it, s, t), s.blank[2*t], it.plain_stay, s.hop, to)
+        row, to = to, row
+        if t % EVERY == 0:
+            scale = unit_of(row, it.W)
+            for k in range(2*n):
+                row[k] *= scale
+    return True
+
+
 # ------------------------------------------------------------------ entries
 
 cdef void put_loss(const Job* job, Py_ssize_t b, double loss) noexcept nogil:
@@ -559,6 +659,7 @@ cdef void run_entry(const Job* job, Py_ssize_t b, Scratch* s) noexcept nogil:
     cdef Py_ssize_t t
     cdef char* grad = job.grad.data + b*job.grad.entry if job.grad.data != NULL else NULL
     cdef double loss
+    cdef bint plain = False
     it.frames = job.logit_length[b]
     it.m = it.e = 0
     it.logits = job.logits.data + b*job.logits.entry
@@ -585,7 +686,9 @@ cdef void run_entry(const Job* job, Py_ssize_t b, Scratch* s) noexcept nogil:
             plain_forward(job, &it, s, t)
     loss = plain_loss(&it, s) if it.confident else INFINITY
     if not it.confident:
-        forward(&it, s, it.grad != NULL)
+        plain = scaled_forward(&it, s)
+        if not plain:
+            forward(&it, s, it.grad != NULL)
         loss = loss_of(&it)
     if loss == INFINITY:                # no alignment: a constant without a slope
         put_loss(job, b, 0.0 if job.zero_infinity else INFINITY)
@@ -597,7 +700,9 @@ cdef void run_entry(const Job* job, Py_ssize_t b, Scratch* s) noexcept nogil:
         find_classes(&it, s)
         if it.confident:
             plain_backward(job, &it, s)
-        else:
+        elif not plain or not scaled_backward(job, &it, s):
+            if plain:
+                forward(&it, s, True)
             backward(job, &it, s)
 
 

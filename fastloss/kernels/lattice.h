@@ -239,6 +239,25 @@ FL_NO_INLINE static void fl_plain_forward(int64_t W, const double *FL_APART from
     }
 }
 
+/* The same with all masses times `scale`, a power of two; how many of the new ones are not small */
+#define FL_SMALL 1.1830521861667747e-271                  /* 2^-900 */
+FL_NO_INLINE static int64_t fl_scaled_forward(int64_t W, const double *FL_APART from, const double *FL_APART q,
+                                              double blank, double stay, const double *FL_APART hop, double scale,
+                                              double *FL_APART to) {
+    const double *B = from, *L = from + FL_PART(W);
+    double *L_to = to + FL_PART(W);
+    int64_t u, hits = 0;
+    blank *= scale;
+    L_to[0] = 0.0;
+    for (u = 0; u < W; u++) {
+        double b = (B[u] + L[u]) * blank, l = ((B[u] + stay * L[u + 1]) + hop[u] * L[u]) * (q[u] * scale);
+        to[u] = b;
+        L_to[u + 1] = l;
+        hits += (b >= FL_SMALL) + (l >= FL_SMALL);
+    }
+    return hits;
+}
+
 /* to = what `from` is one frame later, on the average over the moves; labels in place */
 FL_NO_INLINE static void fl_plain_backward(int64_t W, const double *FL_APART from, const double *FL_APART q, double blank,
                                            double stay, const double *FL_APART hop, double *FL_APART to) {
