@@ -109,16 +109,31 @@ def test_gradient_agrees_with_differences():
     np.testing.assert_allclose(grad, want, rtol=1e-7, atol=1e-9)
 
 
-def test_a_path_that_lags_far_behind_is_not_lost():
-    # up to the last frames everything speaks for another alignment, by e^-20000; then only the unlikely one is left
-    x = np.zeros((40, 3))
-    x[:20, 1] = 1000
-    x[20:, 0] = 1000
-    labels = [2] * 10
-    value, grad = one(labels, x)
-    want, want_grad = ctc(labels, x)
-    assert abs(value / want - 1) < 1e-13
-    np.testing.assert_allclose(grad, want_grad, atol=1e-12)
+@pytest.mark.parametrize("gap", [20, 60, 300, 1000])
+@pytest.mark.parametrize("backward", [False, True])
+def test_a_path_that_lags_far_behind_is_not_lost(gap, backward):
+    # up to the middle everything speaks for another alignment; then only the unlikely one is left
+    x = np.random.default_rng(1).standard_normal((40, 3))
+    x[:20, 1] += gap
+    x[20:, 0] += gap
+    x = x[::-1] if backward else x
+    for labels in ([2] * 10, [2, 1] * 8):
+        value, grad = one(labels, x)
+        want, want_grad = ctc(labels, x)
+        assert abs(value / want - 1) < 1e-13
+        np.testing.assert_allclose(grad, want_grad, atol=1e-12)
+
+
+@given(st.integers(0, 2**32), st.sampled_from([3.0, 30.0, 100.0, 1000.0]), st.integers(1, 60), st.booleans())
+@settings(max_examples=60, deadline=None)
+def test_any_spread_against_the_lattice_in_long_double(seed, spread, frames, merge):
+    rng = np.random.default_rng(seed)
+    x = spread * rng.standard_normal((frames, 4)) * (rng.random((frames, 1)) > 0.3)
+    labels = rng.integers(1, 4, int(rng.integers(0, frames // 2 + 1)))
+    value, grad = one(labels, x, ctc_merge_repeated=merge)
+    want, want_grad = ctc(labels, x, merge=merge)
+    np.testing.assert_allclose(value, float(want), rtol=1e-13, atol=1e-18)
+    np.testing.assert_allclose(grad, want_grad.astype(float), atol=1e-12)
 
 
 GAPS = [1e3, 1e6, 1e9, 1e15, 3e15, 1e18, 1e30, 1e38]
