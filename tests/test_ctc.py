@@ -124,6 +124,30 @@ def test_a_path_that_lags_far_behind_is_not_lost(gap, backward):
         np.testing.assert_allclose(grad, want_grad, atol=1e-12)
 
 
+def test_a_mass_that_vanished_and_comes_back():
+    # first all labels but the last cost e^-60 each; then all but the last e^-80: the path that paid early is the better
+    # one, but beside those that did not it was e^-1200
+    rng = np.random.default_rng(2)
+    x = rng.standard_normal((70, 22))
+    x[:40, 0] += 60
+    x[40:, 21] += 80
+    value, grad = one(np.arange(1, 22), x)
+    want, want_grad = ctc(np.arange(1, 22), x)
+    assert abs(value / want - 1) < 1e-13
+    np.testing.assert_allclose(grad, want_grad, atol=1e-12)
+
+
+def test_states_out_of_reach_hide_none_within():
+    # the frames that end best, seen from behind, begin where no path can have come so early
+    rng = np.random.default_rng(3)
+    x = rng.standard_normal((80, 31))
+    x[:20, 30] += 60
+    value, grad = one(np.arange(1, 31), x)
+    want, want_grad = ctc(np.arange(1, 31), x)
+    assert abs(value / want - 1) < 1e-13
+    np.testing.assert_allclose(grad, want_grad, atol=1e-12)
+
+
 @given(st.integers(0, 2**32), st.sampled_from([3.0, 30.0, 100.0, 1000.0]), st.integers(1, 60), st.booleans())
 @settings(max_examples=60, deadline=None)
 def test_any_spread_against_the_lattice_in_long_double(seed, spread, frames, merge):
