@@ -10,8 +10,10 @@ from fastloss._candidates import (
     sample_negatives,
     uniform_candidate_sampler,
 )
+from fastloss._ctc import ctc_beam_search_decode, ctc_greedy_decode, ctc_loss, edit_distance
 from fastloss._gradients import value_and_grad
 from fastloss._samplers import FixedUnigramSampler, LearnedUnigramSampler, LogUniformSampler, UniformSampler
+from fastloss._sequence import packed_sequence_loss, sequence_loss, sequence_loss_by_example
 from fastloss._softmax import (
     log_softmax,
     logsumexp,
@@ -30,12 +32,19 @@ __all__ = [
     "UniformSampler",
     "all_candidate_sampler",
     "compute_accidental_hits",
+    "ctc_beam_search_decode",
+    "ctc_greedy_decode",
+    "ctc_loss",
+    "edit_distance",
     "fixed_unigram_candidate_sampler",
     "learned_unigram_candidate_sampler",
     "log_softmax",
     "log_uniform_candidate_sampler",
     "logsumexp",
+    "packed_sequence_loss",
     "sample_negatives",
+    "sequence_loss",
+    "sequence_loss_by_example",
     "softmax",
     "softmax_cross_entropy_with_logits",
     "sparse_softmax_cross_entropy_with_logits",

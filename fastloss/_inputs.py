@@ -137,6 +137,46 @@ def vector(name: str, value: ArrayLike | None, size: int) -> Array | None:
     return np.ascontiguousarray(a, np.float64)
 
 
+def lengths(name: str, value: ArrayLike, size: int, most: int, unit: str) -> Array:
+    """One length in [0, most] for each of `size` rows, as contiguous int64; a single one serves all."""
+    a = integers(name, value)
+    if a.shape not in ((), (size,)):
+        raise ValueError(f"{name} must have shape ({size},), one length a row, got {a.shape}")
+    bad = (a < 0) | (a > most)
+    if bad.any():
+        row = int(np.argmax(bad))
+        raise ValueError(f"{name} must lie in [0, {most}], the number of {unit}, got {a.reshape(-1)[row]} at row {row}")
+    return np.ascontiguousarray(np.broadcast_to(a, (size,)), np.int64)
+
+
+def offsets(name: str, value: ArrayLike, most: int) -> Array:
+    """Where each of some sequences starts in `most` tokens, and where the last one ends, as contiguous int64."""
+    a = integers(name, value)
+    if a.ndim != 1 or a.size == 0:
+        raise ValueError(f"{name} must have shape [number of sequences + 1], got {a.shape}")
+    bad = (a < 0) | (a > most)
+    if bad.any():
+        row = int(np.argmax(bad))
+        raise ValueError(f"{name} must lie in [0, {most}], the number of tokens, got {a[row]} at row {row}")
+    ends = np.ascontiguousarray(a, np.int64)
+    falls = ends[1:] < ends[:-1]
+    if falls.any():
+        row = int(np.argmax(falls)) + 1
+        raise ValueError(f"{name} must not fall, got {ends[row]} after {ends[row - 1]} at row {row}")
+    return ends
+
+
+def count(name: str, value: Any, least: int, most: int) -> int:
+    """An integer in [least, most]."""
+    try:
+        k = operator.index(value)
+    except TypeError:
+        raise TypeError(f"{name} must be an integer, got {value!r}") from None
+    if not least <= k <= most:
+        raise ValueError(f"{name} must lie in [{least}, {most}], got {k}")
+    return k
+
+
 def scalar(name: str, value: Any, least: float, most: float) -> float:
     """A number in [least, most]."""
     try:

@@ -12,6 +12,7 @@ from typing import Any
 import ml_dtypes
 import numpy as np
 import reference
+import reference_sequence
 
 import fastloss as fl
 
@@ -103,4 +104,24 @@ def _softmax_losses() -> list[Loss]:
     return losses
 
 
-LOSSES = _softmax_losses()
+def _ctc(rng: np.random.Generator, n: int, dtype: np.dtype) -> dict[str, Any]:
+    return {
+        "labels": rng.integers(1, 5, (n, 3)),
+        "logits": _logits(rng, n * 7, dtype, 5).reshape(n, 7, 5),
+        "label_length": rng.integers(0, 4, n),
+        "logit_length": np.full(n, 7),
+        "logits_time_major": False,
+    }
+
+
+def _ctc_oracle(labels: Any, logits: Any, label_length: Any, logit_length: Any, **options: Any) -> tuple[Any, Any]:
+    rows = zip(labels, logits, label_length, logit_length, strict=True)
+    loss = [reference_sequence.ctc(y[:u], x[:t])[0] for y, x, u, t in rows]
+    return np.array(loss, np.longdouble), np.ones(len(loss), np.longdouble)
+
+
+def _sequence_losses() -> list[Loss]:
+    return [Loss("ctc", fl.ctc_loss, _ctc, _ctc_oracle, shift_invariant=True)]
+
+
+LOSSES = _softmax_losses() + _sequence_losses()

@@ -1,0 +1,68 @@
+"""Frames of logits, an array [entries, frames, classes]: where they lie, and their softmax in float64."""
+from libc.math cimport INFINITY
+from libc.stdint cimport int64_t
+
+from fastloss.kernels.arrays cimport Held, Rows, load, take
+from fastloss.kernels.vmath cimport fl_exp, fl_lo, fl_magic, fl_power, fl_shift
+
+cdef extern from "lattice.h" nogil:
+    double fl_largest(const double*, int64_t) noexcept
+    double fl_sum(const double*, int64_t) noexcept
+
+cdef enum:
+    LANES = 32              # of maxima and sums; rows of scratch are whole multiples
+
+cdef struct Frames:
+    char* data              # NULL: no such array
+    Py_ssize_t entry        # strides in bytes
+    Py_ssize_t frame
+    Py_ssize_t step
+    int kind
+
+cdef struct Softmax:        # of a frame: exp(x - shift) 2^(FL_BIAS - power) are its terms, their sum is 1/c
+    double top
+    double shift
+    double power
+    double c
+
+
+cdef inline int take_frames(Held* held, object array, bint writable, Frames* frames) except -1:
+    cdef Rows rows
+    take(held, array, 2, writable, &rows)
+    frames.data = rows.data
+    if array is not None:
+        frames.entry = held.view[held.count - 1].strides[0]
+        frames.frame = held.view[held.count - 1].strides[1]
+        frames.step = held.view[held.count - 1].strides[2]
+        frames.kind = rows.kind
+    return 0
+
+
+cdef inline Py_ssize_t padded(Py_ssize_t n) noexcept nogil:
+    return (n + 7)//8*8
+
+
+cdef inline Py_ssize_t whole(Py_ssize_t n) noexcept nogil:
+    return (n + LANES - 1)//LANES*LANES
+
+
+cdef inline bint read_terms(const Frames* frames, const char* frame, Py_ssize_t c, double* x, double* e,
+                            Softmax* s) noexcept nogil:
+    """x = the frame's logits, e = its terms, 0 past the classes; False if it has none: NaN, +inf, nothing but -inf."""
+    cdef Py_ssize_t k, n = whole(c)
+    cdef double shift, lo, magic, total
+    load(x, frame, frames.step, c, frames.kind)
+    for k in range(c, n):
+        x[k] = -INFINITY
+    s.top = fl_largest(x, n)
+    s.shift = shift = fl_shift(s.top)
+    s.power = fl_power(s.top, shift)
+    lo = fl_lo(s.power)
+    magic = fl_magic(s.power)
+    for k in range(padded(c)):
+        e[k] = fl_exp(x[k] - shift, lo, magic)
+    for k in range(padded(c), n):
+        e[k] = 0
+    total = fl_sum(e, n)
+    s.c = 1/total
+    return total < INFINITY
