@@ -11,6 +11,7 @@ from fastloss._candidates import (
     uniform_candidate_sampler,
 )
 from fastloss._gradients import value_and_grad
+from fastloss._linear import LinearStats, linear_cross_entropy
 from fastloss._samplers import FixedUnigramSampler, LearnedUnigramSampler, LogUniformSampler, UniformSampler
 from fastloss._softmax import (
     log_softmax,
@@ -26,12 +27,14 @@ __all__ = [
     "AliasTable",
     "FixedUnigramSampler",
     "LearnedUnigramSampler",
+    "LinearStats",
     "LogUniformSampler",
     "UniformSampler",
     "all_candidate_sampler",
     "compute_accidental_hits",
     "fixed_unigram_candidate_sampler",
     "learned_unigram_candidate_sampler",
+    "linear_cross_entropy",
     "log_softmax",
     "log_uniform_candidate_sampler",
     "logsumexp",
