@@ -11,7 +11,7 @@ from fastloss._candidates import (
     uniform_candidate_sampler,
 )
 from fastloss._gradients import value_and_grad
-from fastloss._linear import LinearStats, linear_cross_entropy
+from fastloss._linear import LinearStats, linear_cross_entropy, linear_partials, loss_from_partials, merge_partials
 from fastloss._samplers import FixedUnigramSampler, LearnedUnigramSampler, LogUniformSampler, UniformSampler
 from fastloss._softmax import (
     log_softmax,
@@ -35,9 +35,12 @@ __all__ = [
     "fixed_unigram_candidate_sampler",
     "learned_unigram_candidate_sampler",
     "linear_cross_entropy",
+    "linear_partials",
     "log_softmax",
     "log_uniform_candidate_sampler",
     "logsumexp",
+    "loss_from_partials",
+    "merge_partials",
     "sample_negatives",
     "softmax",
     "softmax_cross_entropy_with_logits",

@@ -236,7 +236,11 @@ def features(name: str, value: ArrayLike) -> Array:
 
 def shards(name: str, value: Any, d: int) -> tuple[bool, list[Array]]:
     """Whether a table comes as several arrays, and its arrays, each [classes, d]."""
-    many = isinstance(value, list | tuple) and len(value) > 0 and all(isinstance(a, np.ndarray) and a.ndim == 2 for a in value)
+    many = (
+        isinstance(value, list | tuple)
+        and len(value) > 0
+        and all(isinstance(a, np.ndarray) and a.ndim == 2 for a in value)
+    )
     arrays = [array(f"{name}[{i}]", a) for i, a in enumerate(value)] if many else [array(name, value)]
     for i, a in enumerate(arrays):
         at = f"{name}[{i}]" if many else name
@@ -286,7 +290,9 @@ def _best_labels(
     name: str, value: tuple[Any, Any], shape: tuple[int, ...], n_classes: int, ignore: int | None, tail: str
 ) -> ClassLabels:
     if ignore is not None:
-        raise ValueError(f"ignore_index must be None where {name} are a pair (ids, probs), got {ignore} (use sample_weight)")
+        raise ValueError(
+            f"ignore_index must be None where {name} are a pair (ids, probs), got {ignore} (use sample_weight)"
+        )
     given, probs = integers(f"{name}[0]", value[0]), numbers(f"{name}[1]", value[1])
     k = given.shape[-1]
     same_shape(f"{name}[0]", given, (*shape, k), "that of inputs with k for its last axis")
@@ -301,9 +307,41 @@ def _best_labels(
     wrong = ~((p >= 0) & (p < np.inf))
     if wrong.any():
         place = np.unravel_index(int(np.argmax(wrong)), given.shape)
-        raise ValueError(f"{name}[1] must be finite and not negative, got {probs[place]} at index {tuple(map(int, place))}")
+        raise ValueError(
+            f"{name}[1] must be finite and not negative, got {probs[place]} at index {tuple(map(int, place))}"
+        )
     ordered = np.sort(ids, -1)
     twice = (ordered[:, 1:] == ordered[:, :-1]).any(-1)
     if twice.any():
-        raise ValueError(f"{name}[0] must not repeat a class in a row, got {ids[twice][0].tolist()} at row {int(np.argmax(twice))}")
+        raise ValueError(
+            f"{name}[0] must not repeat a class in a row, got {ids[twice][0].tolist()} at row {int(np.argmax(twice))}"
+        )
     return ClassLabels(given, ids, p, tail, False)
+
+
+def whole(name: str, value: Any) -> int:
+    """An integer that is not negative."""
+    try:
+        k = operator.index(value)
+    except TypeError:
+        raise TypeError(f"{name} must be an integer, got {value!r}") from None
+    if not 0 <= k < 2**62:
+        raise ValueError(f"{name} must lie in [0, 2**62), got {k}")
+    return k
+
+
+def not_negative(name: str, a: Array) -> None:
+    bad = a < 0
+    if bad.any():
+        place = np.unravel_index(int(np.argmax(bad)), a.shape)
+        raise ValueError(f"{name} must not be negative, got {a[place]} at index {tuple(map(int, place))}")
+
+
+def partials(name: str, value: ArrayLike) -> Array:
+    """Rows of four numbers, as contiguous float64."""
+    a = array(name, value)
+    if a.dtype != _FLOAT64:
+        raise TypeError(f"{name} must be float64, got {a.dtype}")
+    if a.ndim == 0 or a.shape[-1] != 4:
+        raise ValueError(f"{name} must have shape [..., 4], got {a.shape}")
+    return np.ascontiguousarray(a)
