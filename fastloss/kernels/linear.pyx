@@ -76,6 +76,17 @@ cdef void settle_again(const Job* job, Py_ssize_t g, real dummy) noexcept nogil:
     settle_logits(job, group_of(job, g, dummy), top, arg)
 
 
+cdef void hide_rows(const Job* job, real dummy) noexcept nogil:
+    """Inputs of rows that do not count become 0: whatever they hold, the table's gradient is free of it."""
+    cdef int lanes = lanes_of(dummy), j
+    cdef Py_ssize_t i, p, rows = job.groups*lanes
+    for i in range(job.n):
+        if job.state[SCALE*rows + i] == 0:
+            for p in range(panels_of(job.d, lanes)):
+                for j in range(lanes):
+                    (<real*>job.xr)[(p*rows + i)*lanes + j] = 0
+
+
 cdef void run_tasks(const Job* job, int what, Py_ssize_t n, int n_threads, real dummy) noexcept nogil:
     cdef Py_ssize_t i
     if n_threads == 1 or n == 1:
@@ -101,6 +112,8 @@ cdef void run_forward(Job* job, int n_threads, real dummy) noexcept nogil:
 
 cdef void run_backward(Job* job, int n_threads, real dummy) noexcept nogil:
     cdef Py_ssize_t c = 0, g
+    if job.xr != NULL:
+        hide_rows(job, dummy)
     while c < job.weights.n:
         set_block(job, c)
         if job.dx != NULL or not job.kept:
@@ -168,6 +181,7 @@ cdef void finish_row(const Ends* at, Py_ssize_t i, real dummy) noexcept nogil:
     cdef real m = <real>state[TOP*rows]
     cdef double others, e, each, total, ratio, lse, weight, scale, slope, loss, sum_t = 0, other, u, v, entropy
     others = state[SUM*rows] + state[REST*rows] if state[SUM*rows] < <double>INFINITY else state[SUM*rows]
+    others = others if m > <real>(-INFINITY) else <double>INFINITY - <double>INFINITY     # no logit above -inf
     m = m if m > <real>(-INFINITY) else <real>0
     terms.shift = shift_of(m)
     terms.power = power_of(m, <real>terms.shift)
