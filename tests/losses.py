@@ -113,8 +113,12 @@ def _layer(c: int, **options: Any) -> Callable[..., dict[str, Any]]:
         # few bits, so that the logits are exact and errors are the loss's own
         draw = lambda *shape: (np.round(4 * rng.standard_normal(shape)) / 4).astype(dtype)  # noqa: E731
         return {
-            "labels": rng.integers(0, c, n), "inputs": draw(n, 7), "weights": draw(7, c).T, "biases": draw(c), **options,
-        }  # fmt: skip
+            "labels": rng.integers(0, c, n),
+            "inputs": draw(n, 7),
+            "weights": draw(7, c).T,
+            "biases": draw(c),
+            **options,
+        }
 
     return make
 

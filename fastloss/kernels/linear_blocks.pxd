@@ -21,6 +21,7 @@ cdef extern from "product.h" nogil:
         FL_TILE
         FL_CHUNK
         FL_PITCH
+    void FL_PREFETCH_FAR(const void*) noexcept
     void fl_tile_rowsf(Py_ssize_t, const float*, const float*, float*, int) noexcept
     void fl_tile_rows(Py_ssize_t, const double*, const double*, double*, int) noexcept
     void fl_tile_columnsf(Py_ssize_t, const float*, const float*, float*, int) noexcept
@@ -121,6 +122,21 @@ cdef inline Py_ssize_t panels_of(Py_ssize_t d, int lanes) noexcept nogil:
     return (d + lanes - 1)//lanes
 
 
+cdef inline void fetch(const Rows* rows, Py_ssize_t start, Py_ssize_t n, Py_ssize_t part,
+                       Py_ssize_t parts) noexcept nogil:
+    """A part of n rows on their way from memory, while the products keep the cores busy."""
+    cdef Py_ssize_t lines, k, stop
+    if rows.data == NULL or n <= 0 or rows.step != rows.itemsize:
+        return
+    lines = (rows.width*rows.itemsize + 63)//64
+    part = least(part, parts - 1)
+    k = n*lines*part//parts
+    stop = n*lines*(part + 1)//parts
+    while k < stop:
+        FL_PREFETCH_FAR(row_at(rows, start + k//lines) + k % lines*64)
+        k += 1
+
+
 # ------------------------------------------------------------------ packing
 
 cdef inline void pack_inputs_group(const Job* job, Py_ssize_t g, real dummy) noexcept nogil:
@@ -192,13 +208,15 @@ cdef inline real* group_of(const Job* job, Py_ssize_t g, real dummy) noexcept no
 cdef inline void logits(const Job* job, Py_ssize_t g, Py_ssize_t start, Py_ssize_t stop, real dummy) noexcept nogil:
     """z = x w, of tiles start .. stop."""
     cdef int lanes = lanes_of(dummy)
-    cdef Py_ssize_t q, t, k
+    cdef Py_ssize_t q, t, k, tiles = (job.nc + FL_TILE - 1)//FL_TILE, after = job.c + job.nc
     cdef real* z = group_of(job, g, dummy)
     cdef const real* x
     for q in range(job.chunks):
         k = least(FL_CHUNK, job.d - q*FL_CHUNK)
         x = <const real*>job.xp + (g*job.d + q*FL_CHUNK)*lanes
         for t in range(start, stop):
+            fetch(&job.weights, after, least(job.block, job.weights.n - after), (g*job.chunks + q)*tiles + t,
+                  job.groups*job.chunks*tiles)
             tile_rows(k, <const real*>job.wp + (q*job.block + t*FL_TILE)*FL_PITCH, x, z + t*FL_TILE*lanes, q > 0)
 
 
@@ -425,7 +443,7 @@ cdef inline void inputs_product(const Job* job, Py_ssize_t g, Py_ssize_t q_start
                                 real dummy) noexcept nogil:
     """dx += slopes w, of these chunks of columns."""
     cdef int lanes = lanes_of(dummy)
-    cdef Py_ssize_t c, k, q, j, width
+    cdef Py_ssize_t c, k, q, j, width, parts = (job.nc + STEP - 1)//STEP*job.chunks
     cdef const real* z = group_of(job, g, dummy)
     cdef real* dx
     c = 0
@@ -436,6 +454,9 @@ cdef inline void inputs_product(const Job* job, Py_ssize_t g, Py_ssize_t q_start
             width = least(FL_CHUNK, job.d - q*FL_CHUNK)
             j = 0
             while j < width:
+                if not job.first_rows:
+                    fetch(&job.weights_grad, job.c, job.nc, ((g*parts + c//STEP*job.chunks + q)*FL_CHUNK + j)//FL_TILE,
+                          job.groups*parts*(FL_CHUNK//FL_TILE))
                 tile_columns(k, <const real*>job.wp + (q*job.block + c)*FL_PITCH + j, z + c*lanes, dx + j*lanes, True)
                 j += FL_TILE
         c += k
@@ -445,7 +466,7 @@ cdef inline void table_product(const Job* job, Py_ssize_t task, real dummy) noex
     """Rows of the table's gradient, and of the biases': slopes times inputs, over the block's rows."""
     cdef int lanes = lanes_of(dummy), j
     cdef Py_ssize_t start = task*SHARE, stop = least(job.nc, start + SHARE), c, p, g, n, t
-    cdef Py_ssize_t panels = panels_of(job.d, lanes), width = panels*lanes, step = ROWS//lanes
+    cdef Py_ssize_t panels = panels_of(job.d, lanes), width = panels*lanes, step = ROWS//lanes, after = job.c + job.nc
     cdef real* dw = <real*>job.dw
     cdef const real* z = <const real*>job.z + job.place*lanes
     cdef const real* v
@@ -459,6 +480,8 @@ cdef inline void table_product(const Job* job, Py_ssize_t task, real dummy) noex
         while g < job.groups:
             n = least(step, job.groups - g)
             for p in range(panels):
+                fetch(&job.weights, after, least(job.block, job.weights.n - after),
+                      (task*job.groups + g)*panels + p*step, (job.nc + SHARE - 1)//SHARE*job.groups*panels)
                 t = start
                 while t < stop:
                     tile_lanes(n, job.pitch, z + g*job.pitch + t*lanes,
