@@ -84,7 +84,7 @@ class _Blocks:
         all_rows = -(-n // self.lanes) * self.lanes
         least = min(all_rows, _kernels.ROW_STEP)
         self.pitch = table.n_classes + tile
-        limit = max(DEFAULT_MEMORY, fixed + 2 * least * (row + size * self.pitch)) if max_memory is None else max_memory
+        limit = max(DEFAULT_MEMORY, fixed + 3 * least * (row + size * self.pitch)) if max_memory is None else max_memory
         self.rows = self._fit(limit - fixed, row + size * self.pitch, all_rows)
         self.kept = (dx or dw or db) and self.rows >= least and not (whole and self.rows < all_rows)
         if not self.kept:
@@ -350,7 +350,7 @@ def linear_cross_entropy(
     scratch is ``s R (C + 3 D) + 2 s B D`` bytes (D rounded up to a multiple of 144 in places) where gradients are
     wanted, and ``s (R (B + D) + B D)`` for the loss alone, beside some numbers for each row and class.  R is as
     large as `max_memory` allows, a multiple of 128; where it does not allow 128, logits are computed a second time for
-    the gradients, and the first C is B.  The default is 64 MiB, or what 256 rows need.  A gradient to a table of half
+    the gradients, and the first C is B.  The default is 64 MiB, or what 384 rows need.  A gradient to a table of half
     type that takes more than one block of rows is likewise computed in one block of all rows, whatever they need,
     for its sums are kept in float32.
 
