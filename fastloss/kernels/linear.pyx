@@ -78,7 +78,7 @@ cdef void settle_again(const Job* job, Py_ssize_t g, real dummy) noexcept nogil:
 
 cdef void hide_rows(const Job* job, real dummy) noexcept nogil:
     """Inputs of rows that do not count become 0: whatever they hold, the table's gradient is free of it."""
-    cdef int lanes = lanes_of(dummy), j
+    cdef Py_ssize_t lanes = lanes_of(dummy), j
     cdef Py_ssize_t i, p, rows = job.groups*lanes
     for i in range(job.n):
         if job.state[SCALE*rows + i] == 0:
@@ -257,7 +257,7 @@ cdef inline void* at(unsigned char[::1] memory):
 
 cdef inline int set_plan(Job* job, tuple plan, real dummy) except -1:
     """Sizes that all steps share."""
-    cdef int lanes = lanes_of(dummy)
+    cdef Py_ssize_t lanes = lanes_of(dummy)
     job.n, job.d, job.k, job.block, job.pitch, job.kept, job.cap, job.temperature, job.stats = plan
     job.groups = panels_of(job.n, lanes)
     job.chunks = panels_of(job.d, FL_CHUNK) if job.d > 0 else 1    # of no columns: zeros

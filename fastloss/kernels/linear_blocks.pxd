@@ -13,7 +13,7 @@ from libc.stdint cimport int64_t
 from fastloss.kernels.arrays cimport Rows, load, row_at, store
 from fastloss.kernels.terms cimport sum_rest
 from fastloss.kernels.vmath cimport (
-    FL_LN2, bias_of, fl_exp_label, exp_of, lo_of, magic_of, power_of, real, shift_of,
+    FL_LN2, bias_of, exp_of, fl_exp_label, lo_of, magic_of, power_of, real, shift_of,
 )
 
 cdef extern from "product.h" nogil:
@@ -85,7 +85,7 @@ cdef struct Job:
 
 # ------------------------------------------------------------------ one name for both types
 
-cdef inline int lanes_of(real dummy) noexcept nogil:
+cdef inline Py_ssize_t lanes_of(real dummy) noexcept nogil:
     if real is float:
         return LANES
     else:
@@ -118,7 +118,7 @@ cdef inline Py_ssize_t least(Py_ssize_t a, Py_ssize_t b) noexcept nogil:
     return a if a < b else b
 
 
-cdef inline Py_ssize_t panels_of(Py_ssize_t d, int lanes) noexcept nogil:
+cdef inline Py_ssize_t panels_of(Py_ssize_t d, Py_ssize_t lanes) noexcept nogil:
     return (d + lanes - 1)//lanes
 
 
@@ -142,7 +142,7 @@ cdef inline void fetch(const Rows* rows, Py_ssize_t start, Py_ssize_t n, Py_ssiz
 cdef inline void pack_inputs_group(const Job* job, Py_ssize_t g, real dummy) noexcept nogil:
     """Rows of one group, as lanes and, if asked for, as they are in panels; zeros where there is none."""
     cdef real part[256]
-    cdef int lanes = lanes_of(dummy), r
+    cdef Py_ssize_t lanes = lanes_of(dummy), r
     cdef Py_ssize_t k, j, m, row, rows = job.groups*lanes, width = panels_of(job.d, lanes)*lanes
     cdef real* p = <real*>job.xp + g*job.d*lanes
     cdef real* q
@@ -168,7 +168,7 @@ cdef inline void pack_inputs_group(const Job* job, Py_ssize_t g, real dummy) noe
 
 cdef inline void unpack_inputs_group(const Job* job, Py_ssize_t g, real dummy) noexcept nogil:
     cdef real part[256]
-    cdef int lanes = lanes_of(dummy), r
+    cdef Py_ssize_t lanes = lanes_of(dummy), r
     cdef Py_ssize_t k, j, m
     cdef const real* p = <const real*>job.dx + g*job.chunks*FL_CHUNK*lanes
     for r in range(least(lanes, job.n - g*lanes)):
@@ -207,7 +207,7 @@ cdef inline real* group_of(const Job* job, Py_ssize_t g, real dummy) noexcept no
 
 cdef inline void logits(const Job* job, Py_ssize_t g, Py_ssize_t start, Py_ssize_t stop, real dummy) noexcept nogil:
     """z = x w, of tiles start .. stop."""
-    cdef int lanes = lanes_of(dummy)
+    cdef Py_ssize_t lanes = lanes_of(dummy)
     cdef Py_ssize_t q, t, k, tiles = (job.nc + FL_TILE - 1)//FL_TILE, after = job.c + job.nc
     cdef real* z = group_of(job, g, dummy)
     cdef const real* x
@@ -235,7 +235,7 @@ cdef inline real tanh_of(real u) noexcept nogil:
 
 cdef inline void settle_logits(const Job* job, real* z, real* top, real* arg) noexcept nogil:
     """Bias, cap and temperature; each lane's largest logit, NaN left aside, and its class."""
-    cdef int lanes = lanes_of(z[0]), j
+    cdef Py_ssize_t lanes = lanes_of(z[0]), j
     cdef Py_ssize_t c
     cdef real b, v, cap = <real>job.cap, t = <real>job.temperature
     cdef real* x
@@ -273,7 +273,7 @@ cdef inline double unit_ratio(real old, real new) noexcept nogil:
 
 cdef inline void references(const Job* job, Py_ssize_t g, const real* top, const real* arg, real* m) noexcept nogil:
     """m = each lane's largest logit so far; what was summed around a smaller one comes to its unit."""
-    cdef int lanes = lanes_of(m[0]), j
+    cdef Py_ssize_t lanes = lanes_of(m[0]), j
     cdef Py_ssize_t rows = job.groups*lanes
     cdef double* state = job.state + g*lanes
     cdef double f, old
@@ -293,7 +293,7 @@ cdef inline void references(const Job* job, Py_ssize_t g, const real* top, const
 
 cdef inline void take_marks(const Job* job, Py_ssize_t g, real* z) noexcept nogil:
     """Marked logits of this block, out of the sums."""
-    cdef int lanes = lanes_of(z[0])
+    cdef Py_ssize_t lanes = lanes_of(z[0])
     cdef Py_ssize_t r, q, i, y
     for r in range(least(lanes, job.n - g*lanes)):
         for q in range(job.k):
@@ -307,7 +307,7 @@ cdef inline void take_marks(const Job* job, Py_ssize_t g, real* z) noexcept nogi
 cdef inline void tilts(const Job* job, Py_ssize_t g, const real* z) noexcept nogil:
     """Sum of smoothing times logit, where smoothing is not 0."""
     cdef double sum[LANES]
-    cdef int lanes = lanes_of(z[0]), j
+    cdef Py_ssize_t lanes = lanes_of(z[0]), j
     cdef Py_ssize_t c, rows = job.groups*lanes
     cdef double u
     for j in range(lanes):
@@ -334,7 +334,7 @@ cdef inline void sums(const Job* job, Py_ssize_t g, real dummy) noexcept nogil:
     cdef double total[LANES]
     cdef double rest[LANES]
     cdef double wide[LANES]
-    cdef int lanes = lanes_of(dummy), j
+    cdef Py_ssize_t lanes = lanes_of(dummy), j
     cdef Py_ssize_t c, stop, rows = job.groups*lanes
     cdef real* z = group_of(job, g, dummy)
     cdef real e, f, power
@@ -399,7 +399,7 @@ cdef inline void slopes(const Job* job, Py_ssize_t g, real dummy) noexcept nogil
     cdef real slope[LANES]
     cdef real scale[LANES]
     cdef real was[LANES]
-    cdef int lanes = lanes_of(dummy), j
+    cdef Py_ssize_t lanes = lanes_of(dummy), j
     cdef Py_ssize_t c, r, q, i, y, rows = job.groups*lanes
     cdef real* z = group_of(job, g, dummy)
     cdef real* x
@@ -442,7 +442,7 @@ cdef inline void slopes(const Job* job, Py_ssize_t g, real dummy) noexcept nogil
 cdef inline void inputs_product(const Job* job, Py_ssize_t g, Py_ssize_t q_start, Py_ssize_t q_stop,
                                 real dummy) noexcept nogil:
     """dx += slopes w, of these chunks of columns."""
-    cdef int lanes = lanes_of(dummy)
+    cdef Py_ssize_t lanes = lanes_of(dummy)
     cdef Py_ssize_t c, k, q, j, width, parts = (job.nc + STEP - 1)//STEP*job.chunks
     cdef const real* z = group_of(job, g, dummy)
     cdef real* dx
@@ -464,7 +464,7 @@ cdef inline void inputs_product(const Job* job, Py_ssize_t g, Py_ssize_t q_start
 
 cdef inline void table_product(const Job* job, Py_ssize_t task, real dummy) noexcept nogil:
     """Rows of the table's gradient, and of the biases': slopes times inputs, over the block's rows."""
-    cdef int lanes = lanes_of(dummy), j
+    cdef Py_ssize_t lanes = lanes_of(dummy), j
     cdef Py_ssize_t start = task*SHARE, stop = least(job.nc, start + SHARE), c, p, g, n, t
     cdef Py_ssize_t panels = panels_of(job.d, lanes), width = panels*lanes, step = ROWS//lanes, after = job.c + job.nc
     cdef real* dw = <real*>job.dw
