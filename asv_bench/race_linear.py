@@ -6,9 +6,9 @@ from collections.abc import Callable
 from typing import Any
 
 import numpy as np
-from asv_bench.race import Case, Peers
 
 import fastloss as fl
+from asv_bench.race import Case, Peers
 
 Contenders = dict[str, Callable[[], Any]]
 
