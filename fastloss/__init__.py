@@ -12,6 +12,7 @@ from fastloss._candidates import (
 )
 from fastloss._ctc import ctc_beam_search_decode, ctc_greedy_decode, ctc_loss, edit_distance
 from fastloss._gradients import value_and_grad
+from fastloss._linear import LinearStats, linear_cross_entropy, linear_partials, loss_from_partials, merge_partials
 from fastloss._samplers import FixedUnigramSampler, LearnedUnigramSampler, LogUniformSampler, UniformSampler
 from fastloss._sequence import packed_sequence_loss, sequence_loss, sequence_loss_by_example
 from fastloss._softmax import (
@@ -28,6 +29,7 @@ __all__ = [
     "AliasTable",
     "FixedUnigramSampler",
     "LearnedUnigramSampler",
+    "LinearStats",
     "LogUniformSampler",
     "UniformSampler",
     "all_candidate_sampler",
@@ -38,9 +40,13 @@ __all__ = [
     "edit_distance",
     "fixed_unigram_candidate_sampler",
     "learned_unigram_candidate_sampler",
+    "linear_cross_entropy",
+    "linear_partials",
     "log_softmax",
     "log_uniform_candidate_sampler",
     "logsumexp",
+    "loss_from_partials",
+    "merge_partials",
     "packed_sequence_loss",
     "sample_negatives",
     "sequence_loss",

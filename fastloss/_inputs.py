@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import operator
 from collections.abc import Iterable
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
@@ -258,3 +258,130 @@ def output(
     if value.size > 1 and any(s == 0 and n > 1 for s, n in zip(value.strides, value.shape, strict=True)):
         raise ValueError(f"{name} must not be a broadcast array")
     return value
+
+
+# ------------------------------------------------------------------ linear layers
+
+TAILS = ("drop", "renormalize", "other")
+
+
+def features(name: str, value: ArrayLike) -> Array:
+    """An array of floats whose last axis holds features."""
+    a = array(name, value)
+    if a.ndim == 0:
+        raise ValueError(f"{name} must have an axis of features, got a number")
+    loss_dtype(name, a.dtype)
+    return a
+
+
+def shards(name: str, value: Any, d: int) -> tuple[bool, list[Array]]:
+    """Whether a table comes as several arrays, and its arrays, each [classes, d]."""
+    many = (
+        isinstance(value, list | tuple)
+        and len(value) > 0
+        and all(isinstance(a, np.ndarray) and a.ndim == 2 for a in value)
+    )
+    arrays = [array(f"{name}[{i}]", a) for i, a in enumerate(value)] if many else [array(name, value)]
+    for i, a in enumerate(arrays):
+        at = f"{name}[{i}]" if many else name
+        loss_dtype(at, a.dtype)
+        if a.ndim != 2 or a.shape[1] != d:
+            raise ValueError(f"{at} must have shape [classes, {d}], {d} features as inputs, got {a.shape}")
+    return many, arrays
+
+
+def positive(name: str, value: Any) -> float:
+    """A finite number above 0."""
+    v = scalar(name, value, 0, float(np.finfo(np.float64).max))
+    if v == 0:
+        raise ValueError(f"{name} must be positive, got 0")
+    return v
+
+
+class ClassLabels(NamedTuple):
+    """Classes of each row: its label, or the k best of a teacher with their probabilities."""
+
+    given: Array  # as passed in
+    ids: NDArray[np.int64]  # [n, k], -1 where ignored
+    probs: Array | None  # [n, k], float64
+    tail: str
+    some_ignored: bool
+
+
+def class_labels(
+    name: str, value: Any, shape: tuple[int, ...], n_classes: int, ignore: int | None, tail: str
+) -> ClassLabels:
+    """Class indices of this shape, or a pair (ids, probs) of shape (*shape, k)."""
+    choice("tail", tail, TAILS)
+    if isinstance(value, tuple) and len(value) == 2 and np.ndim(value[0]) == len(shape) + 1:
+        return _best_labels(name, value, shape, n_classes, ignore, tail)
+    if tail != "drop":
+        raise ValueError(f"tail must be 'drop' unless {name} are a pair (ids, probs), got {tail!r}")
+    y = same_shape(name, integers(name, value), shape, "that of inputs without its last axis")
+    skipped = np.zeros(shape, bool) if ignore is None else y == ignore
+    bad = ((y < 0) | (y >= n_classes)) & ~skipped
+    if bad.any():
+        raise bad_label(name, y, int(np.argmax(bad)), n_classes, ignore)
+    ids = np.where(skipped, -1, y).astype(np.int64).reshape(-1, 1)
+    return ClassLabels(y, ids, None, tail, bool(skipped.any()))
+
+
+def _best_labels(
+    name: str, value: tuple[Any, Any], shape: tuple[int, ...], n_classes: int, ignore: int | None, tail: str
+) -> ClassLabels:
+    if ignore is not None:
+        raise ValueError(
+            f"ignore_index must be None where {name} are a pair (ids, probs), got {ignore} (use sample_weight)"
+        )
+    given, probs = integers(f"{name}[0]", value[0]), numbers(f"{name}[1]", value[1])
+    k = given.shape[-1]
+    same_shape(f"{name}[0]", given, (*shape, k), "that of inputs with k for its last axis")
+    same_shape(f"{name}[1]", probs, given.shape, f"that of {name}[0]")
+    if k == 0:
+        raise ValueError(f"{name}[0] must have at least one class a row, got shape {given.shape}")
+    bad = (given < 0) | (given >= n_classes)
+    if bad.any():
+        raise bad_label(f"{name}[0]", given, int(np.argmax(bad)), n_classes)
+    ids = np.ascontiguousarray(given, np.int64).reshape(-1, k)
+    p = np.ascontiguousarray(probs, np.float64).reshape(-1, k)
+    wrong = ~((p >= 0) & (p < np.inf))
+    if wrong.any():
+        place = np.unravel_index(int(np.argmax(wrong)), given.shape)
+        raise ValueError(
+            f"{name}[1] must be finite and not negative, got {probs[place]} at index {tuple(map(int, place))}"
+        )
+    ordered = np.sort(ids, -1)
+    twice = (ordered[:, 1:] == ordered[:, :-1]).any(-1)
+    if twice.any():
+        raise ValueError(
+            f"{name}[0] must not repeat a class in a row, got {ids[twice][0].tolist()} at row {int(np.argmax(twice))}"
+        )
+    return ClassLabels(given, ids, p, tail, False)
+
+
+def whole(name: str, value: Any) -> int:
+    """An integer that is not negative."""
+    try:
+        k = operator.index(value)
+    except TypeError:
+        raise TypeError(f"{name} must be an integer, got {value!r}") from None
+    if not 0 <= k < 2**62:
+        raise ValueError(f"{name} must lie in [0, 2**62), got {k}")
+    return k
+
+
+def not_negative(name: str, a: Array) -> None:
+    bad = a < 0
+    if bad.any():
+        place = np.unravel_index(int(np.argmax(bad)), a.shape)
+        raise ValueError(f"{name} must not be negative, got {a[place]} at index {tuple(map(int, place))}")
+
+
+def partials(name: str, value: ArrayLike) -> Array:
+    """Rows of four numbers, as contiguous float64."""
+    a = array(name, value)
+    if a.dtype != _FLOAT64:
+        raise TypeError(f"{name} must be float64, got {a.dtype}")
+    if a.ndim == 0 or a.shape[-1] != 4:
+        raise ValueError(f"{name} must have shape [..., 4], got {a.shape}")
+    return np.ascontiguousarray(a)

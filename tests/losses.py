@@ -124,4 +124,33 @@ def _sequence_losses() -> list[Loss]:
     return [Loss("ctc", fl.ctc_loss, _ctc, _ctc_oracle, shift_invariant=True)]
 
 
-LOSSES = _softmax_losses() + _sequence_losses()
+def _linear(labels: Any, inputs: Any, weights: Any, biases: Any, **options: Any) -> tuple[Any, Any]:
+    logits = reference.wide(inputs) @ reference.wide(weights).T + reference.wide(biases)
+    return _cross_entropy(labels=labels, logits=logits, **options)
+
+
+def _layer(c: int, **options: Any) -> Callable[..., dict[str, Any]]:
+    def make(rng: np.random.Generator, n: int, dtype: np.dtype) -> dict[str, Any]:
+        # few bits, so that the logits are exact and errors are the loss's own
+        draw = lambda *shape: (np.round(4 * rng.standard_normal(shape)) / 4).astype(dtype)  # noqa: E731
+        return {
+            "labels": rng.integers(0, c, n),
+            "inputs": draw(n, 7),
+            "weights": draw(7, c).T,
+            "biases": draw(c),
+            **options,
+        }
+
+    return make
+
+
+def _linear_losses() -> list[Loss]:
+    f, main = fl.linear_cross_entropy, {"main": "inputs", "wrt": ("inputs",)}
+    weighted = {"class_weight": _weights(53), "label_smoothing": 0.2, "ignore_index": 52}
+    return [
+        Loss("linear", f, _layer(151), _linear, **main),
+        Loss("linear-all-options", f, _layer(53, **weighted), _linear, ulp=4, **main),
+    ]
+
+
+LOSSES = _softmax_losses() + _sequence_losses() + _linear_losses()

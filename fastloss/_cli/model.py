@@ -23,7 +23,6 @@ BATCH = 512  # targets per step
 RATE = 0.3
 INITIAL = 0.01  # of Adagrad's sums: the first steps are short
 SCALE = 0.1  # standard deviation of the embeddings at the start
-ROWS = 64  # targets per block
 CLASSES = 1024  # rows of the output table per block
 
 Floats = NDArray[np.float32]
@@ -34,6 +33,7 @@ class Pool:
     """Threads that take blocks of work; results come in the order of the blocks."""
 
     def __init__(self, threads: int) -> None:
+        self.threads = threads
         self._executor = ThreadPoolExecutor(threads) if threads > 1 else None
 
     def each(self, work: Callable[[slice], T], size: int, block: int) -> list[T]:
@@ -118,58 +118,30 @@ class Output(Protocol):
 
 
 class FullSoftmax:
-    """Softmax cross entropy over the whole vocabulary."""
+    """Softmax cross entropy over the whole vocabulary; its logits are never stored."""
 
     def __init__(self, table: Adagrad, pool: Pool) -> None:
         self._table = table
         self._pool = pool
-        self._logits = np.empty((BATCH, len(table.value)), np.float32)
-        self._value_and_grad = fl.value_and_grad(fl.sparse_softmax_cross_entropy_with_logits)
-
-    def _forward(self, hidden: Floats) -> Floats:
-        table, logits = self._table.value, self._logits[: len(hidden)]
-
-        def block(classes: slice) -> None:
-            np.matmul(hidden, table[classes].T, out=logits[:, classes])
-
-        self._pool.each(block, len(table), CLASSES)
-        return logits
+        self._d_table = np.empty_like(table.value)
+        self._value_and_grad = fl.value_and_grad(fl.linear_cross_entropy, ("inputs", "weights"))
 
     def losses(self, hidden: Floats, targets: Ids) -> Floats:
         """Loss of every target."""
-        logits = self._forward(hidden)
-
-        def block(rows: slice) -> Floats:
-            # One thread each: the pool's threads are the only ones, none spins for another.
-            loss: Floats = fl.sparse_softmax_cross_entropy_with_logits(
-                labels=targets[rows], logits=logits[rows], n_threads=1
-            )
-            return loss
-
-        return np.concatenate(self._pool.each(block, len(targets), ROWS))
+        loss: Floats = fl.linear_cross_entropy(
+            inputs=hidden, weights=self._table.value, labels=targets, n_threads=self._pool.threads
+        )
+        return loss
 
     def step(self, hidden: Floats, targets: Ids) -> tuple[float, Floats]:
         """Learn the table; see `Output`."""
-        logits = self._forward(hidden)
-        table = self._table
-
-        def loss(rows: slice) -> float:
-            x = logits[rows]
-            value, _ = self._value_and_grad(labels=targets[rows], logits=x, reduction="sum", grad_out=x, n_threads=1)
-            return float(value)
-
-        def learn(classes: slice) -> Floats:
-            d_logits = logits[:, classes]
-            d_hidden: Floats = d_logits @ table.value[classes, :DIMENSIONS]
-            table.update(classes, d_logits.T @ hidden)
-            return d_hidden
-
-        total = sum(self._pool.each(loss, len(targets), ROWS))
-        parts = self._pool.each(learn, len(table.value), CLASSES)
-        d_hidden = parts[0]
-        for part in parts[1:]:
-            d_hidden += part
-        return total, d_hidden
+        d_hidden = np.empty_like(hidden)
+        total, _ = self._value_and_grad(
+            inputs=hidden, weights=self._table.value, labels=targets, reduction="sum",
+            grad_out=(d_hidden, self._d_table), n_threads=self._pool.threads,
+        )  # fmt: skip
+        self._pool.each(lambda rows: self._table.update(rows, self._d_table[rows]), len(self._d_table), CLASSES)
+        return float(total), d_hidden[:, :DIMENSIONS]
 
 
 OUTPUTS: dict[str, Callable[[Adagrad, Pool], Output]] = {"full": FullSoftmax}

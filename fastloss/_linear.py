@@ -1,0 +1,539 @@
+"""Cross entropy of a linear layer over a large vocabulary: its logits are never stored."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator, Sequence
+from typing import Any, NamedTuple
+
+import numpy as np
+from numpy.typing import ArrayLike, NDArray
+
+from fastloss import _inputs, _threads
+from fastloss._gradients import Wants, differentiable
+from fastloss._native import linear as _kernels
+from fastloss._reductions import Reduction
+
+Array = NDArray[Any]
+
+BLOCK_BYTES = 3 << 19  # of the table, packed at a time: the second-level cache and a share of the third
+DEFAULT_MEMORY = 64 << 20
+
+
+class LinearStats(NamedTuple):
+    """What `linear_cross_entropy` tells of each row beside its loss, with ``return_stats=True``.
+
+    Attributes
+    ----------
+    lse : ndarray, shape [...]
+        Log-sum-exp of the row's logits.
+    log_prob : ndarray, shape [...] or [..., k]
+        Log-probability of the label, or of each of the k best; 0 in ignored rows.
+    entropy : ndarray, shape [...]
+        Of the predicted distribution, in nats.
+    argmax : ndarray of int64, shape [...]
+        The class of the largest logit, the first of several.
+    correct : ndarray of bool, shape [...]
+        Whether that is the label, or the best of the k best.
+    """
+
+    lse: Array
+    log_prob: Array
+    entropy: Array
+    argmax: Array
+    correct: Array
+
+
+class _Table:
+    """The rows of the table, in one array or several."""
+
+    def __init__(self, weights: Any, biases: ArrayLike | None, inputs: Array) -> None:
+        self.many, self.shards = _inputs.shards("weights", weights, inputs.shape[-1])
+        self.names = [f"weights[{i}]" for i in range(len(self.shards))] if self.many else ["weights"]
+        self.first = np.cumsum([0] + [len(a) for a in self.shards]).tolist()
+        self.n_classes = int(self.first[-1])
+        self.biases = None if biases is None else _inputs.array("biases", biases)
+        self._bias = _inputs.vector("biases", biases, self.n_classes)
+        dtypes = [_inputs.loss_dtype(name, a.dtype) for name, a in zip(self.names, self.shards, strict=True)]
+        self.dtype = max([_inputs.loss_dtype("inputs", inputs.dtype), *dtypes], key=lambda dtype: dtype.itemsize)
+
+    def parts(self) -> Iterator[tuple[int, slice, Array, Array | None]]:
+        """Number, classes, rows and biases of the shards that have rows, as the kernels take them."""
+        for i, a in enumerate(self.shards):
+            if len(a):
+                classes = slice(self.first[i], self.first[i + 1])
+                yield i, classes, _inputs.raw(a), None if self._bias is None else self._bias[classes]  # type: ignore[misc]
+
+
+class _Blocks:
+    """Sizes of blocks, and scratch for one of them."""
+
+    def __init__(
+        self, table: _Table, n: int, d: int, max_memory: int | None, dx: bool, dw: bool, db: bool, whole: bool
+    ) -> None:
+        size = table.dtype.itemsize
+        self.wide = size == 8
+        self.lanes = 128 // size
+        tile, pitch = _kernels.TILE, _kernels.PITCH
+        chunks, panel = max(1, -(-d // _kernels.CHUNK)), -(-d // self.lanes) * self.lanes if dw else 0
+        columns = chunks * _kernels.CHUNK if dx else 0
+        block = min(960, max(96, BLOCK_BYTES // (size * max(1, d)))) // tile * tile
+        self.block = min(block, -(-max(1, table.n_classes) // tile) * tile)
+        fixed = size * self.block * (chunks * pitch + panel)
+        row = size * (d + columns + panel)
+        all_rows = -(-n // self.lanes) * self.lanes
+        least = min(all_rows, _kernels.ROW_STEP)
+        self.pitch = table.n_classes + tile
+        limit = max(DEFAULT_MEMORY, fixed + 3 * least * (row + size * self.pitch)) if max_memory is None else max_memory
+        self.rows = self._fit(limit - fixed, row + size * self.pitch, all_rows)
+        self.kept = (dx or dw or db) and self.rows >= least and not (whole and self.rows < all_rows)
+        if not self.kept:
+            self.pitch = self.block
+            self.rows = all_rows if whole else max(least, self._fit(limit - fixed, row + size * self.pitch, all_rows))
+        self.xp = self._memory(self.rows * d * size)
+        self.xr = self._memory(self.rows * panel * size) if dw else None
+        self.dx = self._memory(self.rows * columns * size) if dx else None
+        self.z = self._memory(self.rows * self.pitch * size)
+        self.wp = self._memory(chunks * self.block * pitch * size)
+        self.dw = self._memory(self.block * panel * size) if dw else None
+
+    @staticmethod
+    def _fit(memory: int, row: int, rows: int) -> int:
+        """Rows that fit, as many in each block but the last, a multiple of ROW_STEP."""
+        step = _kernels.ROW_STEP
+        most = max(0, memory) // row // step * step
+        if most < rows:
+            return int(-(-rows // -(-rows // most) // step) * step) if most else 0
+        return rows
+
+    @staticmethod
+    def _memory(size: int) -> Array:
+        """Bytes from the start of a cache line."""
+        memory = np.empty(size + 128, np.uint8)
+        start = -memory.__array_interface__["data"][0] % 64
+        return memory[start : start + size + 64]
+
+    def state(self, n: int) -> Array:
+        """Sums over no class, for the lanes of n rows."""
+        state = np.zeros((_kernels.STATE_ROWS, -(-n // self.lanes) * self.lanes))
+        state[_kernels.TOP_ROW] = -np.inf
+        return state
+
+
+class _Targets:
+    """What every class of every row is worth: marked ones each, all by smoothing, the others together."""
+
+    def __init__(
+        self, labels: _inputs.ClassLabels, n_classes: int, class_weight: Array | None, smoothing: float
+    ) -> None:
+        self.other = self.row_weight = self.smooth = None
+        marked = (labels.ids >= 0).astype(np.float64) if labels.probs is None else labels.probs
+        if labels.tail == "renormalize":
+            total = marked.sum(-1, keepdims=True)
+            marked = np.divide(marked, total, out=np.zeros_like(marked), where=total != 0)
+        elif labels.tail == "other":
+            self.other = np.maximum(0.0, 1.0 - marked.sum(-1))
+        if class_weight is not None:
+            marked = marked * class_weight[np.maximum(labels.ids, 0)]
+            self.row_weight = marked.sum(-1)
+        elif labels.some_ignored:
+            self.row_weight = marked[:, 0].copy()
+        if smoothing != 0:
+            marked = marked * (1 - smoothing)
+            share = np.ones(n_classes) if class_weight is None else class_weight
+            self.smooth = share * (smoothing / n_classes)
+        self.smooth_sum = 0.0 if self.smooth is None else math.fsum(self.smooth)
+        self.marked = np.ascontiguousarray(marked)
+
+
+class _Wanted:
+    """Where gradients go."""
+
+    def __init__(self, wants: Wants, inputs: Array, table: _Table, apart: dict[str, Array | None]) -> None:
+        self._apart = apart
+        self.inputs = self.biases = self.weights = None
+        for name in wants.wrt:
+            given = wants.buffers.get(name)
+            if name == "inputs":
+                wants.grads[name] = self.inputs = self._buffer("inputs", given, inputs, inputs)
+            elif name == "biases":
+                if table.biases is None:
+                    raise ValueError("biases must be given to have a gradient")
+                _inputs.loss_dtype("biases", table.biases.dtype)
+                wants.grads[name] = self.biases = self._buffer("biases", given, table.biases)
+            else:
+                several = given if table.many and given is not None else [given] * len(table.shards)
+                if not isinstance(several, list | tuple) or len(several) != len(table.shards):
+                    raise ValueError(
+                        f"grad_out of weights must be a list of {len(table.shards)} arrays, as weights are"
+                    )
+                self.weights = [
+                    self._buffer(name, a, b) for name, a, b in zip(table.names, several, table.shards, strict=True)
+                ]
+                wants.grads[name] = self.weights if table.many else self.weights[0]
+
+    def _buffer(self, name: str, given: Any, a: Array, alias: Array | None = None) -> Array:
+        buffer = _inputs.output("grad_out", given, a.shape, a.dtype, self._apart, alias)
+        if buffer is None:
+            buffer = np.empty_like(a, subok=False)
+        self._apart = self._apart | {f"the buffer for {name}": buffer}
+        return buffer
+
+
+class _Call:
+    """One pass over rows x classes, block by block."""
+
+    def __init__(
+        self, inputs: Array, table: _Table, marks: NDArray[np.int64], cap: float, heat: float, threads: int
+    ) -> None:
+        self.inputs, self.table, self.marks = inputs, table, marks
+        self.cap, self.heat, self.threads = cap, heat, threads
+        self.n = len(marks)
+        self.d = inputs.shape[-1]
+
+    def sums(self, blocks: _Blocks, start: int, smooth: Array | None, stats: bool) -> tuple[Any, Array, Array, Array]:
+        """The rows' sums over all classes."""
+        n = min(blocks.rows, self.n - start)
+        marks = self.marks[start : start + n]
+        plan = (n, self.d, marks.shape[1], blocks.block, blocks.pitch, blocks.kept, self.cap, self.heat, stats)
+        state, marked = blocks.state(n), np.full(marks.shape, -np.inf)
+        _kernels.pack(
+            plan, blocks.wide, _inputs.raw(self.inputs), self.inputs.ndim - 1, start, blocks.xp, blocks.xr, self.threads
+        )
+        for _, classes, weights, bias in self.table.parts():
+            _kernels.forward(
+                plan, blocks.wide, weights, bias, smooth, classes.start, blocks.xp, blocks.z, blocks.wp, state, marks,
+                marked, self.threads,
+            )  # fmt: skip
+        return plan, state, marks, marked
+
+    def losses(self, rows: Reduction, targets: _Targets, z_loss: float, wanted: _Wanted | None,
+               stats: LinearStats | None, memory: int | None) -> None:  # fmt: skip
+        """Fills `rows.loss`, gradients and statistics."""
+        dx, dw, db = (None, None, None) if wanted is None else (wanted.inputs, wanted.weights, wanted.biases)
+        whole = dw is not None and any(a.dtype.itemsize < self.table.dtype.itemsize for a in dw)
+        blocks = _Blocks(self.table, self.n, self.d, memory, dx is not None, dw is not None, db is not None, whole)
+        loss = np.empty(self.n)
+        bias_sums = None if db is None else np.zeros(self.table.n_classes)
+        for a in [] if dw is None or self.n else dw:
+            a[...] = 0
+        for start in range(0, self.n, max(1, blocks.rows)):
+            plan, state, marks, marked = self.sums(blocks, start, targets.smooth, stats is not None)
+            n = len(marks)
+            at = slice(start, start + n)
+            slopes = None if wanted is None else np.empty(marks.shape)
+            _kernels.finish(
+                blocks.wide, n, marks, targets.marked[at], _part(targets.other, at), _part(targets.row_weight, at),
+                _part(None if rows.scale is None else rows.scale.reshape(-1), at), rows.factor, targets.smooth,
+                targets.smooth_sum, z_loss, self.cap, self.heat, state, marked, slopes, loss[at],
+                *((None, None, None) if stats is None else (stats.lse[at], stats.log_prob[at], stats.entropy[at])),
+            )  # fmt: skip
+            if stats is not None:
+                stats.argmax[at] = state[_kernels.ARGMAX_ROW, :n]
+            if wanted is None:
+                continue
+            if blocks.dx is not None:
+                blocks.dx.fill(0)
+            for i, classes, weights, bias in self.table.parts():
+                _kernels.backward(
+                    plan, blocks.wide, weights, None if dw is None else _inputs.raw(dw[i]), bias,
+                    None if bias_sums is None else bias_sums[classes], targets.smooth, classes.start, start == 0,
+                    blocks.xp, blocks.xr, blocks.z, blocks.dx, blocks.wp, blocks.dw, state, marks, slopes, self.threads,
+                )  # fmt: skip
+            if dx is not None:
+                _kernels.unpack(plan, blocks.wide, blocks.dx, _inputs.raw(dx), dx.ndim - 1, start, self.threads)
+        rows.loss[...] = loss.reshape(rows.loss.shape)
+        if db is not None:
+            db[...] = bias_sums
+
+
+def _part(a: Array | None, rows: slice) -> Array | None:
+    return None if a is None else a[rows]
+
+
+@differentiable("inputs", "weights", "biases")
+def linear_cross_entropy(
+    wants: Wants | None,
+    /,
+    *,
+    inputs: ArrayLike,
+    weights: ArrayLike | Sequence[Array],
+    labels: ArrayLike | tuple[ArrayLike, ArrayLike],
+    biases: ArrayLike | None = None,
+    ignore_index: int | None = None,
+    tail: str = "drop",
+    softcap: float | None = None,
+    temperature: float = 1.0,
+    z_loss: float = 0.0,
+    sample_weight: ArrayLike | None = None,
+    class_weight: ArrayLike | None = None,
+    label_smoothing: float = 0.0,
+    reduction: str = "none",
+    return_stats: bool = False,
+    max_memory: int | None = None,
+    out: Array | None = None,
+    n_threads: int | None = None,
+    name: str | None = None,
+) -> Any:
+    """Softmax cross entropy of a linear layer's logits, which are never stored.
+
+    Equals ``sparse_softmax_cross_entropy_with_logits(labels=labels, logits=inputs @ weights.T + biases)``; for a row
+    of logits :math:`x = W h + b` with label :math:`y` that is, in nats,
+
+    .. math:: \\log \\sum_j e^{x_j} - x_y = \\operatorname{log1p} \\frac{\\sum_{j \\ne y} e^{x_j}}{e^{x_y}},
+
+    computed in the second form, block by block of rows and classes.
+
+    Parameters
+    ----------
+    inputs : array_like, shape [..., D]
+        Features of the rows: float16, bfloat16, float32 or float64, any memory layout.
+    weights : array_like, shape [C, D], or list of arrays, shapes [C_i, D]
+        The table, a row for each class: the same dtypes; or its rows on several arrays, memory maps for example,
+        which are read where they lie.  Half types are widened block by block.
+    labels : array_like of int, shape [...], or pair of array_like, both of shape [..., k]
+        Class indices in ``[0, C)``; or, for distillation, a tuple of the k best classes of each row and their
+        probabilities.
+    biases : array_like, shape [C], optional
+        Added to the logits; ``-inf`` takes a class out.
+    ignore_index : int, optional
+        Rows with this label have loss and gradient 0 and do not count in the mean.
+    tail : {"drop", "renormalize", "other"}
+        What becomes of the probability that the k best leave: nothing; they are divided by their sum; or all other
+        classes together are one more class, which has it (then no `label_smoothing` or `class_weight`).
+    softcap : float, optional
+        Logits become ``softcap * tanh(logits / softcap)``.
+    temperature : float, default 1
+        Logits, capped or not, are divided by it.
+    z_loss : float, default 0
+        Adds ``z_loss * lse**2`` to the loss, lse the log-sum-exp; the row's class weight multiplies it too.
+    sample_weight : array_like of real, optional
+        Multiplies the losses; broadcasts to their shape.  A row of weight 0 is exactly 0.
+    class_weight : array_like, shape [C], optional
+        Multiplies each class's term; the weights are weights in the mean.
+    label_smoothing : float, default 0
+        In [0, 1]: mixes the labels with the uniform distribution.
+    reduction : {"none", "sum", "mean"}
+        The mean divides by the sum of the weights of the rows that count; it is 0 if none does.
+    return_stats : bool, default False
+        Whether to return `LinearStats` of the rows, from the same pass, beside the loss.
+    max_memory : int, optional
+        Bytes of scratch; see Notes.
+    out : ndarray, optional
+        Where to write the result, of its shape and dtype.
+    n_threads : int, optional
+        Threads of this call; the result's bits do not depend on it.
+    name
+        Ignored.
+
+    Returns
+    -------
+    ndarray or scalar
+        One loss a row, shape [...], or their sum or mean; float64 if `inputs` or `weights` are, else float32.
+    LinearStats
+        With ``return_stats=True`` the second of a pair; ``value_and_grad`` then gives ``((loss, stats), gradient)``.
+
+    Raises
+    ------
+    TypeError
+        If a dtype is not one of the above.
+    ValueError
+        If shapes do not fit, a label or option is out of range; nothing has been written then.
+
+    Notes
+    -----
+    Differentiable in `inputs`, `weights` (a list of gradients for a list) and `biases`; only what is asked for is
+    computed.  The products are the package's own, in the dtype of the result: bits depend neither on threads nor, for
+    the loss and the gradient to `inputs`, on what other rows there are.
+
+    With s bytes a number, B = min(C, max(96, min(960, 1.5 MiB / (s D)))) classes a block and R rows a block, the
+    scratch is ``s R (C + 3 D) + 2 s B D`` bytes (D rounded up to a multiple of 144 in places) where gradients are
+    wanted, and ``s (R (B + D) + B D)`` for the loss alone, beside some numbers for each row and class.  R is as
+    large as `max_memory` allows, a multiple of 128; where it does not allow 128, logits are computed a second time for
+    the gradients, and the first C is B.  The default is 64 MiB, or what 384 rows need.  A gradient to a table of half
+    type that takes more than one block of rows is likewise computed in one block of all rows, whatever they need,
+    for its sums are kept in float32.
+
+    After ``tf.nn.sparse_softmax_cross_entropy_with_logits``; `z_loss` is that of PaLM (arXiv:2204.02311).
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> import fastloss as fl
+    >>> table = np.float32([[20, 0], [0, 1], [0, 2]])
+    >>> fl.linear_cross_entropy(inputs=np.float32([[1, 0], [0, 1]]), weights=table, labels=[0, 2])
+    array([4.1223074e-09, 4.0760595e-01], dtype=float32)
+    """
+    x = _inputs.features("inputs", inputs)
+    table = _Table(weights, biases, x)
+    shape, n_classes = x.shape[:-1], table.n_classes
+    n = math.prod(shape)
+    threads = _threads.resolve(n_threads, n * n_classes)
+    y = _inputs.class_labels("labels", labels, shape, n_classes, _inputs.ignored(ignore_index), tail)
+    smoothing = _inputs.scalar("label_smoothing", label_smoothing, 0, 1)
+    class_weights = _inputs.vector("class_weight", class_weight, n_classes)
+    if y.tail == "other" and (smoothing != 0 or class_weights is not None):
+        raise ValueError("tail must not be 'other' where label_smoothing or class_weight is given")
+    cap = 0.0 if softcap is None else _inputs.positive("softcap", softcap)
+    heat, zeta = _inputs.positive("temperature", temperature), _inputs.scalar("z_loss", z_loss, 0, math.inf)
+    memory = None if max_memory is None else int(_inputs.positive("max_memory", max_memory))
+    targets = _Targets(y, n_classes, class_weights, smoothing)
+    apart = {
+        "inputs": x,
+        "labels": y.given,
+        "biases": table.biases,
+        **dict(zip(table.names, table.shards, strict=True)),
+    }
+    rows = Reduction(
+        reduction, sample_weight, out, shape, table.dtype, apart,
+        None if targets.row_weight is None else targets.row_weight.reshape(shape), wants, threads,
+    )  # fmt: skip
+    wanted = None if wants is None else _Wanted(wants, x, table, {**apart, "out": rows.loss})
+    stats = None
+    if return_stats:
+        log_prob = np.empty(y.ids.shape)
+        stats = LinearStats(np.empty(n), log_prob, np.empty(n), np.empty(n, np.int64), np.empty(0))
+    _Call(x, table, y.ids, cap, heat, threads).losses(rows, targets, zeta, wanted, stats, memory)
+    value = rows.value()
+    return value if stats is None else (value, _shaped(stats, y, shape, table.dtype))
+
+
+def _shaped(
+    stats: LinearStats, labels: _inputs.ClassLabels, shape: tuple[int, ...], dtype: np.dtype[Any]
+) -> LinearStats:
+    """The statistics as the caller gets them."""
+    ids = labels.ids
+    best = ids[:, 0] if labels.probs is None else np.take_along_axis(ids, labels.probs.argmax(-1)[:, None], -1)[:, 0]
+    log_prob = stats.log_prob.reshape(shape if labels.probs is None else (*shape, ids.shape[1]))
+    return LinearStats(
+        stats.lse.reshape(shape).astype(dtype), log_prob.astype(dtype), stats.entropy.reshape(shape).astype(dtype),
+        stats.argmax.reshape(shape), (stats.argmax == best).reshape(shape),
+    )  # fmt: skip
+
+
+def linear_partials(
+    *,
+    inputs: ArrayLike,
+    weights: ArrayLike | Sequence[Array],
+    labels: ArrayLike,
+    biases: ArrayLike | None = None,
+    first_class: int = 0,
+    softcap: float | None = None,
+    temperature: float = 1.0,
+    max_memory: int | None = None,
+    n_threads: int | None = None,
+) -> Array:
+    """What a part of the vocabulary adds to a linear cross entropy: for tables spread over processes.
+
+    Parameters
+    ----------
+    inputs, weights, biases, softcap, temperature, max_memory, n_threads
+        As in :func:`linear_cross_entropy`; rows of `weights` are the classes from `first_class` on.
+    labels : array_like of int, shape [...]
+        Class indices over the whole vocabulary; here or elsewhere.
+    first_class : int, default 0
+        The class of the first row of `weights`.
+
+    Returns
+    -------
+    ndarray of float64, shape [..., 4]
+        Exponent, sum, what the sum has rounded off, logit of the label: the sum of exp over these classes without the
+        label is ``(sum + rest) * 2**exponent``, and the logit is ``-inf`` where the label is elsewhere.  For
+        :func:`merge_partials` and :func:`loss_from_partials`.
+
+    Raises
+    ------
+    TypeError, ValueError
+        As :func:`linear_cross_entropy`; if a label or `first_class` is negative.
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> import fastloss as fl
+    >>> table = np.float32([[20, 0], [0, 1], [0, 2]])
+    >>> row = {"inputs": np.float32([[1, 0]]), "labels": [0]}
+    >>> parts = [fl.linear_partials(weights=table[k : k + 1], first_class=k, **row) for k in range(3)]
+    >>> fl.loss_from_partials(fl.merge_partials(*parts))
+    array([4.12230724e-09])
+    """
+    x = _inputs.features("inputs", inputs)
+    table = _Table(weights, biases, x)
+    shape = x.shape[:-1]
+    first = _inputs.whole("first_class", first_class)
+    y = _inputs.same_shape("labels", _inputs.integers("labels", labels), shape, "that of inputs without its last axis")
+    _inputs.not_negative("labels", y)
+    here = (y >= first) & (y < first + table.n_classes)
+    ids = np.where(here, y, first).astype(np.int64).reshape(-1, 1) - first
+    ids[~here.reshape(-1)] = -1
+    cap = 0.0 if softcap is None else _inputs.positive("softcap", softcap)
+    heat = _inputs.positive("temperature", temperature)
+    memory = None if max_memory is None else int(_inputs.positive("max_memory", max_memory))
+    threads = _threads.resolve(n_threads, len(ids) * table.n_classes)
+    call = _Call(x, table, ids, cap, heat, threads)
+    blocks = _Blocks(table, call.n, call.d, memory, False, False, False, False)
+    result = np.empty((call.n, 4))
+    for start in range(0, call.n, max(1, blocks.rows)):
+        _, state, marks, marked = call.sums(blocks, start, None, False)
+        _kernels.partials(blocks.wide, len(marks), state, marked, result[start : start + len(marks)])
+    return result.reshape(*shape, 4)
+
+
+def merge_partials(*partials: ArrayLike) -> Array:
+    """The partial sums of several parts of a vocabulary as those of all of them.
+
+    Parameters
+    ----------
+    *partials : array_like of float64, shape [..., 4]
+        From :func:`linear_partials` or this function, each class in one of them.
+
+    Returns
+    -------
+    ndarray of float64, shape [..., 4]
+        In whatever order and grouping parts are merged, the loss is the same to 1 unit in the last place.
+
+    Raises
+    ------
+    TypeError, ValueError
+        If there is none, or one of another dtype or shape.
+
+    Examples
+    --------
+    See :func:`linear_partials`.
+    """
+    if not partials:
+        raise ValueError("partials must be one array or more, got none")
+    arrays = [_inputs.partials(f"partials[{i}]", a) for i, a in enumerate(partials)]
+    result = arrays[0].copy()
+    for i, a in enumerate(arrays):
+        _inputs.same_shape(f"partials[{i}]", a, result.shape, "that of partials[0]")
+    for a in arrays[1:]:
+        _kernels.merge(result.reshape(-1, 4), a.reshape(-1, 4), result.reshape(-1, 4))
+    return result
+
+
+def loss_from_partials(partials: ArrayLike) -> Array:
+    """The cross entropies of rows whose partial sums have been merged over all classes.
+
+    Parameters
+    ----------
+    partials : array_like of float64, shape [..., 4]
+        From :func:`merge_partials`, or from :func:`linear_partials` of the whole vocabulary.
+
+    Returns
+    -------
+    ndarray of float64, shape [...]
+        In nats; ``inf`` where no part had the label.
+
+    Raises
+    ------
+    TypeError, ValueError
+        If `partials` are of another dtype or shape.
+
+    Examples
+    --------
+    See :func:`linear_partials`.
+    """
+    a = _inputs.partials("partials", partials)
+    result = np.empty(a.shape[:-1])
+    _kernels.partial_losses(a.reshape(-1, 4), result.reshape(-1))
+    return result
