@@ -10,6 +10,8 @@ from typing import Any, Concatenate, ParamSpec
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
+from fastloss import _inputs
+
 Array = NDArray[Any]
 P = ParamSpec("P")
 
@@ -17,20 +19,46 @@ P = ParamSpec("P")
 class Wants:
     """What a call is asked for beside its value; the loss leaves the gradients in `grads`, by name."""
 
-    __slots__ = ("buffers", "cotangent", "grads", "plain", "wrt")
+    __slots__ = ("buffers", "cotangent", "grads", "hessian", "hessian_kind", "plain", "wrt")
 
-    def __init__(self, wrt: tuple[str, ...], cotangent: ArrayLike | None, buffers: dict[str, Any], plain: bool) -> None:
+    def __init__(
+        self,
+        wrt: tuple[str, ...],
+        cotangent: ArrayLike | None,
+        buffers: dict[str, Any],
+        plain: bool,
+        hessian_kind: str | None = None,
+    ) -> None:
         self.plain = plain  # only the main input's gradient, into a new array
         self.wrt = wrt
         self.cotangent = cotangent
         self.buffers = buffers
         self.grads: dict[str, Any] = {}
+        self.hessian_kind = hessian_kind
+        self.hessian: Array | None = None
+
+    def main_buffer(self, name: str, like: Array, apart: dict[str, Array | None]) -> Array:
+        """Where the main input's gradient goes; it may be written over that input."""
+        given = _inputs.output("grad_out", self.buffers.get(name), like.shape, like.dtype, {name: like, **apart}, like)
+        grad = np.empty_like(like, subok=False) if given is None else given
+        self.grads[name] = grad
+        return grad
+
+    def hessian_buffer(self, like: Array, apart: dict[str, Array | None]) -> Array | None:
+        """Where the second derivatives go, laid out as the main input; None: not asked for."""
+        if self.hessian_kind is None:
+            return None
+        given = _inputs.output("hess_out", self.buffers.get("hessian"), like.shape, like.dtype, {**apart, **self.grads})
+        self.hessian = np.empty_like(like, subok=False) if given is None else given
+        return self.hessian
 
 
-def differentiable(*names: str) -> Callable[[Callable[Concatenate[Wants | None, P], Any]], Callable[P, Any]]:
+def differentiable(
+    *names: str, hessians: tuple[str, ...] = ()
+) -> Callable[[Callable[Concatenate[Wants | None, P], Any]], Callable[P, Any]]:
     """Makes a public loss of a function that takes Wants first.
 
-    `names` are the arguments that have a gradient, the loss's main input first.
+    `names` are the arguments that have a gradient, the loss's main input first; `hessians` what value_grad_hess offers.
     """
 
     def decorate(implementation: Callable[Concatenate[Wants | None, P], Any]) -> Callable[P, Any]:
@@ -42,6 +70,7 @@ def differentiable(*names: str) -> Callable[[Callable[Concatenate[Wants | None, 
         loss.__signature__ = signature.replace(parameters=list(signature.parameters.values())[1:])  # type: ignore[attr-defined]
         loss.implementation = implementation  # type: ignore[attr-defined]
         loss.wrt = names  # type: ignore[attr-defined]
+        loss.hessians = hessians  # type: ignore[attr-defined]
         return loss
 
     return decorate

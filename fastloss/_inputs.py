@@ -110,6 +110,29 @@ def broadcast(name: str, a: Array, shape: tuple[int, ...]) -> Array:
         raise ValueError(f"{name} must broadcast to shape {shape}, got {a.shape}") from None
 
 
+def one_of(name: str, value: ArrayLike | None, alias: str, other: ArrayLike | None) -> ArrayLike:
+    """The one that is given of an argument and its alias."""
+    if value is None and other is None:
+        raise TypeError(f"{name} must be given")
+    if value is not None and other is not None:
+        raise TypeError(f"{alias} is another name of {name}: only one of them can be given")
+    return other if value is None else value  # type: ignore[return-value]
+
+
+def joint_shape(name: str, a: Array, other: str, b: Array) -> tuple[int, ...]:
+    """The shape that both broadcast to."""
+    try:
+        return np.broadcast_shapes(a.shape, b.shape)
+    except ValueError:
+        raise ValueError(f"{name} and {other} must broadcast together, got {a.shape} and {b.shape}") from None
+
+
+def differentiable(name: str, a: Array) -> None:
+    """Only real numbers have a gradient."""
+    if a.dtype.kind in "iub":
+        raise TypeError(f"{name} must be float16, bfloat16, float32 or float64 to have a gradient, got {a.dtype}")
+
+
 def mask(name: str, value: ArrayLike | None, shape: tuple[int, ...]) -> Array | None:
     """A bool array that broadcasts to the shape."""
     if value is None:
@@ -185,6 +208,14 @@ def scalar(name: str, value: Any, least: float, most: float) -> float:
         raise TypeError(f"{name} must be a number, got {value!r}") from None
     if not least <= v <= most:
         raise ValueError(f"{name} must lie in [{least:g}, {most:g}], got {v:g}")
+    return v
+
+
+def positive(name: str, value: Any) -> float:
+    """A number above 0."""
+    v = scalar(name, value, 0, float("inf"))
+    if v == 0:
+        raise ValueError(f"{name} must be more than 0, got {v:g}")
     return v
 
 

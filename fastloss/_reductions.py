@@ -7,6 +7,7 @@ makes a row's loss and gradient exactly 0, whatever the row holds.
 
 from __future__ import annotations
 
+import math
 from typing import Any
 
 import numpy as np
@@ -103,5 +104,93 @@ class Reduction:
             total = total / self.total if self.total != 0 else 0.0
         if self._out is None:
             return self.loss.dtype.type(total)
+        self._out[...] = total
+        return self._out
+
+
+class ElementReduction:
+    """The same for element-wise losses, whose kernel weighs and adds up itself: no array of losses where none is asked.
+
+    Parameters
+    ----------
+    shape, dtype
+        Of the losses.
+    apart : dict
+        Inputs that results must not overlap, by name.
+    """
+
+    __slots__ = ("_dtype", "_kind", "_out", "_shape", "_total", "apart", "cotangent", "factor", "weight")
+
+    def __init__(
+        self,
+        reduction: str,
+        sample_weight: ArrayLike | None,
+        out: Array | None,
+        shape: tuple[int, ...],
+        dtype: np.dtype[Any],
+        apart: dict[str, Array],
+        wants: Wants | None,
+        n_threads: int,
+    ) -> None:
+        if reduction not in KINDS:
+            _inputs.choice("reduction", reduction, KINDS)
+        self._kind = reduction
+        self._shape = shape
+        self._dtype = dtype
+        self._total = 1.0
+        self.apart: dict[str, Array | None] = {}
+        self.weight: Array | None = None
+        self.cotangent: Array | None = None
+        self.factor = 1.0
+        if sample_weight is not None:
+            self.weight = self._operand("sample_weight", sample_weight)
+        if reduction == "mean":
+            self._total = float(math.prod(shape)) if sample_weight is None else self._weights_sum(n_threads)
+        if wants is not None:
+            self._set_factor(wants.cotangent)
+        if out is not None:
+            _inputs.output("out", out, shape if reduction == "none" else (), dtype, {**apart, **self.apart})
+            self.apart["out"] = out
+        self._out = out
+
+    def _operand(self, name: str, value: ArrayLike) -> Array | None:
+        """Real numbers that broadcast to the losses: a view."""
+        a = self.apart[name] = _inputs.numbers(name, value)
+        return _inputs.raw(_inputs.broadcast(name, a, self._shape))
+
+    def _weights_sum(self, n_threads: int) -> float:
+        """Of the weights as they are given, times how often each is used."""
+        weight = self.apart["sample_weight"]
+        if weight is None or weight.size == 0:
+            return 0.0
+        total = float(reductions.weighted_sum(_inputs.raw(weight), None, n_threads))
+        return total * (math.prod(self._shape) / weight.size)
+
+    def _set_factor(self, cotangent: ArrayLike | None) -> None:
+        if cotangent is not None and self._kind == "none":
+            self.cotangent = self._operand("cotangent", cotangent)
+        elif cotangent is not None:
+            self.factor = float(_inputs.same_shape("cotangent", np.asarray(cotangent), (), "that of the value"))
+        if self._kind == "mean":
+            self.factor = self.factor / self._total if self._total != 0 else 0.0
+
+    def buffer(self, like: Array) -> Array | None:
+        """Where the kernel writes the losses; None: only their sum is asked for."""
+        if self._kind != "none":
+            return None
+        if self._out is not None:
+            return self._out
+        if like.shape != self._shape:
+            return np.empty(self._shape, self._dtype)
+        return np.empty_like(like, self._dtype, subok=False)
+
+    def value(self, loss: Array | None, total: float) -> Any:
+        """The result, once the kernel has run."""
+        if loss is not None:
+            return loss if loss.ndim or self._out is not None else loss[()]
+        if self._kind == "mean":
+            total = total / self._total if self._total != 0 else 0.0
+        if self._out is None:
+            return self._dtype.type(total)
         self._out[...] = total
         return self._out

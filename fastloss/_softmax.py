@@ -10,6 +10,7 @@ from numpy.typing import ArrayLike, NDArray
 
 from fastloss import _inputs, _threads
 from fastloss._gradients import Wants, differentiable, sum_back
+from fastloss._hessian import HESSIANS, fill_hessian
 from fastloss._native import softmax as _kernels
 from fastloss._reductions import Reduction
 
@@ -69,6 +70,7 @@ def _cross_entropy(
     grad = labels_grad = None
     if wants is not None:
         grad, labels_grad = _gradient_buffers(wants, logits, labels, full, rows.loss)
+        wants.hessian_buffer(logits, {**apart, "out": rows.loss})
 
     def run(grad: Array | None, labels_grad: Array | None, mean: float = 0.0) -> None:
         bad = _kernels.cross_entropy(
@@ -87,6 +89,8 @@ def _cross_entropy(
     else:
         run(grad, labels_grad)
         value = rows.value()
+    if wants is not None and wants.hessian_kind is not None:
+        fill_hessian(wants, logits, y, index, axis, rows, weights, smoothing, mask, ignore, threads)
     if labels_grad is not None and wants is not None and wants.grads["labels"] is not labels_grad:
         wants.grads["labels"][...] = sum_back(labels_grad, labels.shape)
     return value
@@ -97,15 +101,15 @@ def _gradient_buffers(
 ) -> tuple[Array | None, Array | None]:
     """Where the kernel writes; wants.grads has what the caller gets, labels in their own shape and dtype."""
     grad = labels_grad = None
+    may_alias = wants.hessian_kind is None  # which reads the logits again
     for name in wants.wrt:
         a = logits if name == "logits" else labels
         if name == "labels" and (a.dtype.kind in "iub"):
             raise TypeError(f"labels must be float16, bfloat16, float32 or float64 to have a gradient, got {a.dtype}")
         apart = {"logits": logits, "labels": labels, "out": loss}
         apart |= {f"the buffer for {other}": buffer for other, buffer in wants.grads.items()}
-        buffer = _inputs.output(
-            "grad_out", wants.buffers.get(name), a.shape, a.dtype, apart, logits if name == "logits" else None
-        )
+        alias = logits if may_alias and name == "logits" else None
+        buffer = _inputs.output("grad_out", wants.buffers.get(name), a.shape, a.dtype, apart, alias)
         if buffer is None:
             buffer = np.empty_like(a, subok=False)
         wants.grads[name] = buffer
@@ -116,7 +120,7 @@ def _gradient_buffers(
     return grad, labels_grad
 
 
-@differentiable("logits")
+@differentiable("logits", hessians=HESSIANS)
 def sparse_softmax_cross_entropy_with_logits(
     wants: Wants | None,
     /,
@@ -214,7 +218,7 @@ def sparse_softmax_cross_entropy_with_logits(
     )  # fmt: skip
 
 
-@differentiable("logits", "labels")
+@differentiable("logits", "labels", hessians=HESSIANS)
 def softmax_cross_entropy_with_logits(
     wants: Wants | None,
     /,

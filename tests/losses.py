@@ -5,6 +5,7 @@ A new loss is one entry: how to make arguments for n rows, and its oracle.
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
@@ -104,6 +105,101 @@ def _softmax_losses() -> list[Loss]:
     return losses
 
 
+def _each(function: Callable[..., Any]) -> Callable[..., Any]:
+    """A loss whose default is the mean, with one loss an element by default: what the properties expect."""
+
+    @functools.wraps(function)
+    def loss(*args: Any, reduction: str = "none", **kwargs: Any) -> Any:
+        return function(*args, reduction=reduction, **kwargs)
+
+    def implementation(wants: Any, *args: Any, reduction: str = "none", **kwargs: Any) -> Any:
+        return function.implementation(wants, *args, reduction=reduction, **kwargs)  # type: ignore[attr-defined]
+
+    loss.implementation = implementation  # type: ignore[attr-defined]
+    return loss
+
+
+def _elements(main: str, labels: str = "real", **options: Any) -> Callable[..., dict[str, Any]]:
+    """Predictions [n, 4], and labels of a kind that goes with them."""
+
+    def make(rng: np.random.Generator, n: int, dtype: np.dtype) -> dict[str, Any]:
+        x = (3 * rng.standard_normal((n, 4))).astype(dtype)
+        wide = x.astype(np.float64)
+        y = {
+            "real": lambda: 3 * rng.standard_normal((n, 4)),
+            "soft": lambda: rng.random((n, 4)),
+            "binary": lambda: (rng.random((n, 4)) < 0.4).astype(float),
+            "counts": lambda: rng.choice([0.75, 1.25, 1.5, 2.0], (n, 4)),
+            # so that no term cancels another
+            "large": lambda: np.minimum(np.exp(np.abs(wide) + 1 + rng.random((n, 4))), 3e4),
+        }[labels]()
+        more = {k: v(rng, n, dtype) if callable(v) else v for k, v in options.items()}
+        return {"labels": y.astype(dtype), main: x, **more}
+
+    return make
+
+
+def _elementwise_losses() -> list[Loss]:
+    def oracle(f: Callable[..., Any]) -> Callable[..., tuple[Any, Any]]:
+        return lambda **arguments: ((loss := f(**arguments)), np.ones(loss.shape))
+
+    def row_weights(rng: np.random.Generator, n: int, dtype: np.dtype) -> Any:
+        return rng.uniform(0.25, 4, (n, 1)).astype(dtype)
+
+    both = {"elementwise": True}
+    weighted = {"pos_weight": row_weights}
+    losses = []
+    for name, f, twin, labels, options in [
+        ("sigmoid", fl.sigmoid_cross_entropy_with_logits, reference.sigmoid_cross_entropy, "soft", {}),
+        ("sigmoid-hard", fl.sigmoid_cross_entropy_with_logits, reference.sigmoid_cross_entropy, "binary", {}),
+        ("weighted", fl.weighted_cross_entropy_with_logits, reference.sigmoid_cross_entropy, "soft", weighted),
+        ("focal", fl.sigmoid_focal_loss, reference.sigmoid_focal, "binary", {}),
+        ("focal-alpha", fl.sigmoid_focal_loss, reference.sigmoid_focal, "soft", {"alpha": 0.25, "gamma": 0.5}),
+    ]:
+        wrt = ("logits", "labels", "pos_weight") if options.get("pos_weight") else ("logits", "labels")
+        losses.append(Loss(name, f, _elements("logits", labels, **options), oracle(twin), wrt=wrt, **both))
+    for name, f, twin, labels, options in [
+        ("squared", fl.mean_squared_error, reference.squared_error, "real", {}),
+        ("absolute", fl.mean_absolute_error, reference.absolute_error, "real", {}),
+        ("huber", fl.huber_loss, reference.huber, "real", {"delta": 1.75}),
+        ("log-cosh", fl.log_cosh_loss, reference.log_cosh, "real", {}),
+        ("quantile", fl.quantile_loss, reference.quantile, "real", {"quantile": 0.8}),
+        ("poisson", fl.poisson_loss, reference.poisson, "counts", {}),
+        ("poisson-full", fl.poisson_loss, reference.poisson, "counts", {"compute_full_loss": True}),
+        ("gamma", fl.gamma_loss, reference.gamma, "counts", {}),
+        ("tweedie", fl.tweedie_loss, reference.tweedie, "counts", {"power": 1.5}),
+        ("hinge", fl.hinge_loss, reference.hinge, "binary", {}),
+        ("squared-hinge", fl.squared_hinge_loss, reference.squared_hinge, "binary", {}),
+        ("divergence", fl.kl_divergence, reference.divergence, "large", {}),
+    ]:
+        losses.append(
+            Loss(
+                name,
+                _each(f),
+                _elements("predictions", labels, **options),
+                oracle(twin),
+                main="predictions",
+                wrt=("predictions", "labels"),
+                ulp=8 if name == "divergence" else 2,  # log y - x cancels
+                **both,
+            )
+        )
+    return losses
+
+
+def _softmax_focal() -> list[Loss]:
+    options = {"gamma": 1.5, "class_weight": _weights(10)}
+    return [
+        Loss("softmax-focal", fl.softmax_focal_loss, _sparse(10), _focal, shift_invariant=True),
+        Loss("softmax-focal-100", fl.softmax_focal_loss, _sparse(100, gamma=0.5), _focal, shift_invariant=True),
+        Loss("softmax-focal-options", fl.softmax_focal_loss, _sparse(10, ignore_index=9, **options), _focal, ulp=4),
+    ]
+
+
+def _focal(**arguments: Any) -> tuple[Any, Any]:
+    return reference.softmax_focal(**arguments)
+
+
 def _ctc(rng: np.random.Generator, n: int, dtype: np.dtype) -> dict[str, Any]:
     return {
         "labels": rng.integers(1, 5, (n, 3)),
@@ -153,4 +249,4 @@ def _linear_losses() -> list[Loss]:
     ]
 
 
-LOSSES = _softmax_losses() + _sequence_losses() + _linear_losses()
+LOSSES = _softmax_losses() + _sequence_losses() + _linear_losses() + _softmax_focal() + _elementwise_losses()

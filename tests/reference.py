@@ -98,3 +98,103 @@ def central_difference(f, x, step=1e-3):
             values.append(float(f(y)))
         grad[place] = (values[0] - 8 * values[1] + 8 * values[2] - values[3]) / (12 * step)
     return grad
+
+
+# ------------------------------------------------------------------ element-wise losses
+
+
+def softplus(x):
+    x = wide(x)
+    return np.maximum(x, 0) + np.log1p(np.exp(-np.abs(x)))
+
+
+def times(a, b):
+    """a b, 0 where a is 0 whatever b is."""
+    with np.errstate(invalid="ignore"):
+        return np.where(a == 0, 0, a * b)
+
+
+def sigmoid_cross_entropy(labels, logits, pos_weight=1):
+    z, x, q = wide(labels), wide(logits), wide(pos_weight)
+    return times(q * z, softplus(-x)) + times(1 - z, softplus(x))
+
+
+def sigmoid_focal(labels, logits, gamma=2.0, alpha=None):
+    z, x, g = wide(labels), wide(logits), wide(gamma)
+    positive, negative = (1, 1) if alpha is None else (wide(alpha), wide(1 - alpha))
+    return times(positive * z, np.exp(-g * softplus(x)) * softplus(-x)) + times(
+        negative * (1 - z), np.exp(-g * softplus(-x)) * softplus(x)
+    )
+
+
+def squared_error(labels, predictions):
+    return (wide(predictions) - wide(labels)) ** 2
+
+
+def absolute_error(labels, predictions):
+    return np.abs(wide(predictions) - wide(labels))
+
+
+def huber(labels, predictions, delta=1.0):
+    d, delta = absolute_error(labels, predictions), wide(delta)
+    return np.where(d <= delta, d * d / 2, delta * (d - delta / 2))
+
+
+def log_cosh(labels, predictions):
+    d = absolute_error(labels, predictions)
+    near = np.log1p(2 * np.sinh(np.minimum(d, 4) / 2) ** 2)
+    return np.where(d < 4, near, d - np.log(np.longdouble(2)) + np.log1p(np.exp(-2 * d)))
+
+
+def quantile(labels, predictions, quantile=0.5):
+    d, q = wide(predictions) - wide(labels), wide(quantile)
+    return np.where(d > 0, (1 - q) * d, -q * d)
+
+
+def poisson(labels, predictions, compute_full_loss=False):
+    y, x = wide(labels), wide(predictions)
+    loss = np.exp(x) - x * y
+    if not compute_full_loss:
+        return loss
+    more = np.maximum(y, 1)
+    two_pi = 2 * np.longdouble("3.14159265358979323846")
+    return loss + np.where(y > 1, more * np.log(more) - more + np.log(two_pi * more) / 2, 0)
+
+
+def gamma(labels, predictions):
+    y, x = wide(labels), wide(predictions)
+    return x + y * np.exp(-x)
+
+
+def tweedie(labels, predictions, power=1.5):
+    y, x, p = wide(labels), wide(predictions), wide(power)
+    if power == 0:
+        return (np.exp(x) - y) ** 2 / 2
+    if power == 1:
+        return poisson(labels, predictions)
+    if power == 2:
+        return gamma(labels, predictions)
+    return np.exp((2 - p) * x) / (2 - p) - y * np.exp((1 - p) * x) / (1 - p)
+
+
+def hinge(labels, predictions):
+    return np.maximum(0, 1 - (2 * wide(labels) - 1) * wide(predictions))
+
+
+def squared_hinge(labels, predictions):
+    return hinge(labels, predictions) ** 2
+
+
+def divergence(labels, predictions):
+    y, x = wide(labels), wide(predictions)
+    with np.errstate(divide="ignore"):
+        return times(y, np.log(y) - x)
+
+
+def softmax_focal(labels, logits, gamma=2.0, class_weight=None, ignore_index=None):
+    """Losses and class weights of the rows, classes last."""
+    less, _, others = logsumexp_less(logits)
+    weight = np.ones(logits.shape[-1]) if class_weight is None else wide(class_weight)
+    rows = np.arange(len(labels))
+    row_weight = np.where(labels == ignore_index, 0, weight[labels])
+    return row_weight * others[rows, labels] ** wide(gamma) * less[rows, labels], row_weight

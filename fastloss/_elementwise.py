@@ -1,0 +1,127 @@
+"""What the element-wise losses share: operands of one shape in, one kernel call, value and gradients out."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from typing import Any, Concatenate, ParamSpec
+
+import numpy as np
+from numpy.typing import ArrayLike, NDArray
+
+from fastloss import _inputs, _threads
+from fastloss._gradients import Wants, differentiable, sum_back
+from fastloss._native import elementwise as _kernels
+from fastloss._reductions import KINDS, ElementReduction
+
+Array = NDArray[Any]
+
+P = ParamSpec("P")
+_PLAIN = (np.dtype(np.float32), np.dtype(np.float64))
+
+
+def elementwise_loss(*names: str) -> Callable[[Callable[Concatenate[Wants | None, P], Any]], Callable[P, Any]]:
+    """differentiable, for a loss whose Hessian is diagonal."""
+    return differentiable(*names, hessians=("diagonal",))
+
+
+def _is_plain(x: ArrayLike, labels: ArrayLike) -> bool:
+    """Whether the kernel can take them as they are."""
+    return (
+        type(x) is np.ndarray
+        and type(labels) is np.ndarray
+        and x.shape == labels.shape
+        and x.dtype in _PLAIN
+        and labels.dtype in _PLAIN
+    )
+
+
+def _plain(what: int, parameters: tuple[float, ...], x: Any, labels: Any, reduction: str, n_threads: int | None) -> Any:
+    """evaluate without options: what a call on a few elements costs is Python, so this is all of it."""
+    threads = _threads.resolve(n_threads, x.size)
+    loss = np.empty_like(x) if reduction == "none" else None
+    total = _kernels.run(
+        what, parameters, x, labels, None, None, None, loss, None, None, None, None, loss is None, 1.0, threads
+    )
+    if loss is not None:
+        return loss if loss.ndim else loss[()]
+    if reduction == "mean":
+        total = total / x.size if x.size else 0.0
+    return x.dtype.type(total)
+
+
+def evaluate(
+    wants: Wants | None,
+    what: int,
+    parameters: tuple[float, ...],
+    main: str,
+    x: ArrayLike,
+    labels: ArrayLike,
+    pos_weight: ArrayLike | None,
+    sample_weight: ArrayLike | None,
+    reduction: str,
+    out: Array | None,
+    n_threads: int | None,
+) -> Any:
+    """The loss `what` of the main input (of that name) and its labels; gradients go where `wants` says."""
+    if wants is sample_weight is pos_weight is out is None and reduction in KINDS and _is_plain(x, labels):
+        return _plain(what, parameters, x, labels, reduction, n_threads)
+    a = _inputs.array(main, x)
+    dtype = _inputs.loss_dtype(main, a.dtype)
+    given = {main: a, "labels": _inputs.numbers("labels", labels)}
+    shape = a.shape
+    if pos_weight is not None:
+        given["pos_weight"] = _inputs.numbers("pos_weight", pos_weight)
+        shape = _inputs.joint_shape(main, a, "pos_weight", given["pos_weight"])
+    full = {name: _inputs.raw(_inputs.broadcast(name, v, shape)) for name, v in given.items()}
+    if wants is not None and wants.hessian_kind is not None:
+        _inputs.same_shape(main, a, shape, "that of the result, to have a Hessian")
+    threads = _threads.resolve(n_threads, math.prod(shape))
+    rows = ElementReduction(reduction, sample_weight, out, shape, dtype, given, wants, threads)
+    loss = rows.buffer(a)
+    grads: dict[str, Array] = {}
+    hessian = None
+    if wants is not None:
+        grads = _gradient_buffers(wants, given, shape, main, rows)
+        hessian = wants.hessian_buffer(a, {**given, **rows.apart})
+    total = _kernels.run(
+        what, parameters, full[main], full["labels"], full.get("pos_weight"), rows.weight, rows.cotangent, loss,
+        _inputs.raw(grads.get(main)), _inputs.raw(grads.get("labels")), _inputs.raw(grads.get("pos_weight")),
+        _inputs.raw(hessian), loss is None, rows.factor, threads,
+    )  # fmt: skip
+    if wants is not None:
+        for name, grad in grads.items():
+            if wants.grads[name] is not grad:
+                wants.grads[name][...] = sum_back(grad, given[name].shape)
+    return rows.value(loss, total)
+
+
+def _gradient_buffers(
+    wants: Wants, given: dict[str, Array], shape: tuple[int, ...], main: str, rows: ElementReduction
+) -> dict[str, Array]:
+    """Where the kernel writes; wants.grads has what the caller gets, which is smaller where an input was broadcast."""
+    full: dict[str, Array] = {}
+    for name in wants.wrt:
+        a = given[name]
+        _inputs.differentiable(name, a)
+        apart = {**given, **rows.apart}
+        apart |= {f"the buffer for {other}": buffer for other, buffer in wants.grads.items()}
+        alias = a if name == main and a.shape == shape else None
+        buffer = _inputs.output("grad_out", wants.buffers.get(name), a.shape, a.dtype, apart, alias)
+        wants.grads[name] = np.empty_like(a, subok=False) if buffer is None else buffer
+        full[name] = wants.grads[name] if a.shape == shape else np.empty(shape)
+    return full
+
+
+def unary(what: int, x: ArrayLike, out: Array | None, n_threads: int | None) -> Any:
+    """A function of one array, in its dtype and layout; in place where `out` is `x`."""
+    a = _inputs.array("x", x)
+    _inputs.loss_dtype("x", a.dtype)
+    threads = _threads.resolve(n_threads, a.size)
+    _inputs.output("out", out, a.shape, a.dtype, {"x": a}, a)
+    result = np.empty_like(a, subok=False) if out is None else out
+    _kernels.run(
+        what, (), _inputs.raw(a), None, None, None, None, _inputs.raw(result), None, None, None, None, False, 1.0,
+        threads,
+    )  # fmt: skip
+    return result if result.ndim or out is not None else result[()]

@@ -1,0 +1,647 @@
+"""The one loop of all element-wise losses.
+
+A loss is a tag (a struct with its parameters) and an inline function from (prediction, label) to its Terms; the fused
+type of the tags makes a loop of its own for each, without a call or a switch in it.  Operands have one shape and any
+layout and dtype: they are read in spans, in place where they can be, and so are results written.
+"""
+from cpython.buffer cimport PyBUF_FORMAT, PyBUF_STRIDES, PyBUF_WRITABLE, PyObject_GetBuffer
+from cpython.mem cimport PyMem_RawFree, PyMem_RawMalloc
+from cython.parallel cimport prange
+from libc.stdint cimport uintptr_t
+from libc.string cimport memcpy
+
+from fastloss.kernels.arrays cimport F32, F64, MAX_DIMS, Held, kind_of, load, release, store
+from fastloss.kernels.parallel cimport blocks, cut
+from fastloss.kernels.regression cimport (
+    AbsoluteError, Divergence, Gamma, Hinge, Huber, LogCosh, Poisson, Quantile, SquaredError, SquaredHinge, Tweedie,
+    absolute_error, divergence, gamma, hinge, huber, log_cosh, poisson, quantile, squared_error, squared_hinge, tweedie,
+)
+from fastloss.kernels.sigmoid cimport (
+    LogSigmoid, Sigmoid, SigmoidCrossEntropy, SigmoidFocal, Softplus, Terms, WeightedCrossEntropy, magnitude,
+    sigmoid_cross_entropy, sigmoid_focal, softplus, weighted_cross_entropy,
+)
+from fastloss.kernels.special cimport exp_minus, exp_scaled
+from fastloss.kernels.vmath cimport real
+
+cdef extern from *:
+    """
+    /* A loss must be inlined into its loops or they are not vectorised, and gcc's limit is too low for some. */
+    #undef CYTHON_INLINE
+    #if defined(_MSC_VER)
+    #define CYTHON_INLINE __forceinline
+    #else
+    #define CYTHON_INLINE inline __attribute__((always_inline))
+    #endif
+    """
+
+cdef extern from "stream.h" nogil:
+    void fl_stream(void*, const void*, size_t) noexcept
+    void fl_stream_end() noexcept
+
+cdef enum:
+    SPAN = 512              # elements computed at a time, in scratch of the first-level cache
+    PART = 16384            # elements whose sum is one term of the total; a multiple of SPAN
+    LANES = 16
+    STREAMED = 32 << 20     # bytes of output from which stores bypass the caches
+
+cdef enum:                  # arrays of a call
+    X
+    LABEL
+    POS_WEIGHT
+    WEIGHT                  # of the loss, and of its gradients
+    COTANGENT               # of the gradients
+    LOSS
+    GRAD
+    LABEL_GRAD
+    POS_WEIGHT_GRAD
+    HESSIAN
+    ARRAYS
+
+cdef enum:                  # how an operand lies
+    ABSENT
+    DIRECT                  # as the kernel computes: contiguous, aligned, its own type
+    EVEN                    # at one stride
+    CONSTANT                # one element for all
+    UNEVEN
+
+cpdef enum:                 # losses
+    SIGMOID
+    LOG_SIGMOID
+    SOFTPLUS
+    SIGMOID_CROSS_ENTROPY
+    WEIGHTED_CROSS_ENTROPY
+    SIGMOID_FOCAL
+    SQUARED_ERROR
+    ABSOLUTE_ERROR
+    HUBER
+    LOG_COSH
+    QUANTILE
+    POISSON
+    GAMMA
+    TWEEDIE
+    HINGE
+    SQUARED_HINGE
+    DIVERGENCE
+
+ctypedef fused Loss:
+    Sigmoid
+    LogSigmoid
+    Softplus
+    SigmoidCrossEntropy
+    WeightedCrossEntropy
+    SigmoidFocal
+    SquaredError
+    AbsoluteError
+    Huber
+    LogCosh
+    Quantile
+    Poisson
+    Gamma
+    Tweedie
+    Hinge
+    SquaredHinge
+    Divergence
+
+cdef union Parameters:       # one loss's tag
+    Sigmoid sigmoid
+    LogSigmoid log_sigmoid
+    Softplus softplus
+    SigmoidCrossEntropy sigmoid_cross_entropy
+    WeightedCrossEntropy weighted_cross_entropy
+    SigmoidFocal sigmoid_focal
+    SquaredError squared_error
+    AbsoluteError absolute_error
+    Huber huber
+    LogCosh log_cosh
+    Quantile quantile
+    Poisson poisson
+    Gamma gamma
+    Tweedie tweedie
+    Hinge hinge
+    SquaredHinge squared_hinge
+    Divergence divergence
+
+cdef struct Operand:
+    char* data
+    int kind
+    int lies
+    Py_ssize_t itemsize
+    Py_ssize_t step                 # of an EVEN one
+    Py_ssize_t stride[MAX_DIMS]
+
+cdef struct Job:
+    Operand a[ARRAYS]
+    int ndim                        # axes merged where that is possible in all operands
+    Py_ssize_t shape[MAX_DIMS]
+    Py_ssize_t n
+    double factor                   # of all gradients
+    bint total                      # the sum of the losses is asked for
+    bint stream
+
+
+# ------------------------------------------------------------------ the losses
+
+cdef inline Terms terms(const Loss* loss, real x, real y, real q, real u) noexcept nogil:
+    cdef Terms t
+    if Loss is Sigmoid:
+        t = softplus(x, u)
+        t.value = t.slope
+        return t
+    elif Loss is LogSigmoid:
+        t = softplus(-x, u)
+        t.value = -t.value
+        return t
+    elif Loss is Softplus:
+        return softplus(x, u)
+    elif Loss is SigmoidCrossEntropy:
+        return sigmoid_cross_entropy(x, y, u)
+    elif Loss is WeightedCrossEntropy:
+        return weighted_cross_entropy(x, y, q, u)
+    elif Loss is SigmoidFocal:
+        return sigmoid_focal(loss, x, y)
+    elif Loss is SquaredError:
+        return squared_error(x, y)
+    elif Loss is AbsoluteError:
+        return absolute_error(x, y)
+    elif Loss is Huber:
+        return huber(loss, x, y)
+    elif Loss is LogCosh:
+        return log_cosh(x, y)
+    elif Loss is Quantile:
+        return quantile(loss, x, y)
+    elif Loss is Poisson:
+        return poisson(loss, x, y)
+    elif Loss is Gamma:
+        return gamma(x, y)
+    elif Loss is Tweedie:
+        return tweedie(loss, x, y)
+    elif Loss is Hinge:
+        return hinge(x, y)
+    elif Loss is SquaredHinge:
+        return squared_hinge(x, y)
+    else:
+        return divergence(x, y)
+
+
+# ------------------------------------------------------------------ spans in, spans out
+
+cdef inline bint is_even(const Job* job, const Operand* a) noexcept nogil:
+    """Whether one stride serves all axes."""
+    cdef int d
+    for d in range(job.ndim - 1):
+        if a.stride[d] != a.stride[d + 1]*job.shape[d + 1]:
+            return False
+    return True
+
+
+cdef void settle(Job* job, Operand* a, int own_kind) noexcept nogil:
+    if a.data == NULL:
+        a.lies = ABSENT
+        return
+    a.step = a.stride[job.ndim - 1]
+    a.lies = EVEN if is_even(job, a) else UNEVEN
+    if a.lies == EVEN:
+        if a.step == 0:
+            a.lies = CONSTANT
+        elif a.kind == own_kind and a.step == a.itemsize and <uintptr_t>a.data % <uintptr_t>a.itemsize == 0:
+            a.lies = DIRECT
+
+
+cdef char* place(const Job* job, const Operand* a, Py_ssize_t i, Py_ssize_t* left) noexcept nogil:
+    """Where element i lies, and how many follow it on the innermost axis."""
+    cdef char* p = a.data
+    cdef int d = job.ndim - 1
+    cdef Py_ssize_t k = i % job.shape[d]
+    left[0] = job.shape[d] - k
+    p += k*a.stride[d]
+    i = i//job.shape[d]
+    while i > 0:
+        d -= 1
+        p += i % job.shape[d]*a.stride[d]
+        i = i//job.shape[d]
+    return p
+
+
+cdef void fill(const Operand* a, Py_ssize_t n, real* scratch) noexcept nogil:
+    """What a CONSTANT leaves in scratch, once for all spans."""
+    cdef Py_ssize_t k
+    if a.lies == CONSTANT:
+        load(scratch, a.data, 0, 1, a.kind)
+        for k in range(1, n):
+            scratch[k] = scratch[0]
+
+
+cdef const real* fetch(const Job* job, const Operand* a, Py_ssize_t i, Py_ssize_t n, real* scratch) noexcept nogil:
+    """Elements i .. i + n, where they lie or converted in scratch; a CONSTANT is there already."""
+    cdef Py_ssize_t k = 0, m, left
+    cdef const char* p
+    if a.lies == DIRECT:
+        return <const real*>a.data + i
+    if a.lies == EVEN:
+        load(scratch, a.data + i*a.step, a.step, n, a.kind)
+    elif a.lies == UNEVEN:
+        while k < n:
+            p = place(job, a, i + k, &left)
+            m = left if left < n - k else n - k
+            load(scratch + k, p, a.stride[job.ndim - 1], m, a.kind)
+            k += m
+    return scratch
+
+
+cdef void put(const Job* job, const Operand* a, Py_ssize_t i, Py_ssize_t n, const real* v) noexcept nogil:
+    """Elements i .. i + n = v."""
+    cdef Py_ssize_t k = 0, m, left
+    cdef char* p
+    if a.lies == DIRECT and a.itemsize == sizeof(real):
+        if job.stream:
+            fl_stream(a.data + i*a.step, v, n*sizeof(real))
+        else:
+            memcpy(a.data + i*a.step, v, n*sizeof(real))
+    elif a.lies != UNEVEN:
+        store(a.data + i*a.step, a.step, a.kind, v, n)
+    else:
+        while k < n:
+            p = place(job, a, i + k, &left)
+            m = left if left < n - k else n - k
+            store(p, a.stride[job.ndim - 1], a.kind, v + k, m)
+            k += m
+
+
+# ------------------------------------------------------------------ loops over a span
+
+cdef inline void exponentials(const Loss* loss, const real* x, real* u, Py_ssize_t n) noexcept nogil:
+    """What a loss takes as u.  In a loop of its own: together, the chain of operations is too long to overlap."""
+    cdef Py_ssize_t k
+    if Loss is Sigmoid or Loss is LogSigmoid or Loss is Softplus or Loss is SigmoidCrossEntropy:
+        for k in range(n):
+            u[k] = exp_minus(magnitude(x[k]))
+    elif Loss is WeightedCrossEntropy:
+        for k in range(n):
+            u[k] = exp_scaled(magnitude(x[k]))
+
+
+cdef inline void values(const Loss* loss, const real* x, const real* y, const real* q, const real* u, Py_ssize_t n,
+                        real* value) noexcept nogil:
+    cdef Py_ssize_t k
+    for k in range(n):
+        value[k] = <real>terms(loss, x[k], y[k], q[k], u[k]).value
+
+
+cdef inline void wide_values(const Loss* loss, const real* x, const real* y, const real* q, const real* u,
+                             Py_ssize_t n, double* value) noexcept nogil:
+    cdef Py_ssize_t k
+    for k in range(n):
+        value[k] = terms(loss, x[k], y[k], q[k], u[k]).value
+
+
+cdef inline void add_values(const Loss* loss, const real* x, const real* y, const real* q, const real* u,
+                            Py_ssize_t n, double* lane) noexcept nogil:
+    """wide_values and add_to in one, of a multiple of LANES elements."""
+    cdef double sum[LANES]
+    cdef Py_ssize_t g, k
+    cdef int j
+    for j in range(LANES):
+        sum[j] = lane[j]
+    for g in range(n//LANES):
+        for j in range(LANES):
+            k = g*LANES + j
+            sum[j] += terms(loss, x[k], y[k], q[k], u[k]).value
+    for j in range(LANES):
+        lane[j] = sum[j]
+
+
+cdef inline void slopes(const Loss* loss, const real* x, const real* y, const real* q, const real* u, Py_ssize_t n,
+                        real* slope) noexcept nogil:
+    cdef Py_ssize_t k
+    for k in range(n):
+        slope[k] = <real>terms(loss, x[k], y[k], q[k], u[k]).slope
+
+
+cdef inline void curvatures(const Loss* loss, const real* x, const real* y, const real* q, const real* u,
+                            Py_ssize_t n, real* curvature) noexcept nogil:
+    cdef Py_ssize_t k
+    for k in range(n):
+        curvature[k] = <real>terms(loss, x[k], y[k], q[k], u[k]).curvature
+
+
+cdef inline void label_slopes(const Loss* loss, const real* x, const real* y, const real* q, const real* u,
+                              Py_ssize_t n, real* slope) noexcept nogil:
+    cdef Py_ssize_t k
+    for k in range(n):
+        slope[k] = <real>terms(loss, x[k], y[k], q[k], u[k]).label_slope
+
+
+cdef inline void weight_slopes(const Loss* loss, const real* x, const real* y, const real* q, const real* u,
+                               Py_ssize_t n, real* slope) noexcept nogil:
+    cdef Py_ssize_t k
+    for k in range(n):
+        slope[k] = <real>terms(loss, x[k], y[k], q[k], u[k]).weight_slope
+
+
+cdef void scale(real* v, const double* by, Py_ssize_t n) noexcept nogil:
+    cdef Py_ssize_t k
+    for k in range(n):
+        v[k] = <real>(v[k]*by[k]) if by[k] != 0 else <real>0
+
+
+cdef void scale_all(real* v, double by, Py_ssize_t n) noexcept nogil:
+    cdef Py_ssize_t k
+    for k in range(n):
+        v[k] = <real>(v[k]*by)
+
+
+cdef void add_to(double* lane, double* v, Py_ssize_t n) noexcept nogil:
+    """v has room for a multiple of LANES."""
+    cdef Py_ssize_t g
+    cdef int j
+    for g in range(n, (n + LANES - 1)//LANES*LANES):
+        v[g] = 0
+    for g in range((n + LANES - 1)//LANES):
+        for j in range(LANES):
+            lane[j] += v[g*LANES + j]
+
+
+cdef double lanes_sum(double* lane) noexcept nogil:
+    cdef int j
+    for j in range(8):
+        lane[j] += lane[j + 8]
+    for j in range(4):
+        lane[j] += lane[j + 4]
+    return (lane[0] + lane[2]) + (lane[1] + lane[3])
+
+
+cdef void finish(const Job* job, const Operand* a, Py_ssize_t i, Py_ssize_t n, real* v,
+                        const double* by) noexcept nogil:
+    """A span of a gradient: scaled and written."""
+    if by != NULL:
+        scale(v, by, n)
+    elif job.factor != 1:
+        scale_all(v, job.factor, n)
+    put(job, a, i, n, v)
+
+
+cdef double part(const Job* job, const Loss* loss, Py_ssize_t start, Py_ssize_t stop, real dummy) noexcept nogil:
+    """All that is asked for of elements start .. stop; the sum of their losses, if that is."""
+    cdef real x_[SPAN]
+    cdef real y_[SPAN]
+    cdef real q_[SPAN]
+    cdef real u[SPAN]
+    cdef real v[SPAN]
+    cdef real g[SPAN]
+    cdef double wide[SPAN]
+    cdef double w_[SPAN]
+    cdef double c_[SPAN]
+    cdef double by[SPAN]
+    cdef double lane[LANES]
+    cdef const real* x = x_
+    cdef const real* y = x_
+    cdef const real* q = x_
+    cdef const double* w = NULL
+    cdef const double* c = NULL
+    cdef const double* each = by if job.a[WEIGHT].lies != ABSENT or job.a[COTANGENT].lies != ABSENT else NULL
+    cdef const Operand* a = job.a
+    cdef Py_ssize_t i = start, n = stop - start if stop - start < SPAN else SPAN, k
+    cdef int j
+    for j in range(LANES):
+        lane[j] = 0
+    fill(&a[X], n, x_)
+    fill(&a[LABEL], n, y_)
+    fill(&a[POS_WEIGHT], n, q_)
+    fill(&a[WEIGHT], n, w_)
+    fill(&a[COTANGENT], n, c_)
+    while i < stop:
+        n = stop - i if stop - i < SPAN else SPAN
+        x = fetch(job, &a[X], i, n, x_)
+        y = fetch(job, &a[LABEL], i, n, y_) if a[LABEL].lies != ABSENT else x
+        q = fetch(job, &a[POS_WEIGHT], i, n, q_) if a[POS_WEIGHT].lies != ABSENT else x
+        if a[WEIGHT].lies != ABSENT:
+            w = fetch(job, &a[WEIGHT], i, n, w_)
+        if a[COTANGENT].lies != ABSENT:
+            c = fetch(job, &a[COTANGENT], i, n, c_)
+        exponentials(loss, x, u, n)
+        if job.total and w == NULL and n == SPAN:
+            add_values(loss, x, y, q, u, n, lane)
+        elif job.total:
+            wide_values(loss, x, y, q, u, n, wide)
+            if w != NULL:
+                scale(wide, w, n)
+            add_to(lane, wide, n)
+        if a[LOSS].lies != ABSENT:
+            values(loss, x, y, q, u, n, v)
+            if w != NULL:
+                scale(v, w, n)
+            put(job, &a[LOSS], i, n, v)
+        if each != NULL:
+            for k in range(n):
+                by[k] = job.factor
+            if w != NULL:
+                scale(by, w, n)
+            if c != NULL:
+                scale(by, c, n)
+        if a[HESSIAN].lies != ABSENT:
+            curvatures(loss, x, y, q, u, n, v)
+            finish(job, &a[HESSIAN], i, n, v, each)
+        if a[GRAD].lies != ABSENT:
+            slopes(loss, x, y, q, u, n, g)
+        if a[LABEL_GRAD].lies != ABSENT:
+            label_slopes(loss, x, y, q, u, n, v)
+            finish(job, &a[LABEL_GRAD], i, n, v, each)
+        if a[POS_WEIGHT_GRAD].lies != ABSENT:
+            if Loss is WeightedCrossEntropy:
+                weight_slopes(loss, x, y, q, u, n, v)
+                finish(job, &a[POS_WEIGHT_GRAD], i, n, v, each)
+        if a[GRAD].lies != ABSENT:          # last, for it may be written over x
+            finish(job, &a[GRAD], i, n, g, each)
+        i += n
+    if job.stream:
+        fl_stream_end()
+    return lanes_sum(lane)
+
+
+# ------------------------------------------------------------------ all elements
+
+cdef double over(Job* job, const Loss* loss, int n_threads, real dummy) except? -1:
+    """Every part once; the sum of the losses."""
+    cdef Py_ssize_t parts = (job.n + PART - 1)//PART, p
+    cdef int k = blocks(job.n, 1, n_threads), own = F32 if real is float else F64, b
+    cdef double one
+    cdef double* sums = &one
+    cdef double total = 0, carry = 0, y, z
+    for b in range(ARRAYS):
+        settle(job, &job.a[b], F64 if b == WEIGHT or b == COTANGENT else own)
+    if parts > 1:
+        sums = <double*>PyMem_RawMalloc(parts*sizeof(double))
+    if sums == NULL:
+        raise MemoryError()
+    with nogil:
+        if k == 1:
+            several(job, loss, 0, parts, sums, dummy)
+        else:
+            for b in prange(k, schedule="static", chunksize=1, num_threads=n_threads):
+                several(job, loss, cut(parts, b, k), cut(parts, b + 1, k), sums, dummy)
+        for p in range(parts):              # compensated: 2^31 elements are many parts
+            z = total + sums[p]
+            if abs(z) < 1e308:
+                y = z - total
+                carry += (total - (z - y)) + (sums[p] - y)
+            total = z
+    if sums != &one:
+        PyMem_RawFree(sums)
+    return total + carry
+
+
+cdef void several(const Job* job, const Loss* loss, Py_ssize_t start, Py_ssize_t stop, double* sums,
+                  real dummy) noexcept nogil:
+    cdef Py_ssize_t p
+    for p in range(start, stop):
+        sums[p] = part(job, loss, p*PART, min(job.n, (p + 1)*PART), dummy)
+
+
+cdef double start(Job* job, const Loss* loss, int n_threads) except? -1:
+    if job.a[X].kind == F64:
+        return over[Loss, double](job, loss, n_threads, 0)
+    return over[Loss, float](job, loss, n_threads, 0)
+
+
+cdef int hold(Held* held, object array, bint writable, Job* job, Operand* a) except -1:
+    """Fills the operand from an array; the first one gives the shape."""
+    cdef Py_buffer* view
+    cdef int d
+    a.data = NULL
+    if array is None:
+        return 0
+    view = &held.view[held.count]
+    PyObject_GetBuffer(array, view, PyBUF_FORMAT | PyBUF_STRIDES | (PyBUF_WRITABLE if writable else 0))
+    held.count += 1
+    if held.count == 1:
+        job.ndim = view.ndim
+        job.n = 1
+        for d in range(view.ndim):
+            job.shape[d] = view.shape[d]
+            job.n *= view.shape[d]
+    a.kind = kind_of(view)
+    a.data = <char*>view.buf
+    a.itemsize = view.itemsize
+    for d in range(job.ndim):
+        a.stride[d] = view.strides[d]
+    return 0
+
+
+cdef void swap_axes(Job* job, int c, int d) noexcept:
+    cdef int k
+    job.shape[c], job.shape[d] = job.shape[d], job.shape[c]
+    for k in range(ARRAYS):
+        if job.a[k].data != NULL:
+            job.a[k].stride[c], job.a[k].stride[d] = job.a[k].stride[d], job.a[k].stride[c]
+
+
+cdef void arrange(Job* job) noexcept:
+    """Axes of length 1 go, those that lie together in all operands are merged; without a sum, whose order is that of
+    the indices, they are first sorted by the strides of x."""
+    cdef int d, k, last = -1
+    cdef bint together
+    cdef Operand* a
+    if not job.total:
+        for k in range(1, job.ndim):
+            d = k
+            while d > 0 and abs(job.a[X].stride[d - 1]) < abs(job.a[X].stride[d]):
+                swap_axes(job, d - 1, d)
+                d -= 1
+    for d in range(job.ndim):
+        if job.shape[d] == 1:
+            continue
+        together = last >= 0
+        for k in range(ARRAYS):
+            a = &job.a[k]
+            if together and a.data != NULL:
+                together = a.stride[last] == job.shape[d]*a.stride[d]
+        if together:
+            job.shape[last] *= job.shape[d]
+        else:
+            last += 1
+            job.shape[last] = job.shape[d]
+        for k in range(ARRAYS):
+            if job.a[k].data != NULL:
+                job.a[k].stride[last] = job.a[k].stride[d]
+    if last < 0:
+        last = 0
+        job.shape[0] = 1
+        for k in range(ARRAYS):
+            job.a[k].stride[0] = 0
+    job.ndim = last + 1
+
+
+def run(int what, tuple parameters, x, label, pos_weight, weight, cotangent, loss, grad, label_grad, pos_weight_grad,
+        hessian, bint total, double factor, int n_threads):
+    """Losses of all elements, their gradients times `factor`, and the sum of the losses where `total`; all arrays of
+    one shape, or None."""
+    cdef Job job
+    cdef Held held
+    cdef Parameters of
+    cdef Py_ssize_t written
+    cdef double power
+    held.count = 0
+    try:
+        hold(&held, x, False, &job, &job.a[X])
+        hold(&held, label, False, &job, &job.a[LABEL])
+        hold(&held, pos_weight, False, &job, &job.a[POS_WEIGHT])
+        hold(&held, weight, False, &job, &job.a[WEIGHT])
+        hold(&held, cotangent, False, &job, &job.a[COTANGENT])
+        hold(&held, loss, True, &job, &job.a[LOSS])
+        hold(&held, grad, True, &job, &job.a[GRAD])
+        hold(&held, label_grad, True, &job, &job.a[LABEL_GRAD])
+        hold(&held, pos_weight_grad, True, &job, &job.a[POS_WEIGHT_GRAD])
+        hold(&held, hessian, True, &job, &job.a[HESSIAN])
+        if job.n == 0:
+            return 0.0
+        job.total = total
+        job.factor = factor
+        written = (loss is not None) + (grad is not None) + (label_grad is not None) + (hessian is not None)
+        job.stream = <double>written*<double>job.n*job.a[X].itemsize > STREAMED
+        arrange(&job)
+        if what == SIGMOID:
+            return start(&job, &of.sigmoid, n_threads)
+        elif what == LOG_SIGMOID:
+            return start(&job, &of.log_sigmoid, n_threads)
+        elif what == SOFTPLUS:
+            return start(&job, &of.softplus, n_threads)
+        elif what == SIGMOID_CROSS_ENTROPY:
+            return start(&job, &of.sigmoid_cross_entropy, n_threads)
+        elif what == WEIGHTED_CROSS_ENTROPY:
+            return start(&job, &of.weighted_cross_entropy, n_threads)
+        elif what == SIGMOID_FOCAL:
+            of.sigmoid_focal.gamma, of.sigmoid_focal.positive, of.sigmoid_focal.negative = parameters
+            return start(&job, &of.sigmoid_focal, n_threads)
+        elif what == SQUARED_ERROR:
+            return start(&job, &of.squared_error, n_threads)
+        elif what == ABSOLUTE_ERROR:
+            return start(&job, &of.absolute_error, n_threads)
+        elif what == HUBER:
+            of.huber.delta, = parameters
+            return start(&job, &of.huber, n_threads)
+        elif what == LOG_COSH:
+            return start(&job, &of.log_cosh, n_threads)
+        elif what == QUANTILE:
+            of.quantile.quantile, = parameters
+            return start(&job, &of.quantile, n_threads)
+        elif what == POISSON:
+            of.poisson.full, = parameters
+            return start(&job, &of.poisson, n_threads)
+        elif what == GAMMA:
+            return start(&job, &of.gamma, n_threads)
+        elif what == TWEEDIE:
+            power, = parameters
+            of.tweedie.two = 2 - power
+            of.tweedie.two_rest = (2 - of.tweedie.two) - power
+            of.tweedie.one = 1 - power
+            of.tweedie.one_rest = (1 - of.tweedie.one) - power
+            return start(&job, &of.tweedie, n_threads)
+        elif what == HINGE:
+            return start(&job, &of.hinge, n_threads)
+        elif what == SQUARED_HINGE:
+            return start(&job, &of.squared_hinge, n_threads)
+        elif what == DIVERGENCE:
+            return start(&job, &of.divergence, n_threads)
+        raise ValueError(f"no loss {what}")
+    finally:
+        release(&held)

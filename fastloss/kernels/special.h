@@ -1,0 +1,65 @@
+/* What the element-wise losses need beside vmath.h: branch-free likewise, float functions end in f. */
+#ifndef FL_SPECIAL_H
+#define FL_SPECIAL_H
+#include "vmath.h"
+
+/* ---- what a product p = a b lost: exact where nothing over- or underflows ------------------------------------------ */
+FL_INLINE float fl_product_restf(float a, float b, float p) {
+#if FL_HAS_FMA
+    return FL_FMAF(a, b, -p);
+#else
+    return (float)((double)a * b - p);
+#endif
+}
+
+FL_INLINE double fl_product_rest(double a, double b, double p) {
+#if FL_HAS_FMA
+    return FL_FMA(a, b, -p);
+#else
+    double s = a * 134217729.0, t = b * 134217729.0, a1 = s - (s - a), a2 = a - a1, b1 = t - (t - b), b2 = b - b1;
+    return (((a1 * b1 - p) + a1 * b2) + a2 * b1) + a2 * b2;
+#endif
+}
+
+/* ---- exp(-a), a >= 0: nothing overflows, subnormals come out right, NaN stays ------------------------------------ */
+#define FL_SCALEDF 0x1p49f                                /* the unit of the scaled ones, which are never subnormal */
+#define FL_SCALED 0x1p120
+FL_INLINE float fl_exp_scaledf(float a) { return fl_expf_fine(-a, fl_lof(0.0f), fl_magicf(0.0f)); }
+FL_INLINE double fl_exp_scaled(double a) { return fl_exp(-a, fl_lo(0.0), fl_magic(0.0)); }
+FL_INLINE float fl_exp_minusf(float a) { return fl_exp_scaledf(a) * (1.0f / FL_SCALEDF); }
+FL_INLINE double fl_exp_minus(double a) { return fl_exp_scaled(a) * (1.0 / FL_SCALED); }
+
+/* ---- exp(x + low), |low| below an ulp of x: inf and subnormals where they belong --------------------------------- */
+FL_INLINE double fl_exp_any(double x, double low) {
+    double high = x > 720.0 ? 720.0 : x, e;               /* two units, so that both ends of the range are in one */
+    e = fl_exp(high, fl_lo(0.0), x > 0.0 ? fl_magic(1000.0) : fl_magic(0.0));
+    return FL_FMA(e, low, e) * (x > 0.0 ? 0x1p880 : 0x1p-120);
+}
+
+/* ---- log(1 + u), u in [0, 1], in two words: the result and what it lost ------------------------------------------ */
+FL_INLINE float fl_log1p_unitf(float u, float *low) {     /* u - s (u - R(s^2)), s = u/(2 + u): 0.6 ulp beside u's own */
+    float s = u / (2.0f + u), z = s * s, r, p, h;
+    r = 0.2801198661327362f;
+    r = FL_FMAF(r, z, 0.28001806139945984f);
+    r = FL_FMAF(r, z, 0.4002152681350708f);
+    r = FL_FMAF(r, z, 0.666664183139801f);
+    p = s * FL_FMAF(r, z, -u);
+    h = u + p;
+    *low = (u - h) + p;
+    return h;
+}
+
+FL_INLINE double fl_log1p_unit(double u, double *low) {
+    *low = 0.0;
+    return fl_log1p(u);
+}
+
+/* ---- log(x) for any x >= 0: -inf, inf and subnormals as they should be; NaN for the rest ------------------------- */
+FL_INLINE double fl_log_any(double x) {
+    double tiny = x < 0x1p-1022 ? 0x1p54 : 1.0, y = x * tiny, r;
+    r = fl_log(y) - (x < 0x1p-1022 ? 37.429947750237048 : 0.0);
+    r = x <= 1.7976931348623157e308 ? r : x;              /* inf, and NaN */
+    r = x == 0.0 ? -__builtin_inf() : r;
+    return x < 0.0 ? __builtin_nan("") : r;
+}
+#endif

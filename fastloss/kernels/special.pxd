@@ -1,0 +1,62 @@
+from fastloss.kernels.vmath cimport real
+
+
+cdef extern from "special.h" nogil:
+    float fl_product_restf(float, float, float) noexcept
+    double fl_product_rest(double, double, double) noexcept
+    float FL_SCALEDF
+    double FL_SCALED
+    float fl_exp_scaledf(float) noexcept
+    double fl_exp_scaled(double) noexcept
+    float fl_exp_minusf(float) noexcept
+    double fl_exp_minus(double) noexcept
+    double fl_exp_any(double, double) noexcept
+    float fl_log1p_unitf(float, float*) noexcept
+    double fl_log1p_unit(double, double*) noexcept
+    double fl_log_any(double) noexcept
+    float FL_FMAF(float, float, float) noexcept
+    double FL_FMA(double, double, double) noexcept
+
+
+# One name for both types.
+
+cdef inline real fma(real a, real b, real c) noexcept nogil:
+    if real is float:
+        return FL_FMAF(a, b, c)
+    else:
+        return FL_FMA(a, b, c)
+
+
+cdef inline real product_rest(real a, real b, real p) noexcept nogil:
+    if real is float:
+        return fl_product_restf(a, b, p)
+    else:
+        return fl_product_rest(a, b, p)
+
+
+cdef inline real exp_minus(real a) noexcept nogil:
+    if real is float:
+        return fl_exp_minusf(a)
+    else:
+        return fl_exp_minus(a)
+
+
+cdef inline real exp_scaled(real a) noexcept nogil:
+    if real is float:
+        return fl_exp_scaledf(a)
+    else:
+        return fl_exp_scaled(a)
+
+
+cdef inline real scaled_unit(real dummy) noexcept nogil:
+    if real is float:
+        return FL_SCALEDF
+    else:
+        return FL_SCALED
+
+
+cdef inline real log1p_unit(real u, real* low) noexcept nogil:
+    if real is float:
+        return fl_log1p_unitf(u, low)
+    else:
+        return fl_log1p_unit(u, low)
