@@ -24,7 +24,7 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any
 
-STEMS = ["softmax", "samplers"]
+STEMS = ["softmax", "samplers", "elementwise"]
 
 
 @dataclass
