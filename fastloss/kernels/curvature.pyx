@@ -6,10 +6,11 @@ from libc.stdint cimport int64_t
 
 from fastloss.kernels.arrays cimport F64, NO_AXIS, Held, Rows, index_at, load, release, row_at, store, take
 from fastloss.kernels.parallel cimport blocks, cut
+from fastloss.kernels.special cimport fl_product_rest
 from fastloss.kernels.terms cimport (
     L, Terms, find, label_of_terms, log_ratios, row_max, row_terms, row_terms_from, sum_rest,
 )
-from fastloss.kernels.vmath cimport fl_quotient_rest, real
+from fastloss.kernels.vmath cimport real
 
 cdef struct Job:
     Rows logits
@@ -62,7 +63,9 @@ cdef double focal_row(const Job* job, double factor, Py_ssize_t y, real* x, real
     label = label_of_terms(&terms, e[0])
     total = terms.others + label
     rest = terms.others/total
-    lost = fl_quotient_rest(terms.others, total, rest)/total - rest*sum_rest(terms.others, label, total)/total
+    lost = rest*total
+    lost = (terms.others - lost) - fl_product_rest(rest, total, lost)       # of the quotient, and then of the sum
+    lost = lost/total - rest*sum_rest(terms.others, label, total)/total
     power = pow(rest, job.gamma)*(1 + (job.gamma*(lost/rest) if rest > 1e-290 else 0.0))
     common = power*(rest + (job.gamma*(label/total)*s if label != 0 else 0.0))*factor
     for k in range(c):
