@@ -10,7 +10,7 @@ from Cython.Build import cythonize
 from setuptools import Extension, setup
 from setuptools.command.build_ext import build_ext
 
-KERNELS = ["alias", "candidates", "probe", "reductions", "samplers", "softmax", "unigram"]
+KERNELS = ["alias", "candidates", "probe", "reductions", "sampled", "samplers", "softmax", "unigram"]
 
 ISAS = {"baseline": {"unix": [], "msvc": []}}
 if platform.machine().lower() in ("x86_64", "amd64") and sys.platform != "darwin":

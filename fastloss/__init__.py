@@ -11,6 +11,7 @@ from fastloss._candidates import (
     uniform_candidate_sampler,
 )
 from fastloss._gradients import value_and_grad
+from fastloss._sampled import nce_loss, sampled_softmax_loss
 from fastloss._samplers import FixedUnigramSampler, LearnedUnigramSampler, LogUniformSampler, UniformSampler
 from fastloss._softmax import (
     log_softmax,
@@ -19,6 +20,7 @@ from fastloss._softmax import (
     softmax_cross_entropy_with_logits,
     sparse_softmax_cross_entropy_with_logits,
 )
+from fastloss._sparse_rows import SparseRows
 
 __version__ = "0.1.0"
 
@@ -27,6 +29,7 @@ __all__ = [
     "FixedUnigramSampler",
     "LearnedUnigramSampler",
     "LogUniformSampler",
+    "SparseRows",
     "UniformSampler",
     "all_candidate_sampler",
     "compute_accidental_hits",
@@ -35,7 +38,9 @@ __all__ = [
     "log_softmax",
     "log_uniform_candidate_sampler",
     "logsumexp",
+    "nce_loss",
     "sample_negatives",
+    "sampled_softmax_loss",
     "softmax",
     "softmax_cross_entropy_with_logits",
     "sparse_softmax_cross_entropy_with_logits",

@@ -218,3 +218,87 @@ def output(
     if value.size > 1 and any(s == 0 and n > 1 for s, n in zip(value.strides, value.shape, strict=True)):
         raise ValueError(f"{name} must not be a broadcast array")
     return value
+
+
+def whole(name: str, value: Any, least: int, most: int = 2**63 - 1) -> int:
+    """An integer in [least, most]."""
+    try:
+        k = operator.index(value)
+    except TypeError:
+        raise TypeError(f"{name} must be an integer, got {value!r}") from None
+    if not least <= k <= most:
+        raise ValueError(f"{name} must lie in [{least}, {most}], got {k}")
+    return k
+
+
+def ids(name: str, value: ArrayLike, n: int) -> NDArray[np.int64]:
+    """Integers in [0, n) as a contiguous int64 array."""
+    a = integers(name, value)
+    outside = (a < 0) | (a >= n)
+    if outside.any():
+        raise bad_label(name, a, int(outside.argmax()), n)
+    return np.ascontiguousarray(a, np.int64)
+
+
+def counts(name: str, value: ArrayLike, shape: tuple[int, ...]) -> NDArray[np.float64]:
+    """Expected counts: real numbers of this shape, as contiguous float64."""
+    a = np.ascontiguousarray(same_shape(name, numbers(name, value), shape, "one for each id"), np.float64)
+    return a.reshape(shape)
+
+
+def bad_count(name: str, a: Array, place: int) -> ValueError:
+    """The error for the expected count at this flat place."""
+    at = tuple(map(int, np.unravel_index(place, a.shape)))
+    where = f"row {at[0]}" if len(at) == 1 else f"index {at}"
+    return ValueError(f"{name} must be positive and finite, got {a[at]} at {where}")
+
+
+def shards(name: str, value: Any, ndim: int) -> list[Array]:
+    """A table, or a list or tuple of its shards, as arrays of floats."""
+    given = list(value) if isinstance(value, (list, tuple)) else [value]
+    if not given:
+        raise ValueError(f"{name} must have at least one shard, got none")
+    arrays = []
+    for k, shard in enumerate(given):
+        of = name if len(given) == 1 else f"{name}[{k}]"
+        a = array(of, shard)
+        loss_dtype(of, a.dtype)
+        if a.ndim != ndim:
+            raise ValueError(f"{of} must have {ndim} {'axis' if ndim == 1 else 'axes'}, got shape {a.shape}")
+        arrays.append(a)
+        kind, first = (a.shape[1:], a.dtype), (arrays[0].shape[1:], arrays[0].dtype)
+        if kind != first:
+            raise ValueError(f"{of} must have rows of shape and dtype {first}, as {name}[0], got {kind}")
+    return arrays
+
+
+def shard_sizes(name: str, arrays: list[Array], strategy: str) -> int:
+    """The rows of all shards together; ValueError if a shard has not the size that the strategy gives it."""
+    n, parts = sum(map(len, arrays)), len(arrays)
+    wanted = n // parts
+    for k, a in enumerate(arrays):
+        size = wanted + (k < n % parts)
+        if len(a) != size:
+            raise ValueError(f"{name}[{k}] must have {size} rows, its share of {n} by {strategy!r}, got {len(a)}")
+    return n
+
+
+def sampler(value: Any, sampled_values: Any, seed: Any, num_classes: int, kind: type) -> None:
+    """A sampler object to draw from, if any, with the range and the only source of randomness."""
+    if value is None:
+        return
+    if not isinstance(value, kind):
+        raise TypeError(f"sampler must be a sampler object, got {type(value).__name__}")
+    if sampled_values is not None:
+        raise ValueError("sampler must be None where sampled_values are given")
+    if seed is not None:
+        raise ValueError(f"seed must be None for a sampler, which has its own stream, got {seed!r}")
+    if value.range_max != num_classes:
+        raise ValueError(f"sampler must have the range num_classes = {num_classes}, got {value.range_max}")
+
+
+def no_buffers(buffers: dict[str, Any], names: tuple[str, ...]) -> None:
+    """Gradients that are SparseRows take no buffer."""
+    for name in names:
+        if buffers.get(name) is not None:
+            raise TypeError(f"grad_out must be None for {name}: its gradient is SparseRows")
