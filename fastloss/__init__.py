@@ -11,7 +11,7 @@ from fastloss._candidates import (
     uniform_candidate_sampler,
 )
 from fastloss._gradients import value_and_grad
-from fastloss._sampled import nce_loss, sampled_softmax_loss
+from fastloss._sampled import in_batch_softmax_loss, nce_loss, sampled_softmax_loss
 from fastloss._samplers import FixedUnigramSampler, LearnedUnigramSampler, LogUniformSampler, UniformSampler
 from fastloss._softmax import (
     log_softmax,
@@ -34,6 +34,7 @@ __all__ = [
     "all_candidate_sampler",
     "compute_accidental_hits",
     "fixed_unigram_candidate_sampler",
+    "in_batch_softmax_loss",
     "learned_unigram_candidate_sampler",
     "log_softmax",
     "log_uniform_candidate_sampler",

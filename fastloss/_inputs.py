@@ -246,6 +246,16 @@ def counts(name: str, value: ArrayLike, shape: tuple[int, ...]) -> NDArray[np.fl
     return a.reshape(shape)
 
 
+def finite(name: str, value: ArrayLike, size: int) -> NDArray[np.float64]:
+    """`size` finite numbers as contiguous float64."""
+    a = vector(name, value, size)
+    assert a is not None
+    bad = np.flatnonzero(~np.isfinite(a))
+    if bad.size:
+        raise ValueError(f"{name} must be finite, got {a[bad[0]]} at row {bad[0]}")
+    return a
+
+
 def bad_count(name: str, a: Array, place: int) -> ValueError:
     """The error for the expected count at this flat place."""
     at = tuple(map(int, np.unravel_index(place, a.shape)))

@@ -490,3 +490,90 @@ def test_sparse_rows_errors():
         rows.add_to([0])
     empty = fl.SparseRows(np.empty(0, np.int64), np.empty((0, 3)), (4, 3))
     assert not empty.coalesce().to_dense().any()
+
+
+# ------------------------------------------------------------------ softmax over the batch
+
+
+def pairs(n=30, d=5, dtype=np.float64):
+    rng = np.random.default_rng(0)
+    return {
+        "queries": rng.standard_normal((n, d)).astype(dtype),
+        "keys": rng.standard_normal((n, d)).astype(dtype),
+        "item_ids": rng.integers(0, 1 + n // 2, n),
+        "log_q": rng.standard_normal(n),
+        "temperature": 0.5,
+    }
+
+
+def full(queries, keys, item_ids, log_q, temperature):
+    """By way of all logits."""
+    z = queries.astype(float) @ keys.astype(float).T / temperature - log_q
+    mask = (item_ids[:, None] != item_ids) | np.eye(len(z), dtype=bool)
+    return fl.value_and_grad(fl.sparse_softmax_cross_entropy_with_logits)(
+        labels=np.arange(len(z)), logits=z, where=mask
+    )
+
+
+@pytest.mark.parametrize("n", [1, 2, 31, 64, 200])
+@pytest.mark.parametrize("block", [64, 1 << 22])
+def test_in_batch_softmax(n, block, monkeypatch):
+    monkeypatch.setattr("fastloss._sampled.LOGITS", block)
+    kwargs = pairs(n)
+    if n == 1:
+        kwargs["item_ids"] = np.zeros(1, int)
+    value, (dq, dk) = fl.value_and_grad(fl.in_batch_softmax_loss, ("queries", "keys"))(**kwargs)
+    want, g = full(**kwargs)
+    np.testing.assert_allclose(value, want, rtol=1e-12, atol=1e-15)
+    np.testing.assert_allclose(dq, g @ kwargs["keys"] * 2, rtol=1e-11, atol=1e-13)
+    np.testing.assert_allclose(dk, g.T @ kwargs["queries"] * 2, rtol=1e-11, atol=1e-13)
+
+
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+def test_in_batch_softmax_of_every_dtype(dtype):
+    kwargs = pairs(70, 9, dtype)
+    value, (dq, dk) = fl.value_and_grad(fl.in_batch_softmax_loss, ("queries", "keys"))(**kwargs)
+    assert dq.dtype == dk.dtype == dtype
+    assert value.dtype == (np.float64 if dtype == np.float64 else np.float32)
+    np.testing.assert_allclose(value, full(**kwargs)[0], rtol=1e-5, atol=1e-5)
+    assert fl.in_batch_softmax_loss(**(kwargs | {"item_ids": np.zeros(70, int)})).max() == 0
+
+
+def test_in_batch_softmax_options():
+    kwargs = pairs(150, 9)
+    weight = np.arange(150) % 3
+    f = fl.value_and_grad(fl.in_batch_softmax_loss, ("queries", "keys"))
+    want = f(**kwargs, sample_weight=weight, reduction="mean", n_threads=1)
+    rows, (dq, dk) = f(**kwargs, cotangent=weight / weight.sum())
+    np.testing.assert_allclose(want[0], (rows * weight).sum() / weight.sum(), rtol=1e-14)
+    np.testing.assert_allclose(want[1][0], dq, rtol=1e-12, atol=1e-16)
+    np.testing.assert_allclose(want[1][1], dk, rtol=1e-12, atol=1e-16)
+    assert not dq[weight == 0].any()
+    for n_threads in (2, 3):
+        got = f(**kwargs, sample_weight=weight, reduction="mean", n_threads=n_threads)
+        assert got[0] == want[0]
+        assert all(a.tobytes() == b.tobytes() for a, b in zip(got[1], want[1], strict=True))
+    buffers = kwargs["queries"].copy(), np.empty((9, 150)).T
+    _, grads = f(**(kwargs | {"queries": buffers[0]}), sample_weight=weight, reduction="mean", grad_out=buffers)
+    assert all(a is b and (a == w).all() for a, b, w in zip(grads, buffers, want[1], strict=True))
+    x = np.zeros((0, 3))
+    assert fl.in_batch_softmax_loss(x, x).shape == (0,)
+    same = fl.value_and_grad(fl.in_batch_softmax_loss, ("queries", "keys"))(buffers[1], buffers[1])
+    assert np.isfinite(same[0]).all()
+
+
+def test_in_batch_softmax_errors():
+    for message, kind, change in [
+        ("keys must have shape (30, 5)", ValueError, {"keys": np.zeros((30, 4))}),
+        ("queries must have shape [batch, D]", ValueError, {"queries": np.zeros(30)}),
+        ("queries must be float16", TypeError, {"queries": np.zeros((30, 5), int)}),
+        ("item_ids must have shape (30,)", ValueError, {"item_ids": np.zeros(29, int)}),
+        ("item_ids must be integers", TypeError, {"item_ids": np.zeros(30)}),
+        ("log_q must have shape (30,)", ValueError, {"log_q": np.zeros(31)}),
+        ("log_q must be finite, got -inf at row 4", ValueError, {"log_q": np.where(np.arange(30) == 4, -np.inf, 0)}),
+        ("temperature must lie in", ValueError, {"temperature": 0}),
+        ("temperature must lie in", ValueError, {"temperature": np.nan}),
+    ]:
+        with pytest.raises(kind) as raised:
+            fl.in_batch_softmax_loss(**(pairs() | change))
+        assert message in str(raised.value)
