@@ -28,6 +28,7 @@ from fastloss._regression import (
     squared_hinge_loss,
     tweedie_loss,
 )
+from fastloss._sampled import in_batch_softmax_loss, nce_loss, sampled_softmax_loss
 from fastloss._samplers import FixedUnigramSampler, LearnedUnigramSampler, LogUniformSampler, UniformSampler
 from fastloss._sequence import packed_sequence_loss, sequence_loss, sequence_loss_by_example
 from fastloss._sigmoid import (
@@ -45,6 +46,7 @@ from fastloss._softmax import (
     softmax_cross_entropy_with_logits,
     sparse_softmax_cross_entropy_with_logits,
 )
+from fastloss._sparse_rows import SparseRows
 
 __version__ = "0.1.0"
 
@@ -54,6 +56,7 @@ __all__ = [
     "LearnedUnigramSampler",
     "LinearStats",
     "LogUniformSampler",
+    "SparseRows",
     "UniformSampler",
     "all_candidate_sampler",
     "compute_accidental_hits",
@@ -65,6 +68,7 @@ __all__ = [
     "gamma_loss",
     "hinge_loss",
     "huber_loss",
+    "in_batch_softmax_loss",
     "kl_divergence",
     "learned_unigram_candidate_sampler",
     "linear_cross_entropy",
@@ -78,10 +82,12 @@ __all__ = [
     "mean_absolute_error",
     "mean_squared_error",
     "merge_partials",
+    "nce_loss",
     "packed_sequence_loss",
     "poisson_loss",
     "quantile_loss",
     "sample_negatives",
+    "sampled_softmax_loss",
     "sequence_loss",
     "sequence_loss_by_example",
     "sigmoid",

@@ -321,14 +321,6 @@ def shards(name: str, value: Any, d: int) -> tuple[bool, list[Array]]:
     return many, arrays
 
 
-def positive(name: str, value: Any) -> float:
-    """A finite number above 0."""
-    v = scalar(name, value, 0, float(np.finfo(np.float64).max))
-    if v == 0:
-        raise ValueError(f"{name} must be positive, got 0")
-    return v
-
-
 class ClassLabels(NamedTuple):
     """Classes of each row: its label, or the k best of a teacher with their probabilities."""
 
@@ -390,14 +382,14 @@ def _best_labels(
     return ClassLabels(given, ids, p, tail, False)
 
 
-def whole(name: str, value: Any) -> int:
-    """An integer that is not negative."""
+def whole(name: str, value: Any, least: int, most: int = 2**63 - 1) -> int:
+    """An integer in [least, most]."""
     try:
         k = operator.index(value)
     except TypeError:
         raise TypeError(f"{name} must be an integer, got {value!r}") from None
-    if not 0 <= k < 2**62:
-        raise ValueError(f"{name} must lie in [0, 2**62), got {k}")
+    if not least <= k <= most:
+        raise ValueError(f"{name} must lie in [{least}, {most}], got {k}")
     return k
 
 
@@ -416,3 +408,89 @@ def partials(name: str, value: ArrayLike) -> Array:
     if a.ndim == 0 or a.shape[-1] != 4:
         raise ValueError(f"{name} must have shape [..., 4], got {a.shape}")
     return np.ascontiguousarray(a)
+
+
+# ------------------------------------------------------------------ sampled losses
+
+
+def ids(name: str, value: ArrayLike, n: int) -> NDArray[np.int64]:
+    """Integers in [0, n) as a contiguous int64 array."""
+    a = integers(name, value)
+    outside = (a < 0) | (a >= n)
+    if outside.any():
+        raise bad_label(name, a, int(outside.argmax()), n)
+    return np.ascontiguousarray(a, np.int64)
+
+
+def counts(name: str, value: ArrayLike, shape: tuple[int, ...]) -> NDArray[np.float64]:
+    """Expected counts: real numbers of this shape, as contiguous float64."""
+    a = np.ascontiguousarray(same_shape(name, numbers(name, value), shape, "one for each id"), np.float64)
+    return a.reshape(shape)
+
+
+def finite(name: str, value: ArrayLike, size: int) -> NDArray[np.float64]:
+    """`size` finite numbers as contiguous float64."""
+    a = vector(name, value, size)
+    assert a is not None
+    bad = np.flatnonzero(~np.isfinite(a))
+    if bad.size:
+        raise ValueError(f"{name} must be finite, got {a[bad[0]]} at row {bad[0]}")
+    return a
+
+
+def bad_count(name: str, a: Array, place: int) -> ValueError:
+    """The error for the expected count at this flat place."""
+    at = tuple(map(int, np.unravel_index(place, a.shape)))
+    where = f"row {at[0]}" if len(at) == 1 else f"index {at}"
+    return ValueError(f"{name} must be positive and finite, got {a[at]} at {where}")
+
+
+def table_shards(name: str, value: Any, ndim: int) -> list[Array]:
+    """A table, or a list or tuple of its shards, as arrays of floats."""
+    given = list(value) if isinstance(value, (list, tuple)) else [value]
+    if not given:
+        raise ValueError(f"{name} must have at least one shard, got none")
+    arrays = []
+    for k, shard in enumerate(given):
+        of = name if len(given) == 1 else f"{name}[{k}]"
+        a = array(of, shard)
+        loss_dtype(of, a.dtype)
+        if a.ndim != ndim:
+            raise ValueError(f"{of} must have {ndim} {'axis' if ndim == 1 else 'axes'}, got shape {a.shape}")
+        arrays.append(a)
+        kind, first = (a.shape[1:], a.dtype), (arrays[0].shape[1:], arrays[0].dtype)
+        if kind != first:
+            raise ValueError(f"{of} must have rows of shape and dtype {first}, as {name}[0], got {kind}")
+    return arrays
+
+
+def shard_sizes(name: str, arrays: list[Array], strategy: str) -> int:
+    """The rows of all shards together; ValueError if a shard has not the size that the strategy gives it."""
+    n, parts = sum(map(len, arrays)), len(arrays)
+    wanted = n // parts
+    for k, a in enumerate(arrays):
+        size = wanted + (k < n % parts)
+        if len(a) != size:
+            raise ValueError(f"{name}[{k}] must have {size} rows, its share of {n} by {strategy!r}, got {len(a)}")
+    return n
+
+
+def sampler(value: Any, sampled_values: Any, seed: Any, num_classes: int, kind: type) -> None:
+    """A sampler object to draw from, if any, with the range and the only source of randomness."""
+    if value is None:
+        return
+    if not isinstance(value, kind):
+        raise TypeError(f"sampler must be a sampler object, got {type(value).__name__}")
+    if sampled_values is not None:
+        raise ValueError("sampler must be None where sampled_values are given")
+    if seed is not None:
+        raise ValueError(f"seed must be None for a sampler, which has its own stream, got {seed!r}")
+    if value.range_max != num_classes:
+        raise ValueError(f"sampler must have the range num_classes = {num_classes}, got {value.range_max}")
+
+
+def no_buffers(buffers: dict[str, Any], names: tuple[str, ...]) -> None:
+    """Gradients that are SparseRows take no buffer."""
+    for name in names:
+        if buffers.get(name) is not None:
+            raise TypeError(f"grad_out must be None for {name}: its gradient is SparseRows")

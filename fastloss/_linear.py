@@ -459,7 +459,7 @@ def linear_partials(
     x = _inputs.features("inputs", inputs)
     table = _Table(weights, biases, x)
     shape = x.shape[:-1]
-    first = _inputs.whole("first_class", first_class)
+    first = _inputs.whole("first_class", first_class, 0, 2**62 - 1)
     y = _inputs.same_shape("labels", _inputs.integers("labels", labels), shape, "that of inputs without its last axis")
     _inputs.not_negative("labels", y)
     here = (y >= first) & (y < first + table.n_classes)

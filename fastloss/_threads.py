@@ -5,6 +5,8 @@ from __future__ import annotations
 import operator
 import os
 import sys
+from collections.abc import Callable
+from threading import Thread
 
 from fastloss import _host
 
@@ -62,3 +64,31 @@ def resolve(n_threads: int | None = None, work: int = sys.maxsize) -> int:
     if os.environ.get("OMP_NUM_THREADS"):
         return limit
     return 1 if _is_worker() else min(limit, _CPUS)
+
+
+def spread(work: Callable[[int, int], None], n: int, block: int, n_threads: int) -> None:
+    """work(start, stop) over [0, n) in at most n_threads parts, each of whole blocks, on plain threads.
+
+    For what stands between matrix products: OpenMP's threads would go on spinning on the cores that BLAS needs next.
+    """
+    count = -(-n // block)
+    parts = min(n_threads, count)
+    if parts <= 1:
+        work(0, n)
+        return
+    errors: list[BaseException] = []
+
+    def part(k: int) -> None:
+        try:
+            work(count * k // parts * block, min(n, count * (k + 1) // parts * block))
+        except BaseException as error:
+            errors.append(error)
+
+    others = [Thread(target=part, args=(k,)) for k in range(1, parts)]
+    for thread in others:
+        thread.start()
+    part(0)
+    for thread in others:
+        thread.join()
+    if errors:
+        raise errors[0]

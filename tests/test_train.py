@@ -184,6 +184,43 @@ def test_resume_gives_the_same_bytes(text: Path, run: Path, tmp_path: Path) -> N
     assert contents(tmp_path) == contents(run)
 
 
+@pytest.mark.parametrize("options", [("nce", "learned"), ("sampled_softmax", "unigram"), ("full", "uniform")], ids=str)
+def test_losses_and_samplers(options: tuple[str, str], text: Path, tmp_path: Path) -> None:
+    loss, sampler = options
+    given = (text, "--loss", loss, "--sampler", sampler, "--num-sampled", 20, "--seed", 3)
+    train(*given, "--steps", 40, "--threads", 1, "--out", tmp_path / "whole")
+    train(*given, "--steps", 15, "--threads", 2, "--out", tmp_path / "parts")
+    train("--resume", "--steps", 40, "--threads", 3, "--out", tmp_path / "parts")
+    assert contents(tmp_path / "parts") == contents(tmp_path / "whole")
+    found = records(tmp_path / "whole")
+    assert found[-1]["heldout_perplexity"] < 0.95 * found[0]["unigram_perplexity"]
+
+
+def test_candidates_differ_from_step_to_step(text: Path) -> None:
+    c = corpus.load([str(text)], 5, print)
+    m = model.Model(c, model.OUTPUTS["sampled_softmax"], 0, 1, "learned", 10**9)
+    drawn = []
+    for _ in range(3):
+        before = m.state()["weights"].copy()
+        m.step()
+        drawn.append(tuple(np.flatnonzero((m.state()["weights"] != before).any(1))))
+    assert len(set(drawn)) == 3
+    assert m.state()["sampler_counts"].sum() == len(c.tokens) + m.steps * m.tokens_per_step
+
+
+def test_compare(text: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    done = train(text, "--compare", "--seconds", 1.5, "--out", tmp_path)
+    table = (tmp_path / "compare.txt").read_text()
+    assert table in done.stdout
+    lines = [line.split() for line in table.splitlines()]
+    assert lines[0][-3:] == ["full", "nce", "sampled_softmax"]
+    last = [f"{records(tmp_path / loss)[-1]['heldout_perplexity']:.1f}" for loss in lines[0][-3:]]
+    assert lines[4][-3:] == last
+    for option in (["--loss", "nce"], ["--steps", "3"], ["--resume"]):
+        assert main(["train", "--compare", *option, "--out", str(tmp_path)]) == 2
+        assert "--compare" in capsys.readouterr().err
+
+
 def test_seconds(text: Path, tmp_path: Path) -> None:
     done = train(text, "--seconds", 0.5, "--out", tmp_path)
     assert "held-out perplexity" in done.stdout
@@ -267,6 +304,8 @@ def test_nothing_usable(words: str, tmp_path: Path, capsys: pytest.CaptureFixtur
         ["train", "--seed", "-1"],
         ["train", "--min-count", "0"],
         ["train", "--loss", "hinge"],
+        ["train", "--sampler", "alias"],
+        ["train", "--num-sampled", "0"],
         ["train", "--unknown"],
     ],
 )
@@ -285,6 +324,8 @@ def test_bad_resume(text: Path, run: Path, tmp_path: Path, capsys: pytest.Captur
     before = contents(run)
     fails("model.npz: No such file", "--out", tmp_path)
     fails("--seed 4 was given", "--seed", 4, "--out", run)
+    fails("--loss nce was given", "--loss", "nce", "--out", run)
+    fails("--num-sampled 7 was given", "--num-sampled", 7, "--out", run)
     fails("--min-count 2 was given", "--min-count", 2, "--out", run)
     fails("the text is not the one", text / "00.txt", "--out", run)
     assert contents(run) == before

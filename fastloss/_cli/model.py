@@ -6,9 +6,10 @@ and what blocks yield is added in their order.
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Callable, Mapping
 from concurrent.futures import ThreadPoolExecutor
-from typing import Protocol, TypeVar
+from typing import Any, Protocol, TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
@@ -24,8 +25,10 @@ RATE = 0.3
 INITIAL = 0.01  # of Adagrad's sums: the first steps are short
 SCALE = 0.1  # standard deviation of the embeddings at the start
 CLASSES = 1024  # rows of the output table per block
+NUM_SAMPLED = 512  # candidates per step
 
 Floats = NDArray[np.float32]
+Arrays = dict[str, NDArray[np.generic]]
 T = TypeVar("T")
 
 
@@ -106,11 +109,36 @@ class Context:
         self.positions.update(slice(None), d_positions)
 
 
-class Output(Protocol):
-    """What learns the output table: a loss of hidden vectors, table and targets.
+SAMPLERS: dict[str, Callable[[NDArray[np.int64], int], Any]] = {
+    "learned": lambda counts, seed: fl.LearnedUnigramSampler(len(counts), seed=seed),
+    "log_uniform": lambda counts, seed: fl.LogUniformSampler(len(counts), seed=seed),
+    "uniform": lambda counts, seed: fl.UniformSampler(len(counts), seed=seed),
+    "unigram": lambda counts, seed: fl.FixedUnigramSampler(counts + 1, seed=seed),
+}
 
-    A loss that draws candidates takes its place beside `FullSoftmax`, in `OUTPUTS`.
-    """
+
+class Draws:
+    """The candidates of every step: a sampler, at its place in its stream, and how many to draw."""
+
+    def __init__(self, sampler: Any, num_sampled: int) -> None:
+        self.sampler = sampler
+        self.num_sampled = max(1, min(num_sampled, sampler.range_max // 2))
+
+    def state(self) -> Arrays:
+        """All that `restore` needs, as arrays by name."""
+        state = self.sampler.state
+        words: Arrays = {"sampler": np.array([state[name] for name in ("key", "stream", "block")], np.uint64)}
+        return words | ({"sampler_counts": state["counts"]} if "counts" in state else {})
+
+    def restore(self, state: Mapping[str, NDArray[np.generic]]) -> None:
+        """Take up where `state` was taken."""
+        words = dict(zip(("key", "stream", "block"), map(int, state["sampler"]), strict=True))
+        counts = {"counts": state["sampler_counts"]} if "counts" in self.sampler.state else {}
+        self.sampler.state = self.sampler.state | words | counts
+
+
+class Output(Protocol):
+    """What learns the output table: a loss of hidden vectors, table and targets."""
 
     def step(self, hidden: Floats, targets: Ids) -> tuple[float, Floats]:
         """Learn the table; return the sum of the losses and the gradient with respect to `hidden`, bias column off."""
@@ -120,7 +148,7 @@ class Output(Protocol):
 class FullSoftmax:
     """Softmax cross entropy over the whole vocabulary; its logits are never stored."""
 
-    def __init__(self, table: Adagrad, pool: Pool) -> None:
+    def __init__(self, table: Adagrad, pool: Pool, draws: Draws | None = None) -> None:
         self._table = table
         self._pool = pool
         self._d_table = np.empty_like(table.value)
@@ -144,7 +172,32 @@ class FullSoftmax:
         return float(total), d_hidden[:, :DIMENSIONS]
 
 
-OUTPUTS: dict[str, Callable[[Adagrad, Pool], Output]] = {"full": FullSoftmax}
+class Sampled:
+    """A loss over the targets and candidates drawn anew in every step; only their rows of the table are touched."""
+
+    def __init__(self, loss: Callable[..., Any], table: Adagrad, pool: Pool, draws: Draws) -> None:
+        self._value_and_grad = fl.value_and_grad(loss, ("inputs", "weights"))
+        self._table = table
+        self._threads = pool.threads
+        self._draws = draws
+        self._no_biases = np.zeros(len(table.value), np.float32)  # hidden's last column makes the table's last the bias
+
+    def step(self, hidden: Floats, targets: Ids) -> tuple[float, Floats]:
+        """Learn the table; see `Output`."""
+        value, (d_hidden, gradient) = self._value_and_grad(
+            self._table.value, self._no_biases, targets[:, None], hidden, self._draws.num_sampled, len(self._no_biases),
+            sampler=self._draws.sampler, remove_accidental_hits=True, reduction="sum", n_threads=self._threads,
+        )  # fmt: skip
+        once = gradient.coalesce(n_threads=self._threads)
+        self._table.update(once.indices, once.values)
+        return float(value), d_hidden[:, :DIMENSIONS]
+
+
+OUTPUTS: dict[str, Callable[[Adagrad, Pool, Draws], Output]] = {
+    "full": FullSoftmax,
+    "nce": functools.partial(Sampled, fl.nce_loss),
+    "sampled_softmax": functools.partial(Sampled, fl.sampled_softmax_loss),
+}
 
 
 class Model:
@@ -156,12 +209,22 @@ class Model:
     output : callable
         Makes the `Output` of a table and threads: one of `OUTPUTS`.
     seed : int
-        Of the initial embeddings and the order of the text.
+        Of the initial embeddings, the order of the text and the candidates.
     threads : int
         Changes speed only.
+    sampler, num_sampled : optional
+        One of `SAMPLERS` and how many candidates it draws for a step, where the output draws any.
     """
 
-    def __init__(self, corpus: Corpus, output: Callable[[Adagrad, Pool], Output], seed: int, threads: int) -> None:
+    def __init__(
+        self,
+        corpus: Corpus,
+        output: Callable[[Adagrad, Pool, Draws], Output],
+        seed: int,
+        threads: int,
+        sampler: str = "log_uniform",
+        num_sampled: int = NUM_SAMPLED,
+    ) -> None:
         self._seed = seed
         self._pool = Pool(threads)
         v = len(corpus.tokens)
@@ -170,7 +233,8 @@ class Model:
         table[:, -1] = corpus.log_unigram  # learning starts from the baseline
         self.context = Context(Adagrad(start * np.float32(SCALE)), Adagrad(np.ones((CONTEXT, DIMENSIONS), np.float32)))
         self.table = Adagrad(table)
-        self._output = output(self.table, self._pool)
+        self._draws = Draws(SAMPLERS[sampler](corpus.counts, seed), num_sampled)
+        self._output = output(self.table, self._pool, self._draws)
         self._exact = self._output if isinstance(self._output, FullSoftmax) else FullSoftmax(self.table, self._pool)
 
         before = np.full(CONTEXT, corpus.end, np.int32)
@@ -252,6 +316,7 @@ class Model:
             "reports": np.array(self.reports),
             "loss_sum": np.array(self.loss_sum),
             "loss_tokens": np.array(self.loss_tokens),
+            **self._draws.state(),
         }
 
     def restore(self, state: Mapping[str, NDArray[np.generic]]) -> None:
@@ -260,3 +325,4 @@ class Model:
             array[...] = state[name]
         self.steps, self.reports = int(state["steps"]), int(state["reports"])
         self.loss_sum, self.loss_tokens = float(state["loss_sum"]), int(state["loss_tokens"])
+        self._draws.restore(state)

@@ -112,6 +112,47 @@ def write_neighbours(folder: Path, corpus: Corpus, vectors: NDArray[np.float32])
     _write(folder / "neighbours.txt", lines)
 
 
+def write_comparison(folder: Path, runs: Mapping[str, Sequence[Record]], seconds: float) -> str:
+    """Write ``compare.txt``: held-out perplexity of every run at equal times, and when it reached that of the first."""
+    goal = min(record["heldout_perplexity"] for record in next(iter(runs.values())))
+    lines = [f"{'held-out perplexity after':26}" + "".join(f"{name:>18}" for name in runs)]
+    for share in (1 / 4, 1 / 2, 3 / 4, 1):
+        time = seconds * share
+        line = f"{f'{time:g} s':26}"
+        for records in runs.values():
+            # the last report may come a little late: what was learned in time counts
+            known = [r["heldout_perplexity"] for r in records if r["seconds"] <= time * 1.02 or share == 1]
+            line += f"{f'{known[-1]:.1f}' if known else '-':>18}"
+        lines.append(line)
+    line = f"{f'seconds to reach {goal:.1f}':26}"
+    for records in runs.values():
+        reached = [r["seconds"] for r in records if r["heldout_perplexity"] <= goal]
+        line += f"{f'{reached[0]:.1f}' if reached else '-':>18}"
+    lines += [line, f"{'tokens':26}" + "".join(f"{records[-1]['tokens']:>18,}" for records in runs.values())]
+    _write(folder / "compare.txt", lines)
+    return "\n".join(lines)
+
+
+def draw_comparison(folder: Path, runs: Mapping[str, Sequence[Record]], unigram_perplexity: float) -> bool:
+    """Write ``compare.svg``, perplexity over time; False where matplotlib is not installed."""
+    try:
+        import matplotlib
+        from matplotlib.figure import Figure
+    except ImportError:
+        return False
+    with matplotlib.rc_context({"svg.hashsalt": "fastloss", "svg.fonttype": "none"}):
+        figure = Figure(figsize=(7, 4), layout="constrained")
+        axes = figure.add_subplot(xlabel="seconds", ylabel="held-out perplexity, exact", yscale="log")
+        for name, records in runs.items():
+            axes.plot([r["seconds"] for r in records], [r["heldout_perplexity"] for r in records], ".-", label=name)
+        axes.axhline(unigram_perplexity, color="gray", linestyle="--", label="unigram baseline")
+        axes.legend()
+        axes.grid(alpha=0.3, which="both")
+        with _replacing(folder / "compare.svg") as file:
+            figure.savefig(file, format="svg", metadata={"Date": None})
+    return True
+
+
 def write_curve(folder: Path, records: Sequence[Record], unigram_perplexity: float) -> bool:
     """Write ``loss.svg``; False where matplotlib is not installed."""
     try:

@@ -17,10 +17,16 @@ import numpy as np
 from fastloss import _threads
 from fastloss._cli import corpus as text
 from fastloss._cli import report
-from fastloss._cli.model import BATCH, OUTPUTS, Model
+from fastloss._cli.model import BATCH, NUM_SAMPLED, OUTPUTS, SAMPLERS, Model
 from fastloss._cli.progress import Plain, display
 
-DEFAULTS = {"loss": "full", "min_count": 5, "seed": 0}  # what --resume takes from the earlier run
+DEFAULTS = {  # what --resume takes from the earlier run
+    "loss": "sampled_softmax",
+    "sampler": "log_uniform",
+    "num_sampled": NUM_SAMPLED,
+    "min_count": 5,
+    "seed": 0,
+}
 DEFAULT_SECONDS = 60.0
 REPORT_STEPS = 100  # with --steps: the same reports however the run is broken up
 REPORT_SHARE = 1 / 12  # with --seconds: of the time given
@@ -64,8 +70,11 @@ def _parser() -> argparse.ArgumentParser:
     add("--seconds", type=_duration, help=f"stop after this time (default: {DEFAULT_SECONDS:.0f}, if no --steps)")
     add("--steps", type=_whole(1), help=f"stop after this many steps of {BATCH} tokens, counted over all resumed runs")
     add("--loss", choices=sorted(OUTPUTS), help=f"what is minimised (default: {DEFAULTS['loss']})")
+    add("--sampler", choices=sorted(SAMPLERS), help=f"what draws the candidates (default: {DEFAULTS['sampler']})")
+    add("--num-sampled", type=_whole(1), help=f"candidates per step (default: {DEFAULTS['num_sampled']})")
+    add("--compare", action="store_true", help="train with every loss in turn, for the same time; one plot, one table")
     add("--min-count", type=_whole(1), help=f"rarer tokens become one, unknown (default: {DEFAULTS['min_count']})")
-    add("--seed", type=_whole(0), help=f"of start values and order (default: {DEFAULTS['seed']})")
+    add("--seed", type=_whole(0), help=f"of start values, order and candidates (default: {DEFAULTS['seed']})")
     add("--threads", type=_whole(1), help="default: all that this process may use")
     add("--resume", action="store_true", help="go on with the run in DIR, with its settings")
     return parser
@@ -201,16 +210,40 @@ def _settings(args: argparse.Namespace, saved: dict[str, Any]) -> dict[str, Any]
     return settings
 
 
-def _train(args: argparse.Namespace) -> int:
+def _compare(args: argparse.Namespace) -> int:
+    """Every loss for the same time, each in a folder of its own; then what they reached."""
+    if args.resume or args.loss or args.steps:
+        raise _Unusable("--compare trains with every loss, for --seconds: leave out --loss, --steps and --resume")
+    out: Path = args.out
+    corpus = text.load(args.paths, _settings(args, {})["min_count"], _warn)
+    runs: dict[str, list[report.Record]] = {}
+    for loss in OUTPUTS:
+        print(f"\n{loss}", flush=True)
+        one = argparse.Namespace(**(vars(args) | {"loss": loss, "out": out / loss}))
+        if _train(one, corpus):
+            return 130
+        runs[loss] = report.read_metrics(one.out)
+    table = report.write_comparison(out, runs, args.seconds or DEFAULT_SECONDS)
+    drawn = report.draw_comparison(out, runs, corpus.unigram_perplexity)
+    print(f"\n{table}\n{out}: wrote {'compare.txt, compare.svg' if drawn else 'compare.txt'}")
+    return 0
+
+
+def _train(args: argparse.Namespace, corpus: text.Corpus | None = None) -> int:
+    """One run; 0, or 1 if it was stopped."""
     out: Path = args.out
     saved, state = report.read_model(out) if args.resume else ({}, {})
     settings = _settings(args, saved)
 
-    corpus = text.load(args.paths or settings["paths"], settings["min_count"], _warn)
+    if corpus is None:
+        corpus = text.load(args.paths or settings["paths"], settings["min_count"], _warn)
     digest = corpus.digest()
     if settings.setdefault("text", digest) != digest:
         raise _Unusable(f"the text is not the one that the run in {out} learned from")
-    model = Model(corpus, OUTPUTS[settings["loss"]], settings["seed"], _threads.resolve(args.threads))
+    model = Model(
+        corpus, OUTPUTS[settings["loss"]], settings["seed"], _threads.resolve(args.threads), settings["sampler"],
+        settings["num_sampled"],
+    )  # fmt: skip
     records: list[report.Record] = []
     seconds = 0.0
     if args.resume:
@@ -256,7 +289,7 @@ def _train(args: argparse.Namespace) -> int:
     print(f"{out}: wrote {', '.join(names)}")
     if not drawn:
         print("no loss.svg: matplotlib is not installed (pip install 'fastloss[cli]')")
-    return 0
+    return int(interrupt.wanted)
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -264,7 +297,10 @@ def main(argv: Sequence[str] | None = None) -> int:
     before anything was learned."""
     args = _parser().parse_args(argv)
     try:
-        return _train(args)
+        if args.compare:
+            return _compare(args)
+        _train(args)
+        return 0
     except (text.NothingUsable, report.Unreadable, _Unusable) as error:
         _warn(str(error))
         return 2

@@ -1,0 +1,170 @@
+"""Gradients of tables: the rows that were touched."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from fastloss import _inputs, _threads
+from fastloss._native import sampled as _kernels
+
+Array = NDArray[Any]
+BLOCK = 1 << 17  # numbers that are worth a thread
+
+
+@dataclass(frozen=True, eq=False)
+class SparseRows:
+    """Rows of an array that is zero elsewhere; rows of equal index are summed.
+
+    Parameters
+    ----------
+    indices : ndarray of int64, shape [n]
+        In ``[0, shape[0])``; they may repeat.
+    values : ndarray, shape [n, *shape[1:]]
+        float16, bfloat16, float32 or float64.
+    shape : tuple of int
+        Of the whole array.
+
+    Raises
+    ------
+    TypeError, ValueError
+        If dtypes or shapes do not fit, or an index is out of range.
+
+    Notes
+    -----
+    TensorFlow's counterpart is ``tf.IndexedSlices``.
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> rows = SparseRows(np.array([2, 0, 2]), np.array([[1.0], [2.0], [3.0]]), (4, 1))
+    >>> rows.to_dense().ravel()
+    array([2., 0., 4., 0.])
+    >>> rows.coalesce().indices
+    array([0, 2])
+    """
+
+    indices: NDArray[np.int64]
+    values: Array
+    shape: tuple[int, ...]
+
+    def __post_init__(self) -> None:
+        indices = np.ascontiguousarray(_inputs.integers("indices", self.indices), np.int64)
+        values = _inputs.array("values", self.values)
+        shape = tuple(_inputs.whole("shape", n, 0) for n in self.shape)
+        _inputs.loss_dtype("values", values.dtype)
+        if indices.ndim != 1 or not shape:
+            raise ValueError(
+                f"indices must be a vector, and shape have an axis, got shapes {indices.shape} and {shape}"
+            )
+        _inputs.same_shape("values", values, indices.shape + shape[1:], "that of indices and of a row")
+        _inputs.ids("indices", indices, shape[0])
+        for name, value in (("indices", indices), ("values", values), ("shape", shape)):
+            object.__setattr__(self, name, value)
+
+    @property
+    def dtype(self) -> np.dtype[Any]:
+        """Of the values."""
+        return self.values.dtype
+
+    def __repr__(self) -> str:
+        return f"SparseRows({len(self.indices)} of {self.shape[0]} rows, shape={self.shape}, dtype={self.dtype})"
+
+    def _runs(self) -> tuple[Array, Array, Array]:
+        """Each index once, in order; the places of its values, and where they begin."""
+        n = len(self.indices)
+        bits = n.bit_length()
+        if self.shape[0] < 1 << (62 - bits):  # index and place in one number: no sort is faster
+            keys = self.indices << bits | np.arange(n)
+            keys.sort()
+            order, indices = keys & ((1 << bits) - 1), keys >> bits
+        else:
+            order = np.argsort(self.indices, kind="stable")
+            indices = self.indices[order]
+        first = np.flatnonzero(np.concatenate([np.ones(min(n, 1), bool), indices[1:] != indices[:-1]]))
+        return indices[first], order, np.append(first, n)
+
+    def _sum(self, target: Array, scale: float, add: bool, n_threads: int | None) -> Array:
+        """The sums of equal rows, into rows of their own or, added to what is there, into those of their index."""
+        rows, order, starts = self._runs()
+        width = math.prod(self.shape[1:])
+        table = _inputs.raw(target).reshape(len(target), width)
+        values = _inputs.raw(self.values).reshape(len(self.indices), width)
+
+        def work(first: int, last: int) -> None:
+            _kernels.sum_runs(values, order, starts, table, rows if add else None, scale, add, first, last)
+
+        if values.size:
+            block = 1 + BLOCK // values.shape[1]
+            _threads.spread(work, len(rows), block, _threads.resolve(n_threads, values.size))
+        return rows
+
+    def coalesce(self, *, n_threads: int | None = None) -> SparseRows:
+        """The same with each index once, in rising order; values are summed in float64, in order, and rounded once.
+
+        Parameters
+        ----------
+        n_threads : int, optional
+            Threads of this call; the result's bits do not depend on it.
+
+        Returns
+        -------
+        SparseRows
+        """
+        values = np.empty((len(np.unique(self.indices)), *self.values.shape[1:]), self.dtype)
+        rows = self._sum(values, 1.0, False, n_threads)
+        return SparseRows(rows, values, self.shape)
+
+    def to_dense(self) -> Array:
+        """The whole array.
+
+        Returns
+        -------
+        ndarray, of the values' dtype
+        """
+        return self.add_to(np.zeros(self.shape, self.dtype))
+
+    def add_to(self, array: Array, scale: float = 1.0, *, n_threads: int | None = None) -> Array:
+        """Add the rows, times `scale`, to an array in place; only the rows of `indices` are read or written.
+
+        Parameters
+        ----------
+        array : ndarray, of this shape
+            float16, bfloat16, float32 or float64, writable, any strides from row to row.
+        scale : float, default 1
+            For example minus the learning rate.
+        n_threads : int, optional
+            Threads of this call; the result's bits do not depend on it.
+
+        Returns
+        -------
+        ndarray
+            `array`.
+
+        Raises
+        ------
+        TypeError, ValueError
+            If dtype or shape do not fit; nothing has been written then.
+
+        Examples
+        --------
+        >>> import numpy as np
+        >>> table = np.ones((3, 2))
+        >>> SparseRows(np.array([1, 1]), np.full((2, 2), 0.25), (3, 2)).add_to(table, -2.0)
+        array([[1., 1.],
+               [0., 0.],
+               [1., 1.]])
+        """
+        scale = _inputs.scalar("scale", scale, -np.inf, np.inf)
+        if not isinstance(array, np.ndarray):
+            raise TypeError(f"array must be an array, got {type(array).__name__}")
+        _inputs.loss_dtype("array", array.dtype)
+        _inputs.output("array", array, self.shape, array.dtype, {"values": self.values, "indices": self.indices})
+        if array.ndim > 2 and not array.flags.c_contiguous:
+            raise ValueError(f"array must be C-contiguous beyond two axes, got strides {array.strides}")
+        self._sum(array, scale, True, n_threads)
+        return array

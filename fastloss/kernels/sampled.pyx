@@ -1,0 +1,538 @@
+"""Sampled losses: everything around the matrix products.
+
+The logits of a block of rows lie in z, one candidate a column, padded to a multiple of L columns; those of the true
+classes lie apart, in float64.  One pass over a row corrects, masks, sums, and leaves the gradient in its place.
+"""
+from cpython.mem cimport PyMem_RawFree, PyMem_RawMalloc
+from libc.float cimport DBL_MIN
+from libc.math cimport INFINITY, fabs, log
+from libc.stdint cimport int64_t, uint64_t
+from libc.string cimport memcpy
+
+from fastloss.kernels.arrays cimport Held, Rows, is_direct, load, release, row_at, store, take
+from fastloss.kernels.terms cimport (
+    BLOCK, HEADROOM, HEADROOMF, L, ROWS, Groups, Terms, add_block, exp_block, exp_block_kept, label_of_terms,
+    log_ratios, row_max, settled,
+)
+from fastloss.kernels.vmath cimport (
+    FL_BIAS, FL_LN2, FL_PREFETCH, bias_of, exp_of, fl_exp, fl_exp_label, fl_lo, fl_log, fl_log1p, fl_magic, lo_of,
+    magic_of, power_of, real, shift_of,
+)
+
+cdef enum:
+    NONE = -1
+    AHEAD = 4           # table rows asked for before they are needed
+    WIDE = 256          # columns of a table row converted at a time
+    PRODUCT = 16        # groups whose factors 1 + e are multiplied before one logarithm: at most 2^512
+    CHUNK_ROWS = 64     # rows whose gradients are summed by column in one go, for any number of threads
+
+CHUNK = CHUNK_ROWS
+LANES = L
+
+
+# ------------------------------------------------------------------ rows of tables
+
+cdef inline void ask_for(const Rows* table, Py_ssize_t i) noexcept nogil:
+    cdef const char* p = row_at(table, i)
+    cdef Py_ssize_t k, n = table.width*table.itemsize if table.step == table.itemsize else 1
+    n = n if n < 1024 else 1024
+    for k in range(0, n, 64):
+        FL_PREFETCH(p + k)
+    FL_PREFETCH(p + n - 1)
+
+
+def gather(table, int axis, const int64_t[::1] rows, places, real[:, ::1] out):
+    """out[places[k]] = table[rows[k]], in the type of out; `axis` as in take."""
+    cdef Held held
+    cdef Rows t
+    cdef Py_ssize_t k, n = rows.shape[0]
+    cdef const int64_t[::1] at = places
+    cdef bint all_of_them = places is None, direct
+    cdef real* target
+    held.count = 0
+    try:
+        take(&held, table, axis, False, &t)
+        with nogil:
+            direct = is_direct(&t, <real>0)
+            for k in range(n):
+                if k + AHEAD < n:
+                    ask_for(&t, rows[k + AHEAD])
+                target = &out[k if all_of_them else at[k], 0]
+                if direct:
+                    memcpy(target, row_at(&t, rows[k]), t.width*sizeof(real))
+                else:
+                    load(target, row_at(&t, rows[k]), t.step, t.width, t.kind)
+    finally:
+        release(&held)
+
+
+cdef inline double dot(const real* a, const real* b, Py_ssize_t n) noexcept nogil:
+    cdef double lane[16]
+    cdef Py_ssize_t g, k
+    cdef Py_ssize_t j
+    for j in range(16):
+        lane[j] = 0
+    for g in range(n//16):
+        for j in range(16):
+            lane[j] = lane[j] + <double>a[g*16 + j]*<double>b[g*16 + j]
+    for k in range(n//16*16, n):
+        lane[k % 16] += <double>a[k]*<double>b[k]
+    for j in range(8):
+        lane[j] = lane[j] + lane[j + 8]
+    for j in range(4):
+        lane[j] = lane[j] + lane[j + 4]
+    return (lane[0] + lane[2]) + (lane[1] + lane[3])
+
+
+def dots(table, const int64_t[::1] rows, places, Py_ssize_t num_true, const real[:, ::1] x, double[::1] out):
+    """out[p] += x[p // num_true] . table[rows[k]], p = places[k]: true products, row by row of the table."""
+    cdef Held held
+    cdef Rows t
+    cdef Py_ssize_t k, p, b, m, n = rows.shape[0], d = x.shape[1]
+    cdef const int64_t[::1] at = places
+    cdef bint all_of_them = places is None, direct
+    cdef real w[WIDE]
+    cdef const char* row
+    held.count = 0
+    try:
+        take(&held, table, 1, False, &t)
+        with nogil:
+            direct = is_direct(&t, <real>0)
+            for k in range(n if d > 0 else 0):
+                if k + AHEAD < n:
+                    ask_for(&t, rows[k + AHEAD])
+                p = k if all_of_them else at[k]
+                row = row_at(&t, rows[k])
+                for b in range(0, d, 256):      # WIDE, in the same parts for every kind of table: the same sums
+                    m = d - b if d - b < WIDE else WIDE
+                    if direct:
+                        out[p] += dot(&x[p//num_true, b], <const real*>row + b, m)
+                    else:
+                        load(w, row + b*t.step, t.step, m, t.kind)
+                        out[p] += dot(&x[p//num_true, b], w, m)
+    finally:
+        release(&held)
+
+
+def add_true(table, const int64_t[::1] rows, places, Py_ssize_t num_true, const double[::1] g, real[:, ::1] dx):
+    """dx[p // num_true] += g[p] table[rows[k]], p = places[k]."""
+    cdef Held held
+    cdef Rows t
+    cdef Py_ssize_t k, p, b, m, n = rows.shape[0], d = dx.shape[1]
+    cdef Py_ssize_t j
+    cdef const int64_t[::1] at = places
+    cdef bint all_of_them = places is None, direct
+    cdef real w[WIDE]
+    cdef const real* v
+    cdef real* target
+    cdef real c
+    cdef const char* row
+    held.count = 0
+    try:
+        take(&held, table, 1, False, &t)
+        with nogil:
+            direct = is_direct(&t, <real>0)
+            for k in range(n if d > 0 else 0):
+                if k + AHEAD < n:
+                    ask_for(&t, rows[k + AHEAD])
+                p = k if all_of_them else at[k]
+                if g[p] == 0:
+                    continue
+                c = <real>g[p]
+                row = row_at(&t, rows[k])
+                for b in range(0, d, 256):
+                    m = d - b if d - b < WIDE else WIDE
+                    v = <const real*>row + b
+                    if not direct:
+                        load(w, row + b*t.step, t.step, m, t.kind)
+                        v = w
+                    target = &dx[p//num_true, b]
+                    for j in range(m):
+                        target[j] = target[j] + c*v[j]
+    finally:
+        release(&held)
+
+
+def outer(const double[::1] g, Py_ssize_t num_true, const real[:, ::1] x, real[:, ::1] out):
+    """out[p] = g[p] x[p // num_true]: the true classes' share of the table's gradient."""
+    cdef Py_ssize_t p, d = x.shape[1]
+    cdef Py_ssize_t j
+    cdef const real* v
+    cdef real* target
+    cdef real c
+    with nogil:
+        for p in range(g.shape[0] if d > 0 else 0):
+            v = &x[p//num_true, 0]
+            target = &out[p, 0]
+            c = <real>g[p]
+            for j in range(d):
+                target[j] = c*v[j]
+
+
+# ------------------------------------------------------------------ corrections
+
+def bad_count(const double[::1] counts):
+    """Where the first expected count is that is not a positive finite number, or -1."""
+    cdef Py_ssize_t k
+    for k in range(counts.shape[0]):
+        if not 0 < counts[k] < <double>INFINITY:
+            return k
+    return NONE
+
+
+def subtract_log(double[::1] values, const double[::1] counts):
+    """values -= log(counts), positive and finite."""
+    cdef Py_ssize_t k
+    with nogil:
+        for k in range(values.shape[0]):
+            values[k] -= fl_log(counts[k]) if counts[k] >= DBL_MIN else log(counts[k])
+
+
+# ------------------------------------------------------------------ accidental hits
+
+cdef inline uint64_t slot(const int64_t* heads, uint64_t mask, const int64_t* ids, int64_t v) noexcept nogil:
+    """Where the chain of v begins, or would."""
+    cdef uint64_t h = (<uint64_t>v*<uint64_t>0x9E3779B97F4A7C15) >> 20 & mask
+    while heads[h] and ids[heads[h] - 1] != v:
+        h = (h + 1) & mask
+    return h
+
+
+def index(const int64_t[::1] ids, int64_t[::1] heads, int64_t[::1] follows):
+    """A table of where each id stands: `heads`, zeroed, of a power of two, and chains through equal ids."""
+    cdef Py_ssize_t k
+    cdef uint64_t h, mask = heads.shape[0] - 1
+    with nogil:
+        for k in range(ids.shape[0] - 1, -1, -1):
+            h = slot(&heads[0], mask, &ids[0], ids[k])
+            follows[k] = heads[h]
+            heads[h] = k + 1
+
+
+# ------------------------------------------------------------------ one row
+
+cdef struct Job:
+    bint nce
+    Py_ssize_t k            # candidates
+    Py_ssize_t groups       # of L columns
+    Py_ssize_t num_true
+    Py_ssize_t diagonal     # in-batch: the label of row i is column diagonal + i; else NONE
+    double slope
+    const int64_t* labels   # to be masked; or NULL
+    const int64_t* ids
+    const int64_t* heads
+    const int64_t* follows
+    uint64_t mask
+    const int64_t* items    # in-batch: equal ones are masked; or NULL
+    double* zt
+    double* g               # gradient to zt; or NULL: no gradient
+    const double* scale
+    double factor
+    double* sums            # one row of columns for each chunk; or NULL
+
+
+cdef inline void correct(const Job* job, Py_ssize_t i, real* z, const real* shift) noexcept nogil:
+    """Logits of row i: corrected, masked, padded; in-batch the label's is taken out of the row."""
+    cdef Py_ssize_t j, at
+    cdef real a = <real>job.slope
+    cdef int64_t v
+    if a == 1:
+        for j in range(job.k):
+            z[j] = z[j] + shift[j]
+    else:
+        for j in range(job.k):
+            z[j] = a*z[j] + shift[j]
+    for j in range(job.k, job.groups*L):
+        z[j] = -INFINITY
+    if job.diagonal >= 0:
+        at = job.diagonal + i
+        job.zt[i] = z[at]
+        z[at] = -INFINITY
+        if job.items != NULL:
+            v = job.items[at]
+            for j in range(job.k):
+                z[j] = <real>-INFINITY if job.items[j] == v else z[j]
+    if job.labels != NULL:
+        for j in range(job.num_true):
+            v = job.labels[i*job.num_true + j]
+            at = job.heads[slot(job.heads, job.mask, job.ids, v)]
+            while at:
+                z[at - 1] = -INFINITY
+                at = job.follows[at - 1]
+
+
+cdef inline bint softmax_terms(const Job* job, const real* z, const double* zt, Py_ssize_t best, real m, real* e,
+                               Terms* terms) noexcept nogil:
+    """Sum of exp over all but the best true class; False when a logit lies too far above the reference m."""
+    cdef real empty[L]
+    cdef real shift = shift_of(m), power = power_of(m, shift), lo = lo_of(power), magic = magic_of(power), top, limit
+    cdef double total = 0, carry = 0, t
+    cdef Py_ssize_t b = 0, n, k
+    cdef Py_ssize_t j
+    cdef Groups nowhere
+    nowhere.out = NONE
+    nowhere.tail = NONE
+    limit = (power + (HEADROOMF if real is float else HEADROOM))*<real>FL_LN2
+    for j in range(L):
+        empty[j] = -INFINITY
+    while b < job.groups:
+        n = job.groups - b if job.groups - b < BLOCK//L else BLOCK//L
+        if e != NULL:
+            t = exp_block_kept(z + b*L, n, nowhere, empty, empty, shift, lo, magic, e + b*L, &top)
+        else:
+            t = exp_block(z + b*L, n, nowhere, empty, empty, empty, shift, lo, magic, &top)
+        if top - shift > limit:
+            return False
+        add_block(&total, &carry, t)
+        b += n
+    for k in range(job.num_true):
+        if k != best:
+            add_block(&total, &carry, fl_exp_label(zt[k] - <double>shift, power, bias_of(m)))
+    terms.others = settled(total, carry)
+    terms.gap = zt[best] - <double>shift
+    terms.power = power
+    terms.shift = shift
+    return True
+
+
+cdef inline Py_ssize_t softmax_row(const Job* job, Py_ssize_t i, const real* z, real* e, Terms* terms) noexcept nogil:
+    """The terms of row i; returns its best true class."""
+    cdef const double* zt = job.zt + i*job.num_true
+    cdef Py_ssize_t best = 0, k
+    cdef real m = row_max(z, L if job.groups else 0), v
+    for k in range(job.num_true):
+        best = k if zt[k] > zt[best] else best
+    v = <real>zt[best]
+    m = v if v > m else m
+    if fabs(<double>m) < <double>INFINITY and softmax_terms(job, z, zt, best, m, e, terms):
+        return best
+    m = row_max(z, job.groups*L)
+    m = v if v > m else m
+    if not (fabs(<double>m) < <double>INFINITY and softmax_terms(job, z, zt, best, m, e, terms)):
+        terms.others = <double>INFINITY - <double>INFINITY
+        terms.gap = terms.power = terms.shift = 0
+        if e != NULL:
+            for k in range(job.groups*L):
+                e[k] = <real>terms.others
+    return best
+
+
+cdef inline double softmax_slopes(const Job* job, Py_ssize_t i, Py_ssize_t best, const Terms* terms, double s,
+                                  real dummy) noexcept nogil:
+    """Gradients to the true logits of row i; returns what multiplies the terms of the others."""
+    cdef double total = terms.others + label_of_terms(terms, dummy), share = 1/<double>job.num_true
+    cdef Py_ssize_t k
+    cdef double* g = job.g + i*job.num_true
+    cdef const double* zt = job.zt + i*job.num_true
+    for k in range(job.num_true):
+        if k == best:       # 1 - share without rounding where there is one class: minus the sum of the others
+            g[k] = s*((job.num_true - 1)*share - terms.others/total)
+        else:
+            g[k] = s*(fl_exp_label(zt[k] - terms.shift, terms.power, bias_of(dummy))/total - share)
+    return s/total
+
+
+cdef inline double nce_row(const real* z, Py_ssize_t groups, real s, real* e) noexcept nogil:
+    """Sum of log(1 + exp(z)); e = s sigmoid(z).  u gathers products: (1 + u) is the product of all 1 + exp(-|z|)."""
+    cdef double u[L]
+    cdef double above[L]
+    cdef double total = 0, w
+    cdef real bias = bias_of(s), lo = lo_of(bias), magic = magic_of(bias), v, q, r
+    cdef Py_ssize_t b = 0, g, n
+    cdef Py_ssize_t j
+    for j in range(L):
+        above[j] = 0
+    while b < groups:
+        n = groups - b if groups - b < PRODUCT else PRODUCT
+        for j in range(L):
+            u[j] = 0
+        for g in range(b, b + n):
+            for j in range(L):
+                v = z[g*L + j]
+                r = v if v > 0 else <real>0
+                q = exp_of(v if v < 0 else -v, lo, magic)
+                above[j] = above[j] + <double>r
+                w = q
+                u[j] = (u[j] + w) + u[j]*w
+                if e != NULL:
+                    e[g*L + j] = s*((q if v < 0 else <real>1)/(1 + q))
+        fold_products(u)
+        total += fl_log1p(u[0])
+        b += n
+    for j in range(16):
+        above[j] = above[j] + above[j + 16]
+    for j in range(8):
+        above[j] = above[j] + above[j + 8]
+    for j in range(4):
+        above[j] = above[j] + above[j + 4]
+    return total + ((above[0] + above[2]) + (above[1] + above[3]))
+
+
+cdef inline void fold_products(double* u) noexcept nogil:
+    cdef int n = L//2
+    cdef Py_ssize_t j
+    while n:
+        for j in range(n):
+            u[j] = (u[j] + u[j + n]) + u[j]*u[j + n]
+        n = n//2
+
+
+cdef inline double nce_true(const Job* job, Py_ssize_t i, double s) noexcept nogil:
+    """Losses of the true classes of row i, each a target of 1/num_true: two terms that are never negative."""
+    cdef double share = 1/<double>job.num_true, rest = (job.num_true - 1)*share, total = 0, v, q, near, p
+    cdef Py_ssize_t k
+    for k in range(job.num_true):
+        v = job.zt[i*job.num_true + k]
+        q = fl_exp(-fabs(v), fl_lo(FL_BIAS), fl_magic(FL_BIAS))
+        near = fl_log1p(q)
+        total += share*(near if v > 0 else near - v)
+        if rest != 0:
+            total += rest*(near + v if v > 0 else near)
+        if job.g != NULL:
+            p = (1 if v > 0 else q)/(1 + q)         # sigmoid(v), and sigmoid(-v) = 1 - p without cancellation
+            job.g[i*job.num_true + k] = s*(rest*p - share*((q if v > 0 else 1)/(1 + q)))
+    return total
+
+
+# ------------------------------------------------------------------ all rows
+
+cdef inline void keep(const Job* job, Py_ssize_t i, real* z, const real* e, real f, double* sums) noexcept nogil:
+    """The row's gradient takes the place of its logits; its columns are added up."""
+    cdef Py_ssize_t j
+    for j in range(job.groups*L):
+        z[j] = e[j]*f
+    if job.diagonal >= 0:
+        z[job.diagonal + i] = <real>job.g[i]
+    if sums != NULL:
+        for j in range(job.k):
+            sums[j] = sums[j] + <double>z[j]
+
+
+cdef void run_rows(const Job* job, Py_ssize_t start, Py_ssize_t stop, real* logits, Py_ssize_t stride,
+                   const real* shift, real* loss, real* e) noexcept nogil:
+    cdef Terms terms[ROWS]
+    cdef double ratio[ROWS]
+    cdef double far[ROWS]
+    cdef Py_ssize_t i = start, n, r, best, k
+    cdef double s = 0, f
+    cdef double* sums
+    cdef const double* zt
+    cdef real* z
+    cdef real* kept = e if job.g != NULL else NULL
+    while i < stop:
+        n = stop - i if stop - i < ROWS else ROWS
+        for r in range(n):
+            z = logits + (i + r)*stride
+            zt = job.zt + (i + r)*job.num_true
+            sums = job.sums + (i + r)//CHUNK_ROWS*job.groups*L if job.sums != NULL else NULL
+            correct(job, i + r, z, shift)
+            if job.g != NULL:
+                s = job.factor*(job.scale[i + r] if job.scale != NULL else 1.0)
+            if job.nce:
+                loss[i + r] = <real>(nce_row(z, job.groups, <real>s, kept) + nce_true(job, i + r, s))
+                f = 1
+            else:
+                best = softmax_row(job, i + r, z, kept, &terms[r])
+                far[r] = 0
+                for k in range(job.num_true):
+                    if k != best:
+                        far[r] += zt[best] - zt[k]
+                far[r] = far[r]/job.num_true
+                f = softmax_slopes(job, i + r, best, &terms[r], s, shift[0]) if job.g != NULL else 0
+            if job.g == NULL:
+                continue
+            if s == 0:          # exactly 0, whatever the row holds
+                for k in range(job.groups*L):
+                    z[k] = 0
+                for k in range(job.num_true):
+                    job.g[(i + r)*job.num_true + k] = 0
+            else:
+                keep(job, i + r, z, e, <real>f, sums)
+        if not job.nce:
+            log_ratios(n, terms, ratio, shift[0])
+            for r in range(n):
+                loss[i + r] = <real>(ratio[r] + far[r])
+        i += n
+
+
+def losses(bint nce, real[:, ::1] z, Py_ssize_t k, double slope, const real[::1] shift, double[:, ::1] zt, labels,
+           const int64_t[::1] ids, const int64_t[::1] heads, const int64_t[::1] follows, Py_ssize_t diagonal,
+           real[::1] loss, double[:, ::1] g, const double[::1] scale, double factor, double[:, ::1] sums,
+           Py_ssize_t start, Py_ssize_t stop):
+    """Losses of rows start .. stop, and, if there is g, their gradients: to the true logits in g, to the others in z.
+
+    `labels` are masked where `ids` hold them (`heads`, `follows`: see index); in-batch `ids` are the items.  `sums` has
+    a row of column sums, zeroed, for every CHUNK rows.
+    """
+    cdef Job job
+    cdef const int64_t[:, ::1] y = labels
+    cdef real* e
+    if stop <= start:
+        return
+    job.nce = nce
+    job.k = k
+    job.groups = z.shape[1]//L
+    job.num_true = zt.shape[1]
+    job.diagonal = diagonal
+    job.slope = slope
+    job.labels = &y[0, 0] if labels is not None else NULL
+    job.ids = &ids[0] if ids is not None and labels is not None else NULL
+    job.heads = &heads[0] if heads is not None else NULL
+    job.follows = &follows[0] if follows is not None else NULL
+    job.mask = heads.shape[0] - 1 if heads is not None else 0
+    job.items = &ids[0] if ids is not None and labels is None else NULL
+    job.zt = &zt[0, 0]
+    job.g = &g[0, 0] if g is not None else NULL
+    job.scale = &scale[0] if scale is not None else NULL
+    job.factor = factor
+    job.sums = &sums[0, 0] if sums is not None else NULL
+    e = <real*>PyMem_RawMalloc((z.shape[1] + 2*L)*sizeof(real))
+    if e == NULL:
+        raise MemoryError()
+    with nogil:
+        run_rows(&job, start, stop, &z[0, 0], z.shape[1], &shift[0], &loss[0], e)
+    PyMem_RawFree(e)
+
+
+# ------------------------------------------------------------------ sums of equal rows
+
+def sum_runs(values, const int64_t[::1] order, const int64_t[::1] starts, target, rows, double scale, bint add,
+             Py_ssize_t first, Py_ssize_t last):
+    """target[rows[r]] (+)= scale times the sum of values[order[k]], k from starts[r] to starts[r + 1].
+
+    Summed in float64, in order; rounded once.  No `rows`: target[r].
+    """
+    cdef Held held
+    cdef Rows v, t
+    cdef const int64_t[::1] at = rows
+    cdef bint compact = rows is None
+    cdef double w[WIDE]
+    cdef double total[WIDE]
+    cdef Py_ssize_t r, k, b, m
+    cdef Py_ssize_t j
+    cdef char* place
+    held.count = 0
+    try:
+        take(&held, values, 1, False, &v)
+        take(&held, target, 1, True, &t)
+        with nogil:
+            for r in range(first, last):
+                place = row_at(&t, r if compact else at[r])
+                if r + AHEAD < last:
+                    ask_for(&v, order[starts[r + AHEAD]])
+                    if not compact:
+                        ask_for(&t, at[r + AHEAD])
+                for b in range(0, t.width, 256):
+                    m = t.width - b if t.width - b < WIDE else WIDE
+                    load(total, row_at(&v, order[starts[r]]) + b*v.step, v.step, m, v.kind)
+                    for k in range(starts[r] + 1, starts[r + 1]):
+                        load(w, row_at(&v, order[k]) + b*v.step, v.step, m, v.kind)
+                        for j in range(m):
+                            total[j] = total[j] + w[j]
+                    if add:
+                        load(w, place + b*t.step, t.step, m, t.kind)
+                        for j in range(m):
+                            total[j] = w[j] + scale*total[j]
+                    store(place + b*t.step, t.step, t.kind, total, m)
+    finally:
+        release(&held)
