@@ -352,7 +352,7 @@ def sequence_loss_by_example(
     )
     columns = np.ascontiguousarray(positions.weights.T)
     marked = [_marked(y, columns[t], xs[t], f"targets[{t}]") for t, y in enumerate(ys)]
-    _inputs.output("out", out, shape[:1], dtype, dict(enumerate(xs)))
+    _inputs.output("out", out, shape[:1], dtype, {f"logits[{t}]": x for t, x in enumerate(xs)})
     grads: list[Array | None] = [None] * len(xs)
     scale = None
     if wants is not None:

@@ -35,7 +35,7 @@ class Loss:
 
 
 class Decode:
-    params = [1, 10, 100]
+    params = (1, 10, 100)
     param_names = ("beam_width",)
 
     def setup(self, beam_width):

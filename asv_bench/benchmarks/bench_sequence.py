@@ -26,7 +26,7 @@ class Positions:
 
 
 class Packed:
-    params = ["sum", "mean", "perplexity"]
+    params = ("sum", "mean", "perplexity")
     param_names = ("reduction",)
 
     def setup(self, reduction):
