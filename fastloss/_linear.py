@@ -35,6 +35,15 @@ class LinearStats(NamedTuple):
         The class of the largest logit, the first of several.
     correct : ndarray of bool, shape [...]
         Whether that is the label, or the best of the k best.
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> import fastloss as fl
+    >>> table = np.array([[0.0, 1.0], [2.0, 0.0]])
+    >>> _, stats = fl.linear_cross_entropy(inputs=np.eye(2), weights=table, labels=[1, 1], return_stats=True)
+    >>> stats.correct
+    array([ True, False])
     """
 
     lse: Array
