@@ -313,7 +313,7 @@ def _rows(logits: Array, axis: int | tuple[int, ...] | None) -> tuple[Array, int
 
 
 def _normalize(
-    what: int,
+    what: str,
     x: ArrayLike,
     axis: int | tuple[int, ...] | None,
     where: ArrayLike | None,
@@ -382,7 +382,7 @@ def softmax(
     >>> fl.softmax(np.array([0.0, np.log(3.0)]))
     array([0.25, 0.75])
     """
-    return _normalize(_kernels.SOFTMAX, x, axis, where, out, n_threads)
+    return _normalize("softmax", x, axis, where, out, n_threads)
 
 
 def log_softmax(
@@ -419,7 +419,7 @@ def log_softmax(
     >>> fl.log_softmax(np.float32([20, 0]))
     array([-2.0611537e-09, -2.0000000e+01], dtype=float32)
     """
-    return _normalize(_kernels.LOG_SOFTMAX, x, axis, where, out, n_threads)
+    return _normalize("log_softmax", x, axis, where, out, n_threads)
 
 
 def logsumexp(
@@ -477,5 +477,5 @@ def logsumexp(
     result = np.empty(shape, dtype) if out is None else out
     if rows.shape[k] == 0:
         result[...] = -np.inf
-    _kernels.normalize(_kernels.LOGSUMEXP, _inputs.raw(rows), k, result, kept, threads)
+    _kernels.normalize("logsumexp", _inputs.raw(rows), k, result, kept, threads)
     return result if result.ndim or out is not None else result[()]

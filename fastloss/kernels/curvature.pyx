@@ -5,6 +5,7 @@ from libc.math cimport INFINITY, pow
 from libc.stdint cimport int64_t
 
 from fastloss.kernels.arrays cimport F64, NO_AXIS, Held, Rows, index_at, load, release, row_at, store, take
+from fastloss.kernels.due cimport Due
 from fastloss.kernels.parallel cimport blocks, cut
 from fastloss.kernels.special cimport fl_product_rest
 from fastloss.kernels.terms cimport (
@@ -39,11 +40,13 @@ cdef void read_row(const Job* job, Py_ssize_t i, real* x) noexcept nogil:
 
 cdef void hessian_row(const Job* job, Py_ssize_t i, double factor, real* x, real* e) noexcept nogil:
     cdef Terms terms
+    cdef Due nothing
     cdef Py_ssize_t k, c = job.logits.width
     cdef real m = row_max(x, c)
     cdef Py_ssize_t top = find(x, c, m)
     cdef double total, label, p
-    row_terms_from(x, c, top, m, e, &terms)
+    nothing.target = NULL
+    row_terms_from(x, c, top, m, e, &terms, &nothing)
     label = label_of_terms(&terms, e[0])
     total = terms.others + label
     for k in range(c):                      # all but the largest are at most 1/2: 1 - p loses nothing
@@ -56,9 +59,11 @@ cdef double focal_row(const Job* job, double factor, Py_ssize_t y, real* x, real
     """The loss; x becomes its gradient.  With s = -log p and T the sum of the others' exp, dloss/dx_k is e_k/T times
     (1 - p)^(gamma + 1) + gamma (1 - p)^gamma p s, which is finite whatever gamma and p are."""
     cdef Terms terms
+    cdef Due nothing
     cdef double s, total, label, rest, lost, power, common
     cdef Py_ssize_t k, c = job.logits.width
-    row_terms(x, c, y, e, &terms)
+    nothing.target = NULL
+    row_terms(x, c, y, e, &terms, &nothing)
     log_ratios(1, &terms, &s, e[0])
     label = label_of_terms(&terms, e[0])
     total = terms.others + label

@@ -1,12 +1,78 @@
-/* Stores past the caches, for results larger than the last of them: they need not be read before they are written. */
+/* Stores past the caches, for results larger than the last of them: they need not be read before they are written.
+ *
+ *     fl_stream         copies n bytes past the caches
+ *     fl_put_group*     d[0..32) = e[0..32) times c + rest, past the caches or not; past: d is aligned to 64 bytes
+ *     fl_put_line       64 bytes, likewise
+ *     fl_stream_end     after the last of them, before other threads may look
+ */
 #ifndef FL_STREAM_H
 #define FL_STREAM_H
 #include <stddef.h>
 #include <stdint.h>
 #include <string.h>
+#include "vmath.h"
 
-#if defined(__SSE2__) || defined(_M_X64)
+#if defined(__AVX512F__)
+#include <immintrin.h>
+#define FL_SF 16
+#define FL_SD 8
+#define FL_TIMESF(e, c) _mm512_mul_ps(_mm512_loadu_ps(e), _mm512_set1_ps(c))
+#define FL_TIMESD(e, c, rest) \
+    _mm512_fmadd_pd(_mm512_loadu_pd(e), _mm512_set1_pd(c), _mm512_mul_pd(_mm512_loadu_pd(e), _mm512_set1_pd(rest)))
+#define FL_PUTF _mm512_storeu_ps
+#define FL_PUTD _mm512_storeu_pd
+#define FL_PASTF _mm512_stream_ps
+#define FL_PASTD _mm512_stream_pd
+#elif defined(__AVX2__) && defined(__FMA__)
+#include <immintrin.h>
+#define FL_SF 8
+#define FL_SD 4
+#define FL_TIMESF(e, c) _mm256_mul_ps(_mm256_loadu_ps(e), _mm256_set1_ps(c))
+#define FL_TIMESD(e, c, rest) \
+    _mm256_fmadd_pd(_mm256_loadu_pd(e), _mm256_set1_pd(c), _mm256_mul_pd(_mm256_loadu_pd(e), _mm256_set1_pd(rest)))
+#define FL_PUTF _mm256_storeu_ps
+#define FL_PUTD _mm256_storeu_pd
+#define FL_PASTF _mm256_stream_ps
+#define FL_PASTD _mm256_stream_pd
+#elif defined(__SSE2__) || defined(_M_X64)
 #include <emmintrin.h>
+#define FL_SF 4
+#define FL_SD 2
+#define FL_TIMESF(e, c) _mm_mul_ps(_mm_loadu_ps(e), _mm_set1_ps(c))
+#define FL_TIMESD(e, c, rest) \
+    _mm_add_pd(_mm_mul_pd(_mm_loadu_pd(e), _mm_set1_pd(c)), _mm_mul_pd(_mm_loadu_pd(e), _mm_set1_pd(rest)))
+#define FL_PUTF _mm_storeu_ps
+#define FL_PUTD _mm_storeu_pd
+#define FL_PASTF _mm_stream_ps
+#define FL_PASTD _mm_stream_pd
+#endif
+
+#if defined(FL_SF)
+FL_INLINE void fl_put_groupf(float *d, const float *e, float c, float rest, int past) {
+    int k;
+    (void)rest;
+    if (past)
+        for (k = 0; k < 32; k += FL_SF) FL_PASTF(d + k, FL_TIMESF(e + k, c));
+    else
+        for (k = 0; k < 32; k += FL_SF) FL_PUTF(d + k, FL_TIMESF(e + k, c));
+}
+
+FL_INLINE void fl_put_group(double *d, const double *e, double c, double rest, int past) {
+    int k;
+    if (past)
+        for (k = 0; k < 32; k += FL_SD) FL_PASTD(d + k, FL_TIMESD(e + k, c, rest));
+    else
+        for (k = 0; k < 32; k += FL_SD) FL_PUTD(d + k, FL_TIMESD(e + k, c, rest));
+}
+
+static void fl_put_line(void *d, const void *s, int past) {
+    int k;
+    if (past)
+        for (k = 0; k < 4; k++) _mm_stream_si128((__m128i *)d + k, _mm_loadu_si128((const __m128i *)s + k));
+    else
+        memcpy(d, s, 64);
+}
+
 static void fl_stream(void *target, const void *source, size_t n) {
     char *d = (char *)target;
     const char *s = (const char *)source;
@@ -29,6 +95,19 @@ static void fl_stream(void *target, const void *source, size_t n) {
 }
 static void fl_stream_end(void) { _mm_sfence(); }
 #else
+FL_INLINE void fl_put_groupf(float *d, const float *e, float c, float rest, int past) {
+    int k;
+    (void)rest; (void)past;
+    for (k = 0; k < 32; k++) d[k] = e[k] * c;
+}
+
+FL_INLINE void fl_put_group(double *d, const double *e, double c, double rest, int past) {
+    int k;
+    (void)past;
+    for (k = 0; k < 32; k++) d[k] = fl_scaled(e[k], c, rest);
+}
+
+static void fl_put_line(void *d, const void *s, int past) { (void)past; memcpy(d, s, 64); }
 static void fl_stream(void *target, const void *source, size_t n) { memcpy(target, source, n); }
 static void fl_stream_end(void) {}
 #endif

@@ -9,6 +9,7 @@ compensation. In a longer chain equal terms (a constant background) would drift 
 """
 from libc.math cimport INFINITY, fabs
 
+from fastloss.kernels.due cimport Due, put_due
 from fastloss.kernels.vmath cimport (
     FL_LN2, FL_PREFETCH, bias_of, exp_of, fl_exp_label, fl_log1p, fl_log1p_short, fl_quotient_rest, lo_of,
     magic_of, power_of, real, shift_of,
@@ -207,8 +208,11 @@ cdef inline double exp_block(const real* x, Py_ssize_t n_groups, Groups at, cons
 
 cdef inline double exp_block_kept(const real* x, Py_ssize_t n_groups, Groups at, const real* out_group,
                                   const real* tail_group, real shift, real lo, real magic,
-                                  real* e, real* top_out) noexcept nogil:
-    """The same, keeping the terms; in two loops, for one is too much for 16 registers. The same sums."""
+                                  real* e, real* top_out, Due* due) noexcept nogil:
+    """The same, keeping the terms; in two loops, for one is too much for 16 registers. The same sums.
+
+    Meanwhile as much is written of the row that is due.
+    """
     cdef real top[L]
     cdef Py_ssize_t g
     cdef Py_ssize_t j
@@ -226,6 +230,8 @@ cdef inline double exp_block_kept(const real* x, Py_ssize_t n_groups, Groups at,
             v = p[j]
             top[j] = v if v > top[j] else top[j]
             e[g*L + j] = exp_of(v - shift, lo, magic)
+        if due.target != NULL and due.done < due.n:
+            put_due(due, shift)
     top_out[0] = lanes_max(top)
     return sum_groups(e, n_groups)
 
@@ -239,10 +245,10 @@ cdef struct Terms:      # of a row, in the unit 2^(power - bias): see vmath.h
     double shift
 
 
-cdef inline bint exp_row(const real* x, Py_ssize_t c, Py_ssize_t out, real m, real* e, Terms* terms) noexcept nogil:
+cdef inline bint exp_row(const real* x, Py_ssize_t c, Py_ssize_t out, real m, real* e, Terms* terms, Due* due) noexcept nogil:
     """Sum of exp over all elements but `out`, with e (room for c + 2 L, or NULL) the terms, e[out] = 0.
 
-    False when a logit lies too far above the reference m.
+    Meanwhile writes what is due, if anything and if terms are kept. False when a logit lies too far above the reference m.
     """
     cdef real out_group[L]
     cdef real tail_group[L]
@@ -275,7 +281,7 @@ cdef inline bint exp_row(const real* x, Py_ssize_t c, Py_ssize_t out, real m, re
         at.out = row.out - b//L
         at.tail = row.tail - b//L
         if e != NULL:
-            t = exp_block_kept(x + b, n_groups, at, out_group, tail_group, shift, lo, magic, e + b, &top)
+            t = exp_block_kept(x + b, n_groups, at, out_group, tail_group, shift, lo, magic, e + b, &top, due)
         else:
             t = exp_block(x + b, n_groups, at, out_group, tail_group, empty_group, shift, lo, magic, &top)
         if top - shift > limit:
@@ -289,19 +295,19 @@ cdef inline bint exp_row(const real* x, Py_ssize_t c, Py_ssize_t out, real m, re
     return True
 
 
-cdef inline void row_terms(const real* x, Py_ssize_t c, Py_ssize_t out, real* e, Terms* terms) noexcept nogil:
+cdef inline void row_terms(const real* x, Py_ssize_t c, Py_ssize_t out, real* e, Terms* terms, Due* due) noexcept nogil:
     """exp_row in one pass: the reference is the largest of the first L logits and x[out], rarely the row's maximum."""
     cdef real m = row_max(x, c if c < L else L), v = x[out]
     m = v if v > m else m
-    if m > -INFINITY and exp_row(x, c, out, m, e, terms):
+    if m > -INFINITY and exp_row(x, c, out, m, e, terms, due):
         return
-    row_terms_from(x, c, out, row_max(x, c), e, terms)
+    row_terms_from(x, c, out, row_max(x, c), e, terms, due)
 
 
 cdef inline void row_terms_from(const real* x, Py_ssize_t c, Py_ssize_t out, real m, real* e,
-                                Terms* terms) noexcept nogil:
+                                Terms* terms, Due* due) noexcept nogil:
     """exp_row with the row's maximum m known; NaN in all where it is infinite."""
-    if not exp_row(x, c, out, m, e, terms):
+    if not exp_row(x, c, out, m, e, terms, due):
         terms.others = <double>INFINITY - <double>INFINITY
 
 

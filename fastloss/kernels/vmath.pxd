@@ -83,3 +83,11 @@ cdef inline real exp_fine(real d, real lo, real magic) noexcept nogil:
         return fl_expf_fine(d, lo, magic)
     else:
         return fl_exp(d, lo, magic)
+
+
+cdef inline real scaled(real e, real c, real rest) noexcept nogil:
+    """e times c, a number of two words in float64."""
+    if real is float:
+        return e*c
+    else:
+        return fl_scaled(e, c, rest)

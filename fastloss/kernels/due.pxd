@@ -1,0 +1,95 @@
+"""A row of terms whose gradient is still to be written: that happens bit by bit while the next row is read.
+
+Reading misses the caches and so does writing; one after the other would cost their sum.
+"""
+from libc.stdint cimport uintptr_t
+
+from fastloss.kernels.vmath cimport real, scaled
+
+cdef extern from "stream.h" nogil:
+    void fl_put_groupf(float*, const float*, float, float, int) noexcept
+    void fl_put_group(double*, const double*, double, double, int) noexcept
+    void fl_put_line(void*, const void*, int) noexcept
+
+cdef enum:
+    GROUP = 32          # elements written at a time: as many as terms.pxd reads
+    LINE = 64           # bytes
+
+cdef struct Due:
+    void* target        # NULL: nothing is due
+    const void* terms
+    double slope        # target = terms (slope + rest)
+    double rest
+    double entry        # but this one
+    Py_ssize_t at       # here
+    Py_ssize_t n
+    Py_ssize_t done     # elements written
+    bint past           # the caches
+
+
+cdef inline void write_group(real* target, const real* terms, const Due* due, bint past) noexcept nogil:
+    if real is float:
+        if past:
+            fl_put_groupf(target, terms, <float>due.slope, 0, 1)
+        else:
+            fl_put_groupf(target, terms, <float>due.slope, 0, 0)
+    elif past:
+        fl_put_group(target, terms, due.slope, due.rest, 1)
+    else:
+        fl_put_group(target, terms, due.slope, due.rest, 0)
+
+
+cdef inline void put_elements(Due* due, Py_ssize_t n, real dummy) noexcept nogil:
+    cdef real* target = <real*>due.target + due.done
+    cdef const real* terms = <const real*>due.terms + due.done
+    cdef real slope = <real>due.slope, rest = <real>due.rest
+    cdef Py_ssize_t k, at = due.at - due.done
+    for k in range(n):
+        target[k] = scaled(terms[k], slope, rest)
+    if 0 <= at < n:
+        target[at] = <real>due.entry
+    due.done += n
+
+
+cdef inline void put_due(Due* due, real dummy) noexcept nogil:
+    """The next group, or what is left of one."""
+    cdef real group[GROUP]
+    cdef real* target = <real*>due.target + due.done
+    cdef const real* terms = <const real*>due.terms + due.done
+    cdef Py_ssize_t k, n = due.n - due.done, at = due.at - due.done
+    if n < GROUP:
+        put_elements(due, n, dummy)
+        return
+    due.done += GROUP
+    if not 0 <= at < GROUP:
+        write_group(target, terms, due, due.past)
+        return
+    write_group(group, terms, due, False)       # a line written past the caches must be whole at once
+    group[at] = <real>due.entry
+    for k in range(0, GROUP*<Py_ssize_t>sizeof(real), 64):
+        fl_put_line(<char*>target + k, <char*>group + k, due.past)
+
+
+cdef inline void defer(Due* due, void* target, const real* terms, Py_ssize_t n, double slope, double rest, Py_ssize_t at,
+                       double entry, bint past) noexcept nogil:
+    """target[k] = terms[k] (slope + rest), but target[at] = entry, when there is time."""
+    cdef Py_ssize_t head
+    due.target = target
+    due.terms = terms
+    due.slope = slope
+    due.rest = rest
+    due.entry = entry
+    due.at = at
+    due.n = n
+    due.done = 0
+    due.past = past
+    head = <Py_ssize_t>((LINE - <uintptr_t>target % LINE) % LINE//sizeof(real))
+    put_elements(due, head if head < n else n, terms[0])
+
+
+cdef inline void settle(Due* due, real dummy) noexcept nogil:
+    """Writes what is left of the row."""
+    if due.target != NULL:
+        while due.done < due.n:
+            put_due(due, dummy)
+        due.target = NULL

@@ -1,0 +1,317 @@
+"""Softmax row by row: any number of classes."""
+from libc.math cimport INFINITY, fabs
+from libc.stdint cimport int64_t
+
+from fastloss.kernels.arrays cimport Rows, is_direct, row_at
+from fastloss.kernels.due cimport Due, defer, settle
+from fastloss.kernels.softmax_job cimport (
+    LOG_SOFTMAX, SOFTMAX, Job, Slope, fetch, label_of, labels_of, put, put_one, put_run, put_zeros, scale_of, slope_of,
+    target, targets,
+)
+from fastloss.kernels.terms cimport (
+    BLOCK, PAIRS, ROWS, Groups, L, Terms, add_block, find, label_of_terms, lanes_sum, log_ratios, row_max, row_terms,
+    row_terms_from, settled, sum_rest, total_of,
+)
+from fastloss.kernels.vmath cimport FL_PREFETCH, real, scaled
+
+
+# ------------------------------------------------------------------ row by row: class indices
+
+cdef inline void put_scaled(const Rows* out, Py_ssize_t i, const real* e, Slope s) noexcept nogil:
+    """Row i of out = e times the slope."""
+    cdef real v[BLOCK]
+    cdef real c = <real>s.c, rest = <real>s.rest, apart = <real>s.apart
+    cdef Py_ssize_t b = 0, n, k
+    while b < out.width:
+        n = out.width - b if out.width - b < BLOCK else BLOCK
+        for k in range(n):
+            v[k] = scaled(e[b + k], c, rest)
+        if apart != 1:
+            for k in range(n):
+                v[k] = v[k]*apart
+        put(out, i, b, v, n, False)
+        b += n
+
+
+cdef inline void put_terms(const Job* job, Py_ssize_t i, const real* e, Py_ssize_t c, Py_ssize_t at, double entry, Slope s,
+                           Due* due) noexcept nogil:
+    """Row i of the gradient = e times the slope, but `entry` at class `at`: later, if it can wait."""
+    settle(due, e[0])
+    if s.apart == 1 and is_direct(&job.grad, e[0]):
+        defer(due, <void*>row_at(&job.grad, i), e, c, s.c, s.rest, at, entry, job.stream)
+    else:
+        put_scaled(&job.grad, i, e, s)
+        put_one(&job.grad, i, at, <real>entry)
+
+
+cdef inline void index_rows(const Job* job, Py_ssize_t start, Py_ssize_t stop, real* scratch) noexcept nogil:
+    cdef const real* row[ROWS]
+    cdef Terms terms[ROWS]
+    cdef double ratio[ROWS]
+    cdef double weight[ROWS]
+    cdef int64_t y[ROWS]
+    cdef Py_ssize_t i = start, c = job.logits.width, n, r
+    cdef real* e = scratch              # the terms of this row; another row's may wait in the other half
+    cdef Due due
+    cdef real loss[ROWS]
+    cdef double total, s
+    due.target = NULL
+    while i < stop:
+        n = stop - i if stop - i < job.group else job.group
+        fetch(&job.logits, &job.where, i, n, scratch + job.fetched, row)
+        labels_of(job, i, n, y, weight)
+        for r in range(n):
+            s = scale_of(job, i + r)*weight[r]
+            if weight[r] == 0:
+                terms[r].others = terms[r].gap = terms[r].power = 0
+            else:
+                row_terms(row[r], c, y[r], e if job.grad.data != NULL else NULL, &terms[r], &due)
+            if job.grad.data == NULL:
+                continue
+            if s == 0:
+                put_zeros(&job.grad, i + r)
+                continue
+            total = total_of(&terms[r], e[0])
+            put_terms(job, i + r, e, c, y[r], -(terms[r].others/total)*s, slope_of(s, total, 1/total, e[0]), &due)
+            e = scratch + job.kept if e == scratch else scratch
+        log_ratios(n, terms, ratio, scratch[0])
+        for r in range(n):
+            loss[r] = <real>(ratio[r]*weight[r]) if weight[r] != 0 else 0
+        put_run(&job.loss, i, n, loss)
+        i += n
+    settle(&due, e[0])
+
+
+# ------------------------------------------------------------------ row by row: a target for every class
+
+cdef inline double dot_block(const real* x, const target* t, Py_ssize_t n_groups, Groups at, const target* out_group,
+                             const real* tail_x, const target* tail_t, real m, double* others) noexcept nogil:
+    """Sum of t_k (m - x_k) over t_k != 0; others = sum of t_k.  Both as sum_groups would form them."""
+    cdef target dot[L]
+    cdef target rest[L]
+    cdef target v[L]
+    cdef double dots[L]
+    cdef double dot_carry[L]
+    cdef double rests[L]
+    cdef double rest_carry[L]
+    cdef Py_ssize_t g = 0, g_end, j
+    cdef const real* p
+    cdef const real* q
+    cdef const target* u
+    cdef const target* w
+    cdef target a, b, top = m
+    cdef double z
+    for j in range(L):
+        dots[j] = dot_carry[j] = rests[j] = rest_carry[j] = 0
+    while g < n_groups:
+        g_end = g + (2*PAIRS if target is float else 2)
+        if g_end > n_groups:
+            g_end = n_groups
+        for j in range(L):
+            dot[j] = rest[j] = 0
+        while g < g_end:
+            p = tail_x if g == at.tail else x + g*L
+            u = tail_t if g == at.tail else t + g*L
+            u = out_group if g == at.out else u
+            q = tail_x if g + 1 == at.tail else p + L
+            w = tail_t if g + 1 == at.tail else t + (g + 1)*L
+            w = out_group if g + 1 == at.out else w
+            FL_PREFETCH(t + g*L + BLOCK)
+            FL_PREFETCH(t + g*L + BLOCK + 16)
+            FL_PREFETCH(t + g*L + BLOCK + 32)
+            FL_PREFETCH(t + g*L + BLOCK + 48)
+            if g + 1 < n_groups:
+                for j in range(L):
+                    a = u[j]*(top - <target>p[j])
+                    a = a if u[j] != 0 else <target>0
+                    b = w[j]*(top - <target>q[j])
+                    b = b if w[j] != 0 else <target>0
+                    dot[j] = dot[j] + (a + b)
+                    rest[j] = rest[j] + (u[j] + w[j])
+            else:
+                for j in range(L):
+                    a = u[j]*(top - <target>p[j])
+                    dot[j] = dot[j] + (a if u[j] != 0 else <target>0)
+                    rest[j] = rest[j] + u[j]
+            g = g + 2
+        for j in range(L):
+            z = dots[j] + <double>dot[j]
+            if target is double:
+                dot_carry[j] = dot_carry[j] + sum_rest(dots[j], dot[j], z)
+            dots[j] = z
+            z = rests[j] + <double>rest[j]
+            if target is double:
+                rest_carry[j] = rest_carry[j] + sum_rest(rests[j], rest[j], z)
+            rests[j] = z
+    others[0] = lanes_sum(rests, rest_carry, target is double)
+    return lanes_sum(dots, dot_carry, target is double)
+
+
+cdef inline double masked_dot(const real* x, const target* t, Py_ssize_t c, Py_ssize_t top, real m,
+                              double* others) noexcept nogil:
+    """sum of t_k (m - x_k) over t_k != 0; others = sum of t_k, k != top.  x_top = m, so t_top adds nothing to the first."""
+    cdef target out_group[L]
+    cdef real tail_x[L]
+    cdef target tail_t[L]
+    cdef Groups row, at
+    cdef double dot = 0, dot_carry = 0, rest = 0, rest_carry = 0, part
+    cdef Py_ssize_t b = 0, n_groups, k
+    row.out = top//L
+    row.tail = c//L if c % L else -1
+    for k in range(L if row.tail >= 0 else 0):
+        tail_x[k] = x[row.tail*L + k] if row.tail*L + k < c else m
+        tail_t[k] = t[row.tail*L + k] if row.tail*L + k < c else <target>0
+    for k in range(L):
+        out_group[k] = tail_t[k] if row.out == row.tail else t[row.out*L + k]
+    out_group[top - row.out*L] = 0
+    while b < c:
+        n_groups = ((c - b if c - b < BLOCK else BLOCK) + L - 1)//L
+        at.out = row.out - b//L
+        at.tail = row.tail - b//L
+        add_block(&dot, &dot_carry, dot_block(x + b, t + b, n_groups, at, out_group, tail_x, tail_t, m, &part))
+        add_block(&rest, &rest_carry, part)
+        b += n_groups*L
+    others[0] = settled(rest, rest_carry)
+    return settled(dot, dot_carry)
+
+
+cdef inline void put_target_grad(const Job* job, Py_ssize_t i, const real* e, const target* t, Slope s,
+                                 double scale) noexcept nogil:
+    cdef real w[BLOCK]
+    cdef Py_ssize_t b = 0, n, k, c = job.logits.width
+    cdef real f = <real>s.c, rest = <real>s.rest, apart = <real>s.apart, u = <real>scale
+    while b < c:
+        n = c - b if c - b < BLOCK else BLOCK
+        for k in range(n):
+            w[k] = scaled(e[b + k], f, rest)
+        if apart != 1:
+            for k in range(n):
+                w[k] = w[k]*apart
+        for k in range(n):
+            w[k] = w[k] - <real>t[b + k]*u
+        put(&job.grad, i, b, w, n, job.stream)
+        b += n
+
+
+cdef inline void put_log_softmax(const Rows* out, Py_ssize_t i, const real* x, Py_ssize_t c, real m, double ratio,
+                                 real* w, bint stream) noexcept nogil:
+    """Row i of out = (x - m) - ratio: no difference of large numbers beside the first, which is exact enough."""
+    cdef Py_ssize_t b = 0, n, k
+    cdef real l = <real>ratio
+    while b < c:
+        n = c - b if c - b < BLOCK else BLOCK
+        for k in range(n):
+            w[k] = (x[b + k] - m) - l
+        put(out, i, b, w, n, stream)
+        b += n
+
+
+cdef inline void put_labels_grad(const Job* job, Py_ssize_t i, const real* x, real m, double ratio,
+                                 double scale) noexcept nogil:
+    """d loss / d y_k = w_k ((1 - s) (-log p_k) - mean)."""
+    cdef Py_ssize_t k
+    cdef double w, v
+    cdef const char* p = row_at(&job.where, i) if job.where.data != NULL else NULL
+    for k in range(job.logits.width):
+        w = job.class_weight[k] if job.class_weight != NULL else 1
+        v = ((<double>m - <double>x[k]) + ratio)*(1 - job.smoothing) - job.mean
+        if w == 0 or scale == 0 or (p != NULL and not p[k*job.where.step]):
+            v = 0
+        put_one(&job.labels_grad, i, k, <real>(v*w*scale))
+
+
+cdef inline void target_row(const Job* job, Py_ssize_t i, const real* x, const target* t, real* e) noexcept nogil:
+    """Loss and gradients of row i, around its maximum."""
+    cdef Terms terms
+    cdef Due nothing
+    cdef Py_ssize_t c = job.logits.width, top
+    cdef real m = row_max(x, c)
+    cdef double total, dot, rest, ratio, s = scale_of(job, i), top_slope
+    top = find(x, c, m)
+    nothing.target = NULL
+    row_terms_from(x, c, top, m, e if job.grad.data != NULL else NULL, &terms, &nothing)
+    log_ratios(1, &terms, &ratio, m)
+    dot = masked_dot(x, t, c, top, m, &rest)
+    put_one(&job.loss, i, 0, <real>(dot + (rest + t[top])*ratio))
+    if job.labels_grad.data != NULL:
+        put_labels_grad(job, i, x, m, ratio, s)
+    if job.grad.data == NULL:
+        return
+    if s == 0:
+        put_zeros(&job.grad, i)
+        return
+    # the maximum's entry apart, as two terms that cancel only where the truth does
+    total = total_of(&terms, m)
+    top_slope = rest*(label_of_terms(&terms, m)/total) - t[top]*(terms.others/total)
+    put_target_grad(job, i, e, t, slope_of(s*(rest + t[top]), total, 1/total, m), s)
+    put_one(&job.grad, i, top, <real>(top_slope*s))
+
+
+cdef inline void target_rows(const Job* job, Py_ssize_t start, Py_ssize_t stop, real* scratch) noexcept nogil:
+    cdef const real* row[ROWS]
+    cdef const real* t
+    cdef Rows everything                # no mask
+    cdef Py_ssize_t i = start, c = job.logits.width, n, r
+    cdef double* built = <double*>scratch   # the row's targets, where they are not read as they lie
+    cdef real* e = scratch + job.built
+    everything.data = NULL
+    while i < stop:
+        n = stop - i if stop - i < job.group else job.group
+        fetch(&job.logits, &job.where, i, n, scratch + job.fetched, row)
+        for r in range(n):
+            if job.index and label_of(job, i + r) < 0:
+                put_one(&job.loss, i + r, 0, <real>0)
+                if job.grad.data != NULL:
+                    put_zeros(&job.grad, i + r)
+            elif job.soft:
+                targets(job, i + r, built)
+                target_row(job, i + r, row[r], built, e)
+            else:
+                fetch(&job.labels, &everything, i + r, 1, <real*>built, &t)
+                target_row(job, i + r, row[r], t, e)
+        i += n
+
+
+# ------------------------------------------------------------------ row by row: softmax, log-softmax, log-sum-exp
+
+cdef inline real log_sum(const real* x, Py_ssize_t step, Py_ssize_t c, real m, double ratio) noexcept nogil:
+    """Log-sum-exp of a row with maximum m: where m is infinite it is m, unless a NaN is about."""
+    cdef real v = 0
+    cdef Py_ssize_t k
+    if fabs(<double>m) < <double>INFINITY:
+        return <real>(<double>m + ratio)
+    for k in range(c):
+        v = v + (x[k*step] if x[k*step] != x[k*step] else <real>0)
+    return m + v
+
+
+cdef inline void normal_rows(const Job* job, Py_ssize_t start, Py_ssize_t stop, real* scratch) noexcept nogil:
+    cdef const real* row[ROWS]
+    cdef real w[BLOCK + L]
+    cdef Terms terms
+    cdef Due due
+    cdef Py_ssize_t i = start, c = job.logits.width, n, r, top
+    cdef real* e = scratch
+    cdef real m
+    cdef double total, ratio
+    due.target = NULL
+    while i < stop:
+        n = stop - i if stop - i < job.group else job.group
+        fetch(&job.logits, &job.where, i, n, scratch + job.fetched, row)
+        for r in range(n):
+            if job.what == SOFTMAX:
+                row_terms(row[r], c, 0, e, &terms, &due)
+                total = total_of(&terms, e[0])
+                put_terms(job, i + r, e, c, 0, label_of_terms(&terms, e[0])/total, slope_of(1.0, total, 1/total, e[0]), &due)
+                e = scratch + job.kept if e == scratch else scratch
+                continue
+            m = row_max(row[r], c)
+            top = find(row[r], c, m)
+            row_terms_from(row[r], c, top, m, NULL, &terms, &due)
+            log_ratios(1, &terms, &ratio, m)
+            if job.what == LOG_SOFTMAX:
+                put_log_softmax(&job.grad, i + r, row[r], c, m, ratio, w, job.stream)
+            else:
+                put_one(&job.loss, i + r, 0, log_sum(row[r], 1, c, m, ratio))
+        i += n
+    settle(&due, e[0])

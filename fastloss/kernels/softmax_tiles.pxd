@@ -1,0 +1,273 @@
+"""Softmax tile by tile: few classes."""
+from libc.math cimport INFINITY
+from libc.stdint cimport int64_t
+from libc.string cimport memset
+
+from fastloss.kernels.arrays cimport row_at
+from fastloss.kernels.softmax_job cimport (
+    LOGSUMEXP, SOFTMAX, Job, Slope, label_of, labels_of, put_run, scale_of, slope_of, target, targets,
+)
+from fastloss.kernels.softmax_rows cimport log_sum, put_labels_grad
+from fastloss.kernels.tiles cimport (
+    LANES, TILE, TILE_SIZE, Lanes, S, lanes_of, load_tile, rows_of_tile, store_tile, strip_sums, tile_argmax, tile_max,
+    tile_ratios, tile_terms,
+)
+from fastloss.kernels.vmath cimport real, scaled
+
+cdef enum:
+    DENSE_TILE = 32             # with a target for every class row by row is faster from here on
+    DENSE_SIZE = 32*64
+
+
+cdef inline void load_masked(const Job* job, Py_ssize_t i, Py_ssize_t n, real* b) noexcept nogil:
+    cdef Py_ssize_t k, r, c = job.logits.width
+    cdef const char* p
+    load_tile(&job.logits, i, n, b)
+    if job.where.data != NULL:
+        for r in range(n):
+            p = row_at(&job.where, i + r)
+            for k in range(c):
+                if not p[k*job.where.step]:
+                    b[r//S*S*c + k*S + r % S] = -INFINITY
+
+
+cdef inline void scale_tile(real* b, Py_ssize_t c, Py_ssize_t lanes, const double* scale, const double* inverse,
+                            const double* total, const real* out, const double* entry) noexcept nogil:
+    """b times each lane's slope, but entry at class out; all 0 where the scale is 0."""
+    cdef real f[S]
+    cdef real rest[S]
+    cdef real apart[S]
+    cdef real skip[S]
+    cdef real put[S]
+    cdef real v
+    cdef real* p
+    cdef Py_ssize_t k
+    cdef Py_ssize_t s, j
+    cdef int unusual
+    cdef Slope slope
+    for s in range(0, lanes, 32):
+        p = b + s*c
+        unusual = 0
+        for j in range(S):
+            slope = slope_of(scale[s + j], total[s + j], inverse[s + j], b[0])
+            f[j] = <real>slope.c
+            rest[j] = <real>slope.rest
+            apart[j] = <real>slope.apart
+            skip[j] = out[s + j]
+            put[j] = <real>entry[s + j]
+        for j in range(S):
+            unusual |= apart[j] != 1 or scale[s + j] == 0
+        if unusual:
+            for k in range(c):
+                for j in range(S):
+                    v = scaled(p[k*S + j], f[j], rest[j])*apart[j]
+                    p[k*S + j] = v if scale[s + j] != 0 else <real>0
+            for j in range(S):
+                f[j] = 1
+                rest[j] = 0
+                put[j] = put[j] if scale[s + j] != 0 else <real>0
+        for k in range(c):
+            for j in range(S):
+                v = scaled(p[k*S + j], f[j], rest[j])
+                p[k*S + j] = put[j] if skip[j] == <real>k else v
+
+
+cdef inline void index_tiles(const Job* job, Py_ssize_t start, Py_ssize_t stop, real dummy) noexcept nogil:
+    cdef real b[TILE_SIZE]
+    cdef real m[LANES]
+    cdef real label[LANES]
+    cdef int64_t y[LANES]
+    cdef double weight[LANES]
+    cdef double inverse[LANES]
+    cdef double entry[LANES]
+    cdef Lanes rows
+    cdef Py_ssize_t i = start, c = job.logits.width, n, r
+    cdef Py_ssize_t lanes, j
+    cdef real v
+    for j in range(LANES):
+        y[j] = 0
+        weight[j] = 0
+    while i < stop:
+        n = rows_of_tile(stop - i, dummy)
+        lanes = lanes_of(n)
+        load_masked(job, i, n, b)
+        labels_of(job, i, n, y, weight)
+        for j in range(lanes):
+            label[j] = <real>y[j]
+        tile_max(b, c, lanes, m)
+        tile_terms(b, c, lanes, m, label, &rows)
+        tile_ratios(lanes, &rows, m[0])
+        for j in range(lanes):
+            v = <real>(rows.ratio[j]*weight[j])
+            m[j] = v if weight[j] != 0 else <real>0
+        put_run(&job.loss, i, n, m)
+        if job.grad.data != NULL:
+            for r in range(n):
+                weight[r] *= job.factor
+            if job.scale != NULL:
+                for r in range(n):
+                    weight[r] *= job.scale[i + r]
+            for j in range(lanes):
+                inverse[j] = 1/rows.total[j]
+                entry[j] = -(rows.others[j]*inverse[j])*weight[j]
+            scale_tile(b, c, lanes, weight, inverse, rows.total, label, entry)
+            store_tile(&job.grad, i, n, b)
+        i += n
+
+
+cdef inline void dot_tile(const real* b, target* t, Py_ssize_t c, Py_ssize_t lanes, const real* m, const real* top,
+                          double* dot, double* t_top, double* rest) noexcept nogil:
+    """Lane by lane: sum of t_k (m - b_k) over t_k != 0; t of the maximum, taken out of t; sum of the other t_k."""
+    cdef target w[DENSE_TILE*S]
+    cdef target at_top[S]
+    cdef real most[S]
+    cdef real skip[S]
+    cdef target u, v
+    cdef const real* x
+    cdef target* p
+    cdef Py_ssize_t k
+    cdef Py_ssize_t s, j
+    for s in range(0, lanes, 32):
+        x = b + s*c
+        p = t + s*c
+        for j in range(S):
+            at_top[j] = 0
+            most[j] = m[s + j]
+            skip[j] = top[s + j]
+        for k in range(c):
+            for j in range(S):
+                u = p[k*S + j]
+                v = u*(<target>most[j] - <target>x[k*S + j])
+                w[k*S + j] = v if u != 0 else <target>0
+                at_top[j] = u if skip[j] == <real>k else at_top[j]
+                p[k*S + j] = <target>0 if skip[j] == <real>k else u
+        strip_sums(w, c, dot + s)
+        strip_sums(p, c, rest + s)
+        for j in range(S):
+            t_top[s + j] = at_top[j]
+
+
+cdef inline void target_tiles(const Job* job, Py_ssize_t start, Py_ssize_t stop, real dummy) noexcept nogil:
+    cdef real b[DENSE_SIZE]
+    cdef real t[DENSE_SIZE]
+    cdef real x[DENSE_SIZE]             # the logits, for the labels' gradient: exp takes their place
+    cdef double built[DENSE_SIZE]
+    cdef double targets_row[DENSE_TILE]
+    cdef real row[DENSE_TILE]
+    cdef real m[LANES]
+    cdef real u[LANES]
+    cdef real top[LANES]
+    cdef double dot[LANES]
+    cdef double rest[LANES]
+    cdef double t_top[LANES]
+    cdef double scale[LANES]
+    cdef double inverse[LANES]
+    cdef double entry[LANES]
+    cdef Lanes rows
+    cdef Py_ssize_t i = start, c = job.logits.width, n, r, k
+    cdef Py_ssize_t lanes, s, j
+    for j in range(LANES):
+        scale[j] = 1
+    while i < stop:
+        n = rows_of_tile(stop - i, dummy)
+        lanes = lanes_of(n)
+        load_masked(job, i, n, b)
+        tile_argmax(b, c, lanes, m, top)
+        if job.soft:
+            memset(built, 0, c*lanes*sizeof(double))
+            for r in range(n):
+                targets(job, i + r, targets_row)
+                for k in range(c):
+                    built[r//S*S*c + k*S + r % S] = targets_row[k]
+            dot_tile(b, built, c, lanes, m, top, dot, t_top, rest)
+            for k in range(c*lanes):
+                t[k] = <real>built[k]
+        else:
+            load_tile(&job.labels, i, n, t)
+            dot_tile(b, t, c, lanes, m, top, dot, t_top, rest)
+        if job.labels_grad.data != NULL:
+            for k in range(c*lanes):
+                x[k] = b[k]
+        tile_terms(b, c, lanes, m, top, &rows)
+        tile_ratios(lanes, &rows, m[0])
+        for j in range(lanes):
+            u[j] = <real>(dot[j] + (rest[j] + t_top[j])*rows.ratio[j])
+        for r in range(n):
+            scale[r] = scale_of(job, i + r)
+        if job.index and job.has_ignore:
+            for r in range(n):
+                if label_of(job, i + r) < 0:
+                    u[r] = 0
+                    scale[r] = 0
+        put_run(&job.loss, i, n, u)
+        if job.labels_grad.data != NULL:
+            for r in range(n):
+                for k in range(c):
+                    row[k] = x[r//S*S*c + k*S + r % S]
+                put_labels_grad(job, i + r, row, m[r], rows.ratio[r], scale[r])
+        if job.grad.data != NULL:
+            for j in range(lanes):
+                inverse[j] = 1/rows.total[j]
+                dot[j] = scale[j]*(rest[j] + t_top[j])
+                # the maximum's entry apart, as two terms that cancel only where the truth does
+                entry[j] = (rest[j]*(rows.label[j]*inverse[j]) - t_top[j]*(rows.others[j]*inverse[j]))*scale[j]
+                u[j] = <real>scale[j]
+            scale_tile(b, c, lanes, dot, inverse, rows.total, top, entry)
+            for s in range(0, lanes, 32):
+                for k in range(c):
+                    for j in range(S):          # t is 0 at the maximum
+                        b[s*c + k*S + j] = b[s*c + k*S + j] - t[s*c + k*S + j]*u[s + j]
+            for r in range(n):
+                if scale[r] == 0:
+                    for k in range(c):
+                        b[r//S*S*c + k*S + r % S] = 0
+            store_tile(&job.grad, i, n, b)
+        i += n
+
+
+cdef inline void normal_tiles(const Job* job, Py_ssize_t start, Py_ssize_t stop, real dummy) noexcept nogil:
+    cdef real b[TILE_SIZE]
+    cdef real x[TILE_SIZE]
+    cdef real m[LANES]
+    cdef real l[LANES]
+    cdef real top[LANES]
+    cdef double inverse[LANES]
+    cdef double entry[LANES]
+    cdef double ones[LANES]
+    cdef Lanes rows
+    cdef Py_ssize_t i = start, c = job.logits.width, n, r, k
+    cdef Py_ssize_t lanes, s, j
+    for j in range(LANES):
+        ones[j] = 1
+    while i < stop:
+        n = rows_of_tile(stop - i, dummy)
+        lanes = lanes_of(n)
+        load_masked(job, i, n, b)
+        tile_argmax(b, c, lanes, m, top)
+        if job.what != SOFTMAX:
+            for k in range(c*lanes):
+                x[k] = b[k]
+        tile_terms(b, c, lanes, m, top, &rows)
+        if job.what == SOFTMAX:
+            for j in range(lanes):
+                inverse[j] = 1/rows.total[j]
+                entry[j] = rows.label[j]*inverse[j]
+            scale_tile(b, c, lanes, ones, inverse, rows.total, top, entry)
+            store_tile(&job.grad, i, n, b)
+            i += n
+            continue
+        tile_ratios(lanes, &rows, m[0])
+        if job.what == LOGSUMEXP:
+            for r in range(n):
+                l[r] = log_sum(x + r//S*S*c + r % S, S, c, m[r], rows.ratio[r])
+            put_run(&job.loss, i, n, l)
+        else:
+            for j in range(lanes):
+                l[j] = <real>rows.ratio[j]
+            for s in range(0, lanes, 32):
+                for k in range(c):
+                    for j in range(S):
+                        x[s*c + k*S + j] = (x[s*c + k*S + j] - m[s + j]) - l[s + j]
+            store_tile(&job.grad, i, n, x)
+        i += n
+
