@@ -90,7 +90,7 @@ cdef inline bint any_bad(const char* y, Py_ssize_t n, Py_ssize_t c, stored dummy
     cdef int bad = 0
     for k in range(n):
         memcpy(&v, y + k*<Py_ssize_t>sizeof(stored), sizeof(stored))
-        bad |= v < 0 or v >= <stored>c
+        bad |= (v < 0) | (v >= <stored>c)
     return bad
 
 

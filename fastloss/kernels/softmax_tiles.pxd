@@ -9,7 +9,7 @@ from fastloss.kernels.softmax_job cimport (
 )
 from fastloss.kernels.softmax_rows cimport log_sum, put_labels_grad
 from fastloss.kernels.tiles cimport (
-    LANES, TILE, TILE_SIZE, Lanes, S, lanes_of, load_tile, rows_of_tile, store_tile, strip_sums, tile_argmax, tile_max,
+    ASKS, LANES, TILE, TILE_SIZE, Ask, Lanes, S, ask_for, lanes_of, load_tile, rows_of_tile, store_tile, strip_sums, tile_argmax, tile_max,
     tile_ratios, tile_terms,
 )
 from fastloss.kernels.vmath cimport real, scaled
@@ -56,7 +56,7 @@ cdef inline void scale_tile(real* b, Py_ssize_t c, Py_ssize_t lanes, const doubl
             skip[j] = out[s + j]
             put[j] = <real>entry[s + j]
         for j in range(S):
-            unusual |= apart[j] != 1 or scale[s + j] == 0
+            unusual |= (apart[j] != 1) | (scale[s + j] == 0)
         if unusual:
             for k in range(c):
                 for j in range(S):
@@ -81,6 +81,7 @@ cdef inline void index_tiles(const Job* job, Py_ssize_t start, Py_ssize_t stop, 
     cdef double inverse[LANES]
     cdef double entry[LANES]
     cdef Lanes rows
+    cdef Ask asks[ASKS]
     cdef Py_ssize_t i = start, c = job.logits.width, n, r
     cdef Py_ssize_t lanes, j
     cdef real v
@@ -91,11 +92,14 @@ cdef inline void index_tiles(const Job* job, Py_ssize_t start, Py_ssize_t stop, 
         n = rows_of_tile(stop - i, dummy)
         lanes = lanes_of(n)
         load_masked(job, i, n, b)
+        asks[0] = ask_for(&job.logits, i + n, n)
+        asks[1] = ask_for(&job.grad, i, n)
+        asks[2] = ask_for(&job.labels, i + n, n)
         labels_of(job, i, n, y, weight)
         for j in range(lanes):
             label[j] = <real>y[j]
         tile_max(b, c, lanes, m)
-        tile_terms(b, c, lanes, m, label, &rows)
+        tile_terms(b, c, lanes, m, label, &rows, asks)
         tile_ratios(lanes, &rows, m[0])
         for j in range(lanes):
             v = <real>(rows.ratio[j]*weight[j])
@@ -139,7 +143,7 @@ cdef inline void dot_tile(const real* b, target* t, Py_ssize_t c, Py_ssize_t lan
                 u = p[k*S + j]
                 v = u*(<target>most[j] - <target>x[k*S + j])
                 w[k*S + j] = v if u != 0 else <target>0
-                at_top[j] = u if skip[j] == <real>k else at_top[j]
+                at_top[j] = at_top[j] + (u if skip[j] == <real>k else <target>0)
                 p[k*S + j] = <target>0 if skip[j] == <real>k else u
         strip_sums(w, c, dot + s)
         strip_sums(p, c, rest + s)
@@ -164,6 +168,7 @@ cdef inline void target_tiles(const Job* job, Py_ssize_t start, Py_ssize_t stop,
     cdef double inverse[LANES]
     cdef double entry[LANES]
     cdef Lanes rows
+    cdef Ask asks[ASKS]
     cdef Py_ssize_t i = start, c = job.logits.width, n, r, k
     cdef Py_ssize_t lanes, s, j
     for j in range(LANES):
@@ -173,6 +178,9 @@ cdef inline void target_tiles(const Job* job, Py_ssize_t start, Py_ssize_t stop,
         lanes = lanes_of(n)
         load_masked(job, i, n, b)
         tile_argmax(b, c, lanes, m, top)
+        asks[0] = ask_for(&job.logits, i + n, n)
+        asks[1] = ask_for(&job.grad, i, n)
+        asks[2] = ask_for(&job.labels, i + n, n)
         if job.soft:
             memset(built, 0, c*lanes*sizeof(double))
             for r in range(n):
@@ -188,7 +196,7 @@ cdef inline void target_tiles(const Job* job, Py_ssize_t start, Py_ssize_t stop,
         if job.labels_grad.data != NULL:
             for k in range(c*lanes):
                 x[k] = b[k]
-        tile_terms(b, c, lanes, m, top, &rows)
+        tile_terms(b, c, lanes, m, top, &rows, asks)
         tile_ratios(lanes, &rows, m[0])
         for j in range(lanes):
             u[j] = <real>(dot[j] + (rest[j] + t_top[j])*rows.ratio[j])
@@ -235,6 +243,7 @@ cdef inline void normal_tiles(const Job* job, Py_ssize_t start, Py_ssize_t stop,
     cdef double entry[LANES]
     cdef double ones[LANES]
     cdef Lanes rows
+    cdef Ask asks[ASKS]
     cdef Py_ssize_t i = start, c = job.logits.width, n, r, k
     cdef Py_ssize_t lanes, s, j
     for j in range(LANES):
@@ -244,10 +253,13 @@ cdef inline void normal_tiles(const Job* job, Py_ssize_t start, Py_ssize_t stop,
         lanes = lanes_of(n)
         load_masked(job, i, n, b)
         tile_argmax(b, c, lanes, m, top)
+        asks[0] = ask_for(&job.logits, i + n, n)
+        asks[1] = ask_for(&job.grad, i, n)
+        asks[2] = ask_for(&job.labels, i + n, n)
         if job.what != SOFTMAX:
             for k in range(c*lanes):
                 x[k] = b[k]
-        tile_terms(b, c, lanes, m, top, &rows)
+        tile_terms(b, c, lanes, m, top, &rows, asks)
         if job.what == SOFTMAX:
             for j in range(lanes):
                 inverse[j] = 1/rows.total[j]

@@ -7,7 +7,7 @@ reference; no sum runs across lanes, so a row's bits do not depend on its neighb
 from fastloss.kernels.arrays cimport Rows, even_run, is_direct, load, row_at, run_stride, store
 from fastloss.kernels.terms cimport settled, sum_rest
 from fastloss.kernels.vmath cimport (
-    FL_LN2, bias_of, exp_of, fl_exp_label, fl_log1p, fl_log1p_short, fl_quotient_rest, lo_of, magic_of,
+    FL_LN2, FL_PREFETCH, bias_of, exp_of, fl_exp_label, fl_log1p, fl_log1p_short, fl_quotient_rest, lo_of, magic_of,
     power_of, real, shift_of,
 )
 
@@ -23,6 +23,8 @@ cdef enum:
     S = 32                  # lanes of a strip, more than gcc unrolls instead of vectorising; range() steps by 32 itself,
                             # for an enum would make it a Python object
     TILE_SIZE = 64*64
+    ASKS = 3                # arrays asked for
+    NEAR = 8192             # bytes of a tile that the first-level cache takes besides the one in work
 
 
 cdef inline Py_ssize_t rows_of_tile(Py_ssize_t left, real dummy) noexcept nogil:
@@ -35,6 +37,35 @@ cdef inline Py_ssize_t rows_of_tile(Py_ssize_t left, real dummy) noexcept nogil:
 cdef inline Py_ssize_t lanes_of(Py_ssize_t n) noexcept nogil:
     """Lanes that n rows fill, whole strips of them."""
     return (n + S - 1)//S*S
+
+
+cdef struct Ask:            # lines to prefetch, a few at a time: all at once would fill the queue of misses
+    const char* next
+    Py_ssize_t left
+
+
+cdef inline Ask ask_for(const Rows* rows, Py_ssize_t i, Py_ssize_t n) noexcept nogil:
+    """The lines of rows i .. i + n, if these lie one behind the other."""
+    cdef Ask ask
+    cdef Py_ssize_t size = n*rows.width*rows.itemsize
+    ask.next = rows.data
+    ask.left = 0
+    if (rows.data != NULL and rows.ndim <= 1 and run_stride(rows) == rows.width*rows.itemsize and i + n <= rows.n
+            and size <= NEAR):
+        ask.next = row_at(rows, i)
+        ask.left = size//64
+    return ask
+
+
+cdef inline void ask_more(Ask* asks, real dummy) noexcept nogil:
+    """As many lines of each as one class of a strip fills."""
+    cdef Py_ssize_t k, j
+    for k in range(ASKS):
+        if asks[k].left > 0:
+            for j in range(S*<Py_ssize_t>sizeof(real)//64):
+                FL_PREFETCH(asks[k].next + j*64)
+            asks[k].next += S*sizeof(real)
+            asks[k].left -= S*<Py_ssize_t>sizeof(real)//64
 
 
 cdef inline void load_tile(const Rows* rows, Py_ssize_t i, Py_ssize_t n, real* b) noexcept nogil:
@@ -162,32 +193,30 @@ cdef inline void tile_max(const real* b, Py_ssize_t c, Py_ssize_t lanes, real* m
 
 
 cdef inline void tile_argmax(const real* b, Py_ssize_t c, Py_ssize_t lanes, real* m, real* top) noexcept nogil:
-    """Maxima and where they first stand.
+    """Maxima and where they first stand; TILE where that is nowhere, for NaN.
 
-    Class numbers are of the logits' type, exact up to TILE: they compare and select in the same registers.
+    Class numbers are of the logits' type, exact up to TILE: they compare and select in the same registers.  Keeping the
+    number while the maximum is searched would be a branch.
     """
-    cdef real most[S]
     cdef real at[S]
     cdef const real* p
     cdef Py_ssize_t k
     cdef Py_ssize_t s, j
-    cdef real v
+    cdef real w
+    tile_max(b, c, lanes, m)
     for s in range(0, lanes, 32):
         p = b + s*c
         for j in range(S):
-            most[j] = p[j]
-            at[j] = 0
-        for k in range(1, c):
+            at[j] = TILE
+        for k in range(c):
             for j in range(S):
-                v = p[k*S + j]
-                at[j] = <real>k if v > most[j] else at[j]
-                most[j] = v if v > most[j] else most[j]
+                w = <real>k if p[k*S + j] == m[s + j] else <real>TILE
+                at[j] = w if w < at[j] else at[j]
         for j in range(S):
-            m[s + j] = most[j]
             top[s + j] = at[j]
 
 
-cdef inline void tile_terms(real* b, Py_ssize_t c, Py_ssize_t lanes, const real* m, const real* out, Lanes* rows) noexcept nogil:
+cdef inline void tile_terms(real* b, Py_ssize_t c, Py_ssize_t lanes, const real* m, const real* out, Lanes* rows, Ask* asks) noexcept nogil:
     """b becomes exp(b) in the unit of each lane's maximum m, 0 at class out[r]; sums of every lane, ratios not."""
     cdef real shift[S]
     cdef real power[S]
@@ -212,12 +241,13 @@ cdef inline void tile_terms(real* b, Py_ssize_t c, Py_ssize_t lanes, const real*
             x_out[j] = 0
             e_out[j] = 0
         for k in range(c):
+            ask_more(asks, shift[0])
             for j in range(S):
                 v = p[k*S + j]
                 e = exp_of(v - shift[j], lo[j], magic[j])
-                x_out[j] = v if skip[j] == <real>k else x_out[j]
+                x_out[j] = x_out[j] + (v if skip[j] == <real>k else <real>0)    # selecting the old value is a branch
                 if real is double:
-                    e_out[j] = e if skip[j] == <real>k else e_out[j]
+                    e_out[j] = e_out[j] + (e if skip[j] == <real>k else <real>0)
                 p[k*S + j] = <real>0 if skip[j] == <real>k else e
         strip_sums(p, c, &rows.others[s])
         for j in range(S):

@@ -26,10 +26,10 @@ typedef __m512d fl_wd;
 #define FL_STORE _mm512_storeu_ps
 #define FL_STORED _mm512_storeu_pd
 static inline fl_wf fl_partsf(const float *s, ptrdiff_t step) {         /* 4 classes of FL_PARTS rows, `step` apart */
-    __m512 v = _mm512_castps128_ps512(_mm_loadu_ps(s));
-    v = _mm512_insertf32x4(v, _mm_loadu_ps(s + step), 1);
-    v = _mm512_insertf32x4(v, _mm_loadu_ps(s + 2 * step), 2);
-    return _mm512_insertf32x4(v, _mm_loadu_ps(s + 3 * step), 3);
+    __m512 v = _mm512_castps128_ps512(_mm_loadu_ps(s));                 /* masked broadcasts: no shuffle port */
+    v = _mm512_mask_broadcast_f32x4(v, 0x00f0, _mm_loadu_ps(s + step));
+    v = _mm512_mask_broadcast_f32x4(v, 0x0f00, _mm_loadu_ps(s + 2 * step));
+    return _mm512_mask_broadcast_f32x4(v, 0xf000, _mm_loadu_ps(s + 3 * step));
 }
 static inline void fl_put_partsf(float *d, ptrdiff_t step, fl_wf v) {
     _mm_storeu_ps(d, _mm512_castps512_ps128(v));
@@ -39,9 +39,9 @@ static inline void fl_put_partsf(float *d, ptrdiff_t step, fl_wf v) {
 }
 static inline fl_wd fl_parts(const double *s, ptrdiff_t step) {
     __m512d v = _mm512_castpd128_pd512(_mm_loadu_pd(s));
-    v = _mm512_insertf64x2(v, _mm_loadu_pd(s + step), 1);
-    v = _mm512_insertf64x2(v, _mm_loadu_pd(s + 2 * step), 2);
-    return _mm512_insertf64x2(v, _mm_loadu_pd(s + 3 * step), 3);
+    v = _mm512_mask_broadcast_f64x2(v, 0x0c, _mm_loadu_pd(s + step));
+    v = _mm512_mask_broadcast_f64x2(v, 0x30, _mm_loadu_pd(s + 2 * step));
+    return _mm512_mask_broadcast_f64x2(v, 0xc0, _mm_loadu_pd(s + 3 * step));
 }
 static inline void fl_put_parts(double *d, ptrdiff_t step, fl_wd v) {
     _mm_storeu_pd(d, _mm512_castpd512_pd128(v));
