@@ -3,7 +3,7 @@ from libc.math cimport INFINITY, fabs
 from libc.stdint cimport int64_t
 
 from fastloss.kernels.arrays cimport Rows, is_direct, row_at
-from fastloss.kernels.due cimport Due, defer, settle
+from fastloss.kernels.due cimport Due, defer, nothing_due, settle
 from fastloss.kernels.softmax_job cimport (
     LOG_SOFTMAX, SOFTMAX, Job, Slope, fetch, label_of, labels_of, put, put_one, put_run, put_zeros, scale_of, slope_of,
     target, targets,
@@ -12,7 +12,7 @@ from fastloss.kernels.terms cimport (
     BLOCK, PAIRS, ROWS, Groups, L, Terms, add_block, find, label_of_terms, lanes_sum, log_ratios, row_max, row_terms,
     row_terms_from, settled, sum_rest, total_of,
 )
-from fastloss.kernels.vmath cimport FL_PREFETCH, real, scaled
+from fastloss.kernels.vmath cimport real, scaled
 
 
 # ------------------------------------------------------------------ row by row: class indices
@@ -55,7 +55,7 @@ cdef inline void index_rows(const Job* job, Py_ssize_t start, Py_ssize_t stop, r
     cdef Due due
     cdef real loss[ROWS]
     cdef double total, s
-    due.target = NULL
+    nothing_due(&due)
     while i < stop:
         n = stop - i if stop - i < job.group else job.group
         fetch(&job.logits, &job.where, i, n, scratch + job.fetched, row)
@@ -116,10 +116,6 @@ cdef inline double dot_block(const real* x, const target* t, Py_ssize_t n_groups
             q = tail_x if g + 1 == at.tail else p + L
             w = tail_t if g + 1 == at.tail else t + (g + 1)*L
             w = out_group if g + 1 == at.out else w
-            FL_PREFETCH(t + g*L + BLOCK)
-            FL_PREFETCH(t + g*L + BLOCK + 16)
-            FL_PREFETCH(t + g*L + BLOCK + 32)
-            FL_PREFETCH(t + g*L + BLOCK + 48)
             if g + 1 < n_groups:
                 for j in range(L):
                     a = u[j]*(top - <target>p[j])
@@ -228,7 +224,9 @@ cdef inline void target_row(const Job* job, Py_ssize_t i, const real* x, const t
     cdef real m = row_max(x, c)
     cdef double total, dot, rest, ratio, s = scale_of(job, i), top_slope
     top = find(x, c, m)
-    nothing.target = NULL
+    nothing_due(&nothing)
+    if sizeof(target) == sizeof(real):
+        nothing.ask = t
     row_terms_from(x, c, top, m, e if job.grad.data != NULL else NULL, &terms, &nothing)
     log_ratios(1, &terms, &ratio, m)
     dot = masked_dot(x, t, c, top, m, &rest)
@@ -294,7 +292,7 @@ cdef inline void normal_rows(const Job* job, Py_ssize_t start, Py_ssize_t stop, 
     cdef real* e = scratch
     cdef real m
     cdef double total, ratio
-    due.target = NULL
+    nothing_due(&due)
     while i < stop:
         n = stop - i if stop - i < job.group else job.group
         fetch(&job.logits, &job.where, i, n, scratch + job.fetched, row)
