@@ -24,7 +24,7 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any
 
-STEMS = ["elementwise", "linear", "samplers", "sequence", "softmax"]
+STEMS = ["elementwise", "linear", "sampled", "samplers", "sequence", "softmax"]
 
 
 @dataclass
