@@ -92,6 +92,8 @@ CASES = [
         f"{name} float32 {num_sampled} of {CLASSES}x{DIMENSIONS}, batch {BATCH}, {'loss+grads' if grad else 'loss'}",
         contenders(name, num_sampled, grad),
         *((1.5, 1.8) if grad else (2, 2.8)),
+        flops=2 * BATCH * DIMENSIONS * num_sampled * (3 if grad else 1),
+        headline=grad and num_sampled == 8192,
     )
     for name in ("sampled_softmax_loss", "nce_loss")
     for num_sampled in (64, 8192)
