@@ -4,7 +4,11 @@ from __future__ import annotations
 
 import datetime
 import importlib.metadata
+import json
+import os
 import platform
+import subprocess
+import sys
 import time
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
@@ -71,6 +75,21 @@ def interleave(contenders: dict[str, Callable[[], Any]], seconds: float, least: 
         if len(times[name]) >= 400:
             break
     return times
+
+
+def worker(arguments: list[str], threads: int) -> Any:
+    """What `python -m` these arguments prints last, as JSON: a process with so many threads and cores."""
+    n = str(threads)
+    environment = os.environ | {
+        "OMP_NUM_THREADS": n, "OPENBLAS_NUM_THREADS": n, "MKL_NUM_THREADS": n, "TF_CPP_MIN_LOG_LEVEL": "3",
+        "TF_NUM_INTRAOP_THREADS": n, "TF_NUM_INTEROP_THREADS": "1",
+    }  # fmt: skip
+    cores = sorted(os.sched_getaffinity(0))[:threads]
+    done = subprocess.run(
+        [sys.executable, "-m", *arguments], env=environment, stdout=subprocess.PIPE, check=True, text=True,
+        preexec_fn=lambda: os.sched_setaffinity(0, cores),
+    )  # fmt: skip
+    return json.loads(done.stdout.splitlines()[-1])
 
 
 def limits(threads: int) -> dict[str, float]:

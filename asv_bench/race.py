@@ -16,9 +16,7 @@ from __future__ import annotations
 import argparse
 import importlib
 import json
-import os
 import statistics
-import subprocess
 import sys
 from collections.abc import Callable
 from dataclasses import dataclass, field
@@ -121,22 +119,8 @@ def measure(stems: list[str], threads: int, seconds: float, only: str) -> dict[s
 
 def race(options: argparse.Namespace) -> dict[str, Any]:
     """A process for each thread count."""
-    results = []
-    for threads in options.threads:
-        n = str(threads)
-        environment = os.environ | {
-            "OMP_NUM_THREADS": n, "OPENBLAS_NUM_THREADS": n, "MKL_NUM_THREADS": n, "TF_CPP_MIN_LOG_LEVEL": "3",
-            "TF_NUM_INTRAOP_THREADS": n, "TF_NUM_INTEROP_THREADS": "1",
-        }  # fmt: skip
-        command = [sys.executable, "-m", "asv_bench.race", "--worker", n, "--seconds", str(options.seconds)]
-        command += ["--only", options.only, "--stem", *options.stem]
-        cores = sorted(os.sched_getaffinity(0))[:threads]
-        done = subprocess.run(
-            command, env=environment, stdout=subprocess.PIPE, check=True, text=True,
-            preexec_fn=lambda cores=cores: os.sched_setaffinity(0, cores),
-        )  # fmt: skip
-        results.append(json.loads(done.stdout.splitlines()[-1]))
-    return machine.facts() | {"results": results}
+    arguments = ["asv_bench.race", "--seconds", str(options.seconds), "--only", options.only, "--stem", *options.stem]
+    return machine.facts() | {"results": [machine.worker([*arguments, "--worker", str(n)], n) for n in options.threads]}
 
 
 def main() -> int:
