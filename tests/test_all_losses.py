@@ -157,6 +157,8 @@ def test_bits_do_not_depend_on_threads(loss):
 
 
 def test_bits_do_not_depend_on_the_split(loss):
+    if not loss.apart:
+        return
     n = 131
     kwargs = arguments(loss, n)
     want = run(loss, kwargs)
@@ -166,6 +168,8 @@ def test_bits_do_not_depend_on_the_split(loss):
 
 
 def test_rows_permute(loss):
+    if not loss.apart:
+        return
     n = 77
     kwargs = arguments(loss, n)
     order = np.random.default_rng(3).permutation(n)
@@ -297,6 +301,8 @@ def test_no_rows(loss):
 
 @pytest.mark.parametrize("poison", [np.nan, np.inf])
 def test_a_bad_row_harms_no_other(loss, poison):
+    if not loss.apart:
+        return
     n = 70
     kwargs = arguments(loss, n)
     bad = with_main(loss, kwargs, kwargs[loss.main].copy())
