@@ -30,7 +30,7 @@ KINDS = {
     "sigmoid": fl.sigmoid_cross_entropy_with_logits,
     "squared error": fl.mean_squared_error,
 }
-WHATS = ("loss", "gradient")
+FIGURES = ("loss", "gradient")
 
 
 def numbers(shape: tuple[int, ...], spare: int = 0, shift: int = 0) -> Any:
@@ -94,12 +94,12 @@ def measure(seconds: float, most: int) -> dict[str, Any]:
                 continue
             x = numbers(shape_of(kind, size))
             times = machine.interleave(calls(kind, x), seconds)
-            sizes.append({"kind": kind, "elements": x.size} | {w: nanoseconds(times[w], x.size) for w in WHATS})
+            sizes.append({"kind": kind, "elements": x.size} | {w: nanoseconds(times[w], x.size) for w in FIGURES})
             print(sizes[-1], file=sys.stderr, flush=True)
     for kind, name, x, plain_name, plain in cliffs():
         one, other = calls(kind, x), calls(kind, plain)
         row: dict[str, Any] = {"kind": kind, "shape": name, "plain": plain_name}
-        for what in WHATS:
+        for what in FIGURES:
             times = machine.interleave({"it": one[what], "plain": other[what]}, seconds)
             row[what] = nanoseconds(times["it"], x.size)
             row[f"{what}_ratio"] = row[what] / nanoseconds(times["plain"], plain.size)
@@ -110,16 +110,16 @@ def measure(seconds: float, most: int) -> dict[str, Any]:
 
 def markdown(run: dict[str, Any]) -> str:
     threads = [result["threads"] for result in run["results"]]
-    heads = [f"{what}, {render.plural(n)}" for what in WHATS for n in threads]
+    heads = [f"{what}, {render.plural(n)}" for what in FIGURES for n in threads]
     lines = [f"{run['processor']}; {run['versions']}; {run['date']}.", "", "Nanoseconds per element, medians:", ""]
     lines += [f"| loss | elements | {' | '.join(heads)} |", "|---" * (2 + len(heads)) + "|"]
     for rows in zip(*(result["sizes"] for result in run["results"]), strict=True):
-        cells = [f"{row[what]:.3g}" for what in WHATS for row in rows]
+        cells = [f"{row[what]:.3g}" for what in FIGURES for row in rows]
         lines.append(f"| {rows[0]['kind']} | {rows[0]['elements']} | {' | '.join(cells)} |")
     lines += ["", "Shapes, as times per element over those of a plain shape, interleaved with it:", ""]
     lines += [f"| loss | shape | over | {' | '.join(heads)} |", "|---" * (3 + len(heads)) + "|"]
     for rows in zip(*(result["shapes"] for result in run["results"]), strict=True):
-        cells = [f"{row[f'{what}_ratio']:.2f}" for what in WHATS for row in rows]
+        cells = [f"{row[f'{what}_ratio']:.2f}" for what in FIGURES for row in rows]
         lines.append(f"| {rows[0]['kind']} | {rows[0]['shape']} | {rows[0]['plain']} | {' | '.join(cells)} |")
     if skipped := sorted({size for result in run["results"] for size in result["skipped"]}):
         lines += ["", f"Left out for want of memory: {', '.join(map(str, skipped))} elements."]
@@ -132,7 +132,7 @@ def plot(run: dict[str, Any], file: str) -> None:
     for result, style in zip(run["results"], ("-", "--", ":", "-.") * 9, strict=False):
         for k, kind in enumerate(KINDS):
             rows = [row for row in result["sizes"] if row["kind"] == kind]
-            for what, marker in zip(WHATS, (".", "x"), strict=True):
+            for what, marker in zip(FIGURES, (".", "x"), strict=True):
                 label = f"{kind}, {what}, {render.plural(result['threads'])}"
                 x, y = [row["elements"] for row in rows], [row[what] for row in rows]
                 axes.plot(x, y, style, marker=marker, markersize=5, linewidth=1, color=f"C{k}", label=label)
