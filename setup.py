@@ -10,7 +10,10 @@ from Cython.Build import cythonize
 from setuptools import Extension, setup
 from setuptools.command.build_ext import build_ext
 
-KERNELS = ["alias", "candidates", "ctc", "curvature", "decode", "elementwise", "linear", "probe", "reductions", "sampled", "samplers", "sequence", "softmax", "unigram"]
+KERNELS = [
+    "alias", "candidates", "ctc", "curvature", "decode", "elementwise", "linear", "probe", "reductions", "sampled",
+    "samplers", "sequence", "softmax", "unigram",
+]  # fmt: skip
 
 ISAS = {"baseline": {"unix": [], "msvc": []}}
 if platform.machine().lower() in ("x86_64", "amd64") and sys.platform != "darwin":

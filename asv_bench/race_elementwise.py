@@ -12,6 +12,7 @@ from asv_bench.race import Case, Peers
 
 Contenders = dict[str, Callable[[], Any]]
 
+HEADLINES = {"sigmoid float32 1e+08 mean and gradient", "mse float32 1e+06 mean"}
 LOSSES = {
     "sigmoid": fl.sigmoid_cross_entropy_with_logits,
     "weighted": fl.weighted_cross_entropy_with_logits,
@@ -89,7 +90,8 @@ def case(kind: str, n: int, must: float, aim: float, reduction: str = "mean", gr
         return run
 
     what = f"{reduction}{' and gradient' if grad else ''}"
-    return Case(f"{kind} float32 {n:.0e} {what}", prepare, must, aim, 8 * n, 4 * n * (grad + (reduction == "none")))
+    name, written = f"{kind} float32 {n:.0e} {what}", 4 * n * (grad + (reduction == "none"))
+    return Case(name, prepare, must, aim, 8 * n, written, exps=n * (kind != "mse"), headline=name in HEADLINES)
 
 
 SIZES = [1_000_000, 100_000_000]

@@ -64,7 +64,8 @@ def evaluate(
     n_threads: int | None,
 ) -> Any:
     """The loss `what` of the main input (of that name) and its labels; gradients go where `wants` says."""
-    if wants is sample_weight is pos_weight is out is None and reduction in KINDS and _is_plain(x, labels):
+    plain = wants is None and sample_weight is None and pos_weight is None and out is None
+    if plain and reduction in KINDS and _is_plain(x, labels):
         return _plain(what, parameters, x, labels, reduction, n_threads)
     a = _inputs.array(main, x)
     dtype = _inputs.loss_dtype(main, a.dtype)

@@ -137,7 +137,8 @@ def value_and_grad(loss: Callable[..., Any], wrt: str | tuple[str, ...] | None =
         if grad_out is not None:
             given = (grad_out,) if single else grad_out
             if not isinstance(given, tuple) or len(given) != len(asked):
-                raise ValueError(f"grad_out must be a tuple of {len(asked)} arrays, as wrt, got {type(grad_out).__name__}")
+                got = type(grad_out).__name__
+                raise ValueError(f"grad_out must be a tuple of {len(asked)} arrays, as wrt, got {got}")
             buffers = dict(zip(asked, given, strict=True))
         wants = Wants(asked, cotangent, buffers, main and cotangent is grad_out is None)
         value = implementation(wants, *args, **kwargs)

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import operator
 from collections.abc import Iterable
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, overload
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
@@ -54,6 +54,10 @@ def array(name: str, value: ArrayLike) -> Array:
         raise TypeError(f"{name} must be an array: {error}") from None
 
 
+@overload
+def raw(a: Array) -> Array: ...
+@overload
+def raw(a: None) -> None: ...
 def raw(a: Array | None) -> Array | None:
     """As the kernels take it: bfloat16, which the buffer protocol does not know, as two bytes."""
     return a.view(_VOID) if a is not None and a.dtype.kind == "V" else a
@@ -256,7 +260,7 @@ def _overlap(a: Array, b: Array) -> bool:
     if not np.may_share_memory(a, b):
         return False
     try:
-        return bool(np.shares_memory(a, b, max_work=100_000))
+        return bool(np.shares_memory(a, b, max_work=100_000))  # type: ignore[arg-type]
     except np.exceptions.TooHardError:
         return True
 
@@ -475,7 +479,7 @@ def shard_sizes(name: str, arrays: list[Array], strategy: str) -> int:
     return n
 
 
-def sampler(value: Any, sampled_values: Any, seed: Any, num_classes: int, kind: type) -> None:
+def sampler(value: Any, sampled_values: Any, seed: Any, num_classes: int, kind: type[Any]) -> None:
     """A sampler object to draw from, if any, with the range and the only source of randomness."""
     if value is None:
         return

@@ -71,7 +71,7 @@ class _Table:
         for i, a in enumerate(self.shards):
             if len(a):
                 classes = slice(self.first[i], self.first[i + 1])
-                yield i, classes, _inputs.raw(a), None if self._bias is None else self._bias[classes]  # type: ignore[misc]
+                yield i, classes, _inputs.raw(a), None if self._bias is None else self._bias[classes]
 
 
 class _Blocks:

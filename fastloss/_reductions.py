@@ -75,8 +75,8 @@ class Reduction:
         if self._weight is None and self._row_weight is None:
             return float(self.loss.size)
         if self._row_weight is None:
-            return reductions.weighted_sum(self._weight, None, self._threads)
-        return reductions.weighted_sum(self._row_weight, self._weight, self._threads)
+            return float(reductions.weighted_sum(self._weight, None, self._threads))
+        return float(reductions.weighted_sum(self._row_weight, self._weight, self._threads))
 
     def _set_scale(self, wants: Wants, shape: tuple[int, ...]) -> None:
         cotangent = wants.cotangent

@@ -460,7 +460,7 @@ def tweedie_loss(
     array([2., 6.])
     """
     p = _inputs.scalar("power", power, -_INF, _INF)
-    what = {1: _kernels.POISSON, 2: _kernels.GAMMA}.get(p, _kernels.TWEEDIE)
+    what = {1.0: _kernels.POISSON, 2.0: _kernels.GAMMA}.get(p, _kernels.TWEEDIE)
     return evaluate(
         wants, what, (0.0 if p == 1 else p,), "predictions", predictions, labels, None, sample_weight, reduction, out,
         n_threads,

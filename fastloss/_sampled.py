@@ -91,7 +91,7 @@ class _Slopes:
 
 
 def _padded(k: int) -> int:
-    return -(-k // _kernels.LANES) * _kernels.LANES
+    return int(-(-k // _kernels.LANES) * _kernels.LANES)
 
 
 def _run(nce: bool, logits: _Logits, rows: Reduction, slopes: _Slopes | None, threads: int) -> None:
@@ -154,8 +154,9 @@ def _buffer(wants: Wants, name: str, a: Array, apart: dict[str, Array | None]) -
     """Where the gradient to a dense argument goes."""
     apart = apart | {f"the buffer for {other}": b for other, b in wants.grads.items() if isinstance(b, np.ndarray)}
     buffer = _inputs.output("grad_out", wants.buffers.get(name), a.shape, a.dtype, apart, a)
-    wants.grads[name] = np.empty_like(a, subok=False) if buffer is None else buffer
-    return wants.grads[name]
+    grad: Array = np.empty_like(a, subok=False) if buffer is None else buffer
+    wants.grads[name] = grad
+    return grad
 
 
 def _target(buffer: Array, x: Array) -> Array:
@@ -321,6 +322,7 @@ def _finish(
     touched = np.concatenate([flat, ids])
     if slopes.candidates is not None:
         values = slopes.candidates.base
+        assert values is not None  # the candidates' gradients are its end
         _kernels.outer(true, num_true, logits.x, values[: true.size])
         wants.grads["weights"] = w.gradient(touched, values)
     if slopes.sums is not None:

@@ -42,7 +42,7 @@ def _targets(targets: ArrayLike, logits: Array, name: str = "targets") -> Array:
 def _marked(targets: Array, weights: Array, logits: Array, name: str = "targets") -> Array:
     """The targets as the softmax kernels take them: class indices checked, and marked where the weight is 0."""
     if targets.ndim == logits.ndim:
-        return _inputs.raw(targets)  # type: ignore[return-value]
+        return _inputs.raw(targets)
     marked = np.empty(targets.shape, np.int64)
     bad = _kernels.mark(targets, weights.reshape(-1), logits.shape[-1], marked.reshape(-1))
     if bad >= 0:

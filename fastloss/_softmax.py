@@ -106,7 +106,7 @@ def _gradient_buffers(
         a = logits if name == "logits" else labels
         if name == "labels" and (a.dtype.kind in "iub"):
             raise TypeError(f"labels must be float16, bfloat16, float32 or float64 to have a gradient, got {a.dtype}")
-        apart = {"logits": logits, "labels": labels, "out": loss}
+        apart: dict[str, Array | None] = {"logits": logits, "labels": labels, "out": loss}
         apart |= {f"the buffer for {other}": buffer for other, buffer in wants.grads.items()}
         alias = logits if may_alias and name == "logits" else None
         buffer = _inputs.output("grad_out", wants.buffers.get(name), a.shape, a.dtype, apart, alias)

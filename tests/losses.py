@@ -38,6 +38,7 @@ class Loss:
     ulp: float = 2.0  # of the loss in float32; twice that in float64
     shift_invariant: bool = False  # adding a number to a row of the main input changes nothing
     elementwise: bool = False  # one loss per element, not per row
+    apart: bool = True  # a row's bits do not depend on which others there are
 
     def __str__(self) -> str:
         return self.name
@@ -249,4 +250,70 @@ def _linear_losses() -> list[Loss]:
     ]
 
 
-LOSSES = _softmax_losses() + _sequence_losses() + _linear_losses() + _softmax_focal() + _elementwise_losses()
+def _sample(c: int, k: int, **options: Any) -> Callable[..., dict[str, Any]]:
+    """k candidates of c classes, the same at every call."""
+
+    def make(rng: np.random.Generator, n: int, dtype: np.dtype) -> dict[str, Any]:
+        layer = _layer(c)(rng, n, dtype)
+        layer["labels"] = layer["labels"][:, None]
+        return layer | {"num_sampled": k, "num_classes": c, "seed": 5, **options}
+
+    return make
+
+
+def _sampled(softmax: bool) -> Callable[..., tuple[Any, Any]]:
+    def oracle(
+        labels: Any, inputs: Any, weights: Any, biases: Any, num_sampled: int, num_classes: int, seed: int,
+        subtract_log_q: bool = True,
+    ) -> tuple[Any, Any]:  # fmt: skip
+        drawn = fl.LogUniformSampler(num_classes, seed=seed).candidates(labels, num_sampled, True)
+        ids = drawn.sampled_candidates
+        z = reference.wide(inputs) @ reference.wide(weights).T + reference.wide(biases)
+        true, others = np.take_along_axis(z, labels, 1), z[:, ids]
+        if subtract_log_q:
+            true = true - np.log(reference.wide(drawn.true_expected_count))
+            others = others - np.log(reference.wide(drawn.sampled_expected_count))
+        if softmax:
+            others = np.where(labels == ids, -np.inf, others) - true
+            loss = np.log1p(np.exp(others).sum(1))
+        else:
+            loss = np.log1p(np.exp(-true)).sum(1) + np.log1p(np.exp(others)).sum(1)
+        return loss, np.ones(len(loss), np.longdouble)
+
+    return oracle
+
+
+def _pairs(rng: np.random.Generator, n: int, dtype: np.dtype) -> dict[str, Any]:
+    draw = lambda: (np.round(4 * rng.standard_normal((n, 64))) / 16).astype(dtype)  # noqa: E731
+    return {"queries": draw(), "keys": draw(), "item_ids": np.arange(n) // 2, "temperature": 0.5}
+
+
+def _in_batch(queries: Any, keys: Any, item_ids: Any, temperature: float) -> tuple[Any, Any]:
+    z = reference.wide(queries) @ reference.wide(keys).T / temperature
+    own = np.diagonal(z)[:, None]
+    others = np.where(item_ids[:, None] == item_ids, -np.inf, z - own)
+    return np.log1p(np.exp(others).sum(1)), np.ones(len(z), np.longdouble)
+
+
+def _sampled_losses() -> list[Loss]:
+    linear = {"main": "inputs", "wrt": ("inputs",), "apart": False}  # BLAS may sum otherwise
+    pairs = {"main": "queries", "wrt": ("queries", "keys"), "apart": False}
+    plain = {"subtract_log_q": False}
+    return [
+        # the logarithms of expected counts are rounded into the logits
+        Loss("sampled-softmax", fl.sampled_softmax_loss, _sample(151, 40), _sampled(True), ulp=6, **linear),
+        Loss("sampled-softmax-raw", fl.sampled_softmax_loss, _sample(151, 40, **plain), _sampled(True), **linear),
+        Loss("nce", fl.nce_loss, _sample(151, 40), _sampled(False), **linear),
+        Loss("nce-raw", fl.nce_loss, _sample(151, 40, **plain), _sampled(False), **linear),
+        Loss("in-batch", fl.in_batch_softmax_loss, _pairs, _in_batch, **pairs),
+    ]
+
+
+LOSSES = (
+    _softmax_losses()
+    + _sequence_losses()
+    + _linear_losses()
+    + _sampled_losses()
+    + _softmax_focal()
+    + _elementwise_losses()
+)

@@ -137,9 +137,7 @@ def test_agrees_with_scikit_learn():
         (fl.tweedie_loss, peers.HalfTweedieLoss(power=3), 1, {"power": 3}, y),
         (fl.tweedie_loss, peers.HalfTweedieLoss(power=0), 1, {"power": 0}, y),
     ]:
-        value, grad, hess = fl.value_grad_hess(loss)(
-            labels=labels, **{loss.wrt[0]: x}, reduction="none", **more
-        )
+        value, grad, hess = fl.value_grad_hess(loss)(labels=labels, **{loss.wrt[0]: x}, reduction="none", **more)
         np.testing.assert_allclose(value, factor * peer.loss(labels, x), rtol=1e-12, atol=1e-14)
         want = peer.gradient_hessian(labels, x)
         np.testing.assert_allclose(grad, factor * want[0], rtol=1e-12, atol=1e-14)

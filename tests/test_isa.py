@@ -61,7 +61,10 @@ def test_avx2_and_avx512_give_the_same_bits():
 
 def test_an_unknown_instruction_set_is_an_import_error():
     done = subprocess.run(
-        [sys.executable, "-c", "import fastloss"], env=os.environ | {"FASTLOSS_ISA": "mmx"}, capture_output=True, text=True
+        [sys.executable, "-c", "import fastloss"],
+        env=os.environ | {"FASTLOSS_ISA": "mmx"},
+        capture_output=True,
+        text=True,
     )
     assert done.returncode == 1
     assert "FASTLOSS_ISA='mmx', but this machine and build offer" in done.stderr

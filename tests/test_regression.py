@@ -34,7 +34,14 @@ def kl_terms(x, y):
 
 # name, options, value as a list of terms, gradient likewise, predictions, labels
 CASES = [
-    ("mean_squared_error", {}, lambda x, y: [(x - y) ** 2], lambda x, y: [2 * (x - y)], both_signs(NEAR, FAR), [0, -2.5]),
+    (
+        "mean_squared_error",
+        {},
+        lambda x, y: [(x - y) ** 2],
+        lambda x, y: [2 * (x - y)],
+        both_signs(NEAR, FAR),
+        [0, -2.5],
+    ),
     ("mean_absolute_error", {}, lambda x, y: [abs(x - y)], lambda x, y: [mpmath.sign(x - y)], both_signs(NEAR), [0, 1]),
     (
         "huber_loss",

@@ -118,9 +118,7 @@ def test_soft_labels_against_the_oracle():
             z = rng.random((20, c)).astype(dtype)  # rows do not sum to 1
             z[rng.random(z.shape) < 0.3] = 0
             loss, (grad, labels_grad) = fl.value_and_grad(DENSE, ("logits", "labels"))(labels=z, logits=x)
-            want, want_grad, _ = (
-                reference.cross_entropy(z, x) if c <= 100 else plain_dense(z, x)
-            )
+            want, want_grad, _ = reference.cross_entropy(z, x) if c <= 100 else plain_dense(z, x)
             assert reference.ulps(loss, want).max() <= LOSS_ULP[x.dtype.name]
             # an entry is a difference: right to the larger of its two terms
             eps = np.finfo(dtype).eps
@@ -367,7 +365,11 @@ def test_errors_name_argument_rule_value_and_place():
         ({"labels": np.array([0, 1, 2, 12])}, ValueError, r"labels must lie in \[0, 10\), got 12 at row 3"),
         ({"labels": np.array([0, -1, 2, 3])}, ValueError, r"labels must lie in \[0, 10\), got -1 at row 1"),
         ({"labels": [0, 1, 2, 11], "ignore_index": -1}, ValueError, r"or be ignore_index -1, got 11 at row 3"),
-        ({"labels": np.zeros(3, int)}, ValueError, r"labels must have shape \(4,\), that of logits without axis, got \(3,\)"),
+        (
+            {"labels": np.zeros(3, int)},
+            ValueError,
+            r"labels must have shape \(4,\), that of logits without axis, got \(3,\)",
+        ),
         ({"labels": np.zeros(4)}, TypeError, "labels must be integers, got float64"),
         ({"labels": np.zeros(4, bool)}, TypeError, "labels must be integers, got bool"),
         ({"labels": None}, TypeError, "labels must be given"),
@@ -397,7 +399,8 @@ def test_errors_name_argument_rule_value_and_place():
         DENSE(labels=np.zeros((3, 10)), logits=x)
     with pytest.raises(TypeError, match="labels must hold real numbers in native byte order, got complex128"):
         DENSE(labels=np.zeros((4, 10), complex), logits=x)
-    with pytest.raises(TypeError, match="labels must be float16, bfloat16, float32 or float64 to have a gradient, got int64"):
+    words = "labels must be float16, bfloat16, float32 or float64 to have a gradient, got int64"
+    with pytest.raises(TypeError, match=words):
         fl.value_and_grad(DENSE, "labels")(labels=np.zeros((4, 10), int), logits=x)
 
 
@@ -490,7 +493,8 @@ def test_axes_where_out_and_layouts(name):
 def test_normalizations_of_infinite_rows(c):
     inf, nan = np.inf, np.nan
     fill = [-inf] * (c - 3)
-    x = np.array([[-inf] * 3 + fill, [inf, 0, 0] + fill, [nan, 0, 0] + fill, [-inf, 0, -inf] + fill, [inf, nan, 0] + fill])
+    rows = [[-inf] * 3, [inf, 0, 0], [nan, 0, 0], [-inf, 0, -inf], [inf, nan, 0]]
+    x = np.array([row + fill for row in rows])
     np.testing.assert_array_equal(fl.logsumexp(x), [-inf, inf, nan, 0, nan])
     assert np.isnan(fl.softmax(x)[[0, 1, 2, 4]]).all()
     np.testing.assert_array_equal(fl.softmax(x)[3], [0, 1] + [0] * (c - 2))

@@ -32,7 +32,11 @@ def test_policy():
 
 
 def test_bad_thread_counts():
-    for value, error, words in [(0, ValueError, "at least 1, got 0"), (-2, ValueError, "got -2"), ("2", TypeError, "integer")]:
+    for value, error, words in [
+        (0, ValueError, "at least 1, got 0"),
+        (-2, ValueError, "got -2"),
+        ("2", TypeError, "integer"),
+    ]:
         with pytest.raises(error, match=words):
             _threads.resolve(value)
 
