@@ -25,7 +25,6 @@ cdef struct Due:
     Py_ssize_t n
     Py_ssize_t done     # elements written
     bint past           # the caches
-    const void* ask     # what will be read beside the row's own continuation, or NULL
 
 
 cdef inline void write_group(real* target, const real* terms, const Due* due, bint past) noexcept nogil:
@@ -38,11 +37,6 @@ cdef inline void write_group(real* target, const real* terms, const Due* due, bi
         fl_put_group(target, terms, due.slope, due.rest, 1)
     else:
         fl_put_group(target, terms, due.slope, due.rest, 0)
-
-
-cdef inline void nothing_due(Due* due) noexcept nogil:
-    due.target = NULL
-    due.ask = NULL
 
 
 cdef inline void put_elements(Due* due, Py_ssize_t n, real dummy) noexcept nogil:

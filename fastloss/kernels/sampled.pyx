@@ -10,7 +10,7 @@ from libc.stdint cimport int64_t, uint64_t
 from libc.string cimport memcpy
 
 from fastloss.kernels.arrays cimport Held, Rows, is_direct, load, release, row_at, store, take
-from fastloss.kernels.due cimport Due, nothing_due
+from fastloss.kernels.due cimport Due
 from fastloss.kernels.terms cimport (
     BLOCK, HEADROOM, HEADROOMF, L, ROWS, Groups, Terms, add_block, exp_block, exp_block_kept, label_of_terms,
     log_ratios, row_max, settled,
@@ -272,7 +272,7 @@ cdef inline bint softmax_terms(const Job* job, const real* z, const double* zt, 
     cdef Py_ssize_t j
     cdef Groups nowhere
     cdef Due nothing
-    nothing_due(&nothing)
+    nothing.target = NULL
     nowhere.out = NONE
     nowhere.tail = NONE
     limit = (power + (HEADROOMF if real is float else HEADROOM))*<real>FL_LN2
@@ -281,9 +281,9 @@ cdef inline bint softmax_terms(const Job* job, const real* z, const double* zt, 
     while b < job.groups:
         n = job.groups - b if job.groups - b < BLOCK//L else BLOCK//L
         if e != NULL:
-            t = exp_block_kept(z + b*L, n, nowhere, empty, empty, shift, lo, magic, e + b*L, &top, &nothing, NULL)
+            t = exp_block_kept(z + b*L, n, nowhere, empty, empty, shift, lo, magic, e + b*L, &top, &nothing)
         else:
-            t = exp_block(z + b*L, n, nowhere, empty, empty, empty, shift, lo, magic, &top, NULL)
+            t = exp_block(z + b*L, n, nowhere, empty, empty, empty, shift, lo, magic, &top)
         if top - shift > limit:
             return False
         add_block(&total, &carry, t)

@@ -3,7 +3,7 @@ from libc.math cimport INFINITY, fabs
 from libc.stdint cimport int64_t
 
 from fastloss.kernels.arrays cimport Rows, is_direct, row_at
-from fastloss.kernels.due cimport Due, defer, nothing_due, settle
+from fastloss.kernels.due cimport Due, defer, settle
 from fastloss.kernels.softmax_job cimport (
     LOG_SOFTMAX, SOFTMAX, Job, Slope, fetch, label_of, labels_of, put, put_one, put_run, put_zeros, scale_of, slope_of,
     target, targets,
@@ -12,7 +12,7 @@ from fastloss.kernels.terms cimport (
     BLOCK, PAIRS, ROWS, Groups, L, Terms, add_block, find, label_of_terms, lanes_sum, log_ratios, row_max, row_terms,
     row_terms_from, settled, sum_rest, total_of,
 )
-from fastloss.kernels.vmath cimport real, scaled
+from fastloss.kernels.vmath cimport FL_PREFETCH, exp_of, lo_of, magic_of, power_of, real, scaled, shift_of
 
 
 # ------------------------------------------------------------------ row by row: class indices
@@ -55,7 +55,7 @@ cdef inline void index_rows(const Job* job, Py_ssize_t start, Py_ssize_t stop, r
     cdef Due due
     cdef real loss[ROWS]
     cdef double total, s
-    nothing_due(&due)
+    due.target = NULL
     while i < stop:
         n = stop - i if stop - i < job.group else job.group
         fetch(&job.logits, &job.where, i, n, scratch + job.fetched, row)
@@ -84,12 +84,35 @@ cdef inline void index_rows(const Job* job, Py_ssize_t start, Py_ssize_t stop, r
 
 # ------------------------------------------------------------------ row by row: a target for every class
 
-cdef inline double dot_block(const real* x, const target* t, Py_ssize_t n_groups, Groups at, const target* out_group,
-                             const real* tail_x, const target* tail_t, real m, double* others) noexcept nogil:
-    """Sum of t_k (m - x_k) over t_k != 0; others = sum of t_k.  Both as sum_groups would form them."""
+cdef struct Sums:       # over all elements but the maximum
+    double exps
+    double dots         # of t_k (m - x_k) over t_k != 0
+    double rest         # of t_k
+
+
+cdef inline void flush(const target* part, double* total, double* carry) noexcept nogil:
+    cdef double z
+    cdef Py_ssize_t j
+    for j in range(L):
+        z = total[j] + <double>part[j]
+        if target is double:
+            carry[j] = carry[j] + sum_rest(total[j], part[j], z)
+        total[j] = z
+
+
+cdef inline void target_block(const real* x, const target* t, Py_ssize_t n_groups, Groups at, const real* out_x,
+                              const target* out_t, const real* tail_x, const target* tail_t, real m, real shift, real lo,
+                              real magic, real* e, Sums* sums) noexcept nogil:
+    """The sums of a block, all in the shape of exp_block's; the terms are kept in e unless it is NULL."""
+    cdef real part[L]
+    cdef real v[L]
+    cdef real w[L]
     cdef target dot[L]
     cdef target rest[L]
-    cdef target v[L]
+    cdef real empty_x[L]
+    cdef target empty_t[L]
+    cdef double exps[L]
+    cdef double exp_carry[L]
     cdef double dots[L]
     cdef double dot_carry[L]
     cdef double rests[L]
@@ -97,78 +120,110 @@ cdef inline double dot_block(const real* x, const target* t, Py_ssize_t n_groups
     cdef Py_ssize_t g = 0, g_end, j
     cdef const real* p
     cdef const real* q
-    cdef const target* u
-    cdef const target* w
+    cdef const target* r
+    cdef const target* s
+    cdef const real* no_x = empty_x
+    cdef const target* no_t = empty_t
     cdef target a, b, top = m
-    cdef double z
     for j in range(L):
-        dots[j] = dot_carry[j] = rests[j] = rest_carry[j] = 0
+        exps[j] = exp_carry[j] = dots[j] = dot_carry[j] = rests[j] = rest_carry[j] = 0
+        empty_x[j] = -INFINITY
+        empty_t[j] = 0
     while g < n_groups:
-        g_end = g + (2*PAIRS if target is float else 2)
+        g_end = g + (2*PAIRS if real is float else 2)
         if g_end > n_groups:
             g_end = n_groups
         for j in range(L):
+            part[j] = 0
             dot[j] = rest[j] = 0
         while g < g_end:
             p = tail_x if g == at.tail else x + g*L
-            u = tail_t if g == at.tail else t + g*L
-            u = out_group if g == at.out else u
-            q = tail_x if g + 1 == at.tail else p + L
-            w = tail_t if g + 1 == at.tail else t + (g + 1)*L
-            w = out_group if g + 1 == at.out else w
-            if g + 1 < n_groups:
+            p = out_x if g == at.out else p
+            q = tail_x if g + 1 == at.tail else x + (g + 1)*L
+            q = out_x if g + 1 == at.out else q
+            q = no_x if g + 1 == n_groups else q
+            r = tail_t if g == at.tail else t + g*L
+            r = out_t if g == at.out else r
+            s = tail_t if g + 1 == at.tail else t + (g + 1)*L
+            s = out_t if g + 1 == at.out else s
+            s = no_t if g + 1 == n_groups else s
+            FL_PREFETCH(x + g*L + BLOCK)
+            FL_PREFETCH(x + g*L + BLOCK + 16)
+            FL_PREFETCH(x + g*L + BLOCK + 32)
+            FL_PREFETCH(x + g*L + BLOCK + 48)
+            FL_PREFETCH(t + g*L + BLOCK)
+            FL_PREFETCH(t + g*L + BLOCK + 16)
+            FL_PREFETCH(t + g*L + BLOCK + 32)
+            FL_PREFETCH(t + g*L + BLOCK + 48)
+            for j in range(L):
+                v[j] = exp_of(p[j] - shift, lo, magic)
+            for j in range(L):
+                w[j] = exp_of(q[j] - shift, lo, magic)
+                part[j] = part[j] + (v[j] + w[j])
+            for j in range(L):
+                a = r[j]*(top - <target>p[j])
+                a = a if r[j] != 0 else <target>0
+                b = s[j]*(top - <target>q[j])
+                b = b if s[j] != 0 else <target>0
+                dot[j] = dot[j] + (a + b)
+                rest[j] = rest[j] + (r[j] + s[j])
+            if e != NULL:
                 for j in range(L):
-                    a = u[j]*(top - <target>p[j])
-                    a = a if u[j] != 0 else <target>0
-                    b = w[j]*(top - <target>q[j])
-                    b = b if w[j] != 0 else <target>0
-                    dot[j] = dot[j] + (a + b)
-                    rest[j] = rest[j] + (u[j] + w[j])
-            else:
+                    e[g*L + j] = v[j]
+                    e[(g + 1)*L + j] = w[j]
+            if target is double:
+                flush(dot, dots, dot_carry)
+                flush(rest, rests, rest_carry)
                 for j in range(L):
-                    a = u[j]*(top - <target>p[j])
-                    dot[j] = dot[j] + (a if u[j] != 0 else <target>0)
-                    rest[j] = rest[j] + u[j]
+                    dot[j] = rest[j] = 0
             g = g + 2
-        for j in range(L):
-            z = dots[j] + <double>dot[j]
-            if target is double:
-                dot_carry[j] = dot_carry[j] + sum_rest(dots[j], dot[j], z)
-            dots[j] = z
-            z = rests[j] + <double>rest[j]
-            if target is double:
-                rest_carry[j] = rest_carry[j] + sum_rest(rests[j], rest[j], z)
-            rests[j] = z
-    others[0] = lanes_sum(rests, rest_carry, target is double)
-    return lanes_sum(dots, dot_carry, target is double)
+        flush(part, exps, exp_carry)
+        if target is float:
+            flush(dot, dots, dot_carry)
+            flush(rest, rests, rest_carry)
+    sums.exps = lanes_sum(exps, exp_carry, real is double)
+    sums.dots = lanes_sum(dots, dot_carry, target is double)
+    sums.rest = lanes_sum(rests, rest_carry, target is double)
 
 
-cdef inline double masked_dot(const real* x, const target* t, Py_ssize_t c, Py_ssize_t top, real m,
-                              double* others) noexcept nogil:
-    """sum of t_k (m - x_k) over t_k != 0; others = sum of t_k, k != top.  x_top = m, so t_top adds nothing to the first."""
-    cdef target out_group[L]
+cdef inline void target_sums(const real* x, const target* t, Py_ssize_t c, Py_ssize_t top, real m, real* e, Terms* terms,
+                             Sums* sums) noexcept nogil:
+    """Sums of a row whose maximum is x[top] = m; e (room for c + 2 L, or NULL): the terms, e[top] = 0."""
+    cdef real out_x[L]
+    cdef target out_t[L]
     cdef real tail_x[L]
     cdef target tail_t[L]
+    cdef real shift = shift_of(m), power = power_of(m, shift), lo = lo_of(power), magic = magic_of(power)
     cdef Groups row, at
-    cdef double dot = 0, dot_carry = 0, rest = 0, rest_carry = 0, part
+    cdef Sums block, carry
     cdef Py_ssize_t b = 0, n_groups, k
     row.out = top//L
     row.tail = c//L if c % L else -1
     for k in range(L if row.tail >= 0 else 0):
-        tail_x[k] = x[row.tail*L + k] if row.tail*L + k < c else m
+        tail_x[k] = x[row.tail*L + k] if row.tail*L + k < c else <real>(-INFINITY)
         tail_t[k] = t[row.tail*L + k] if row.tail*L + k < c else <target>0
     for k in range(L):
-        out_group[k] = tail_t[k] if row.out == row.tail else t[row.out*L + k]
-    out_group[top - row.out*L] = 0
+        out_x[k] = tail_x[k] if row.out == row.tail else x[row.out*L + k]
+        out_t[k] = tail_t[k] if row.out == row.tail else t[row.out*L + k]
+    out_x[top - row.out*L] = -INFINITY
+    out_t[top - row.out*L] = 0
+    sums.exps = sums.dots = sums.rest = carry.exps = carry.dots = carry.rest = 0
     while b < c:
         n_groups = ((c - b if c - b < BLOCK else BLOCK) + L - 1)//L
         at.out = row.out - b//L
         at.tail = row.tail - b//L
-        add_block(&dot, &dot_carry, dot_block(x + b, t + b, n_groups, at, out_group, tail_x, tail_t, m, &part))
-        add_block(&rest, &rest_carry, part)
+        target_block(x + b, t + b, n_groups, at, out_x, out_t, tail_x, tail_t, m, shift, lo, magic,
+                     e + b if e != NULL else NULL, &block)
+        add_block(&sums.exps, &carry.exps, block.exps)
+        add_block(&sums.dots, &carry.dots, block.dots)
+        add_block(&sums.rest, &carry.rest, block.rest)
         b += n_groups*L
-    others[0] = settled(rest, rest_carry)
-    return settled(dot, dot_carry)
+    sums.dots = settled(sums.dots, carry.dots)
+    sums.rest = settled(sums.rest, carry.rest)
+    terms.others = settled(sums.exps, carry.exps)
+    terms.gap = <double>m - <double>shift
+    terms.power = power
+    terms.shift = shift
 
 
 cdef inline void put_target_grad(const Job* job, Py_ssize_t i, const real* e, const target* t, Slope s,
@@ -216,22 +271,19 @@ cdef inline void put_labels_grad(const Job* job, Py_ssize_t i, const real* x, re
         put_one(&job.labels_grad, i, k, <real>(v*w*scale))
 
 
-cdef inline void target_row(const Job* job, Py_ssize_t i, const real* x, const target* t, real* e) noexcept nogil:
-    """Loss and gradients of row i, around its maximum."""
-    cdef Terms terms
-    cdef Due nothing
+cdef inline void target_row(const Job* job, Py_ssize_t i, const real* x, const target* t, real* e, Terms* terms,
+                            double* dots, double* weight) noexcept nogil:
+    """Gradients of row i, around its maximum; its loss is dots + weight times the log ratio of its terms."""
+    cdef Sums sums
     cdef Py_ssize_t c = job.logits.width, top
     cdef real m = row_max(x, c)
-    cdef double total, dot, rest, ratio, s = scale_of(job, i), top_slope
+    cdef double total, ratio, s = scale_of(job, i), top_slope
     top = find(x, c, m)
-    nothing_due(&nothing)
-    if sizeof(target) == sizeof(real):
-        nothing.ask = t
-    row_terms_from(x, c, top, m, e if job.grad.data != NULL else NULL, &terms, &nothing)
-    log_ratios(1, &terms, &ratio, m)
-    dot = masked_dot(x, t, c, top, m, &rest)
-    put_one(&job.loss, i, 0, <real>(dot + (rest + t[top])*ratio))
+    target_sums(x, t, c, top, m, e if job.grad.data != NULL else NULL, terms, &sums)
+    dots[0] = sums.dots
+    weight[0] = sums.rest + t[top]
     if job.labels_grad.data != NULL:
+        log_ratios(1, terms, &ratio, m)
         put_labels_grad(job, i, x, m, ratio, s)
     if job.grad.data == NULL:
         return
@@ -239,9 +291,9 @@ cdef inline void target_row(const Job* job, Py_ssize_t i, const real* x, const t
         put_zeros(&job.grad, i)
         return
     # the maximum's entry apart, as two terms that cancel only where the truth does
-    total = total_of(&terms, m)
-    top_slope = rest*(label_of_terms(&terms, m)/total) - t[top]*(terms.others/total)
-    put_target_grad(job, i, e, t, slope_of(s*(rest + t[top]), total, 1/total, m), s)
+    total = total_of(terms, m)
+    top_slope = sums.rest*(label_of_terms(terms, m)/total) - t[top]*(terms.others/total)
+    put_target_grad(job, i, e, t, slope_of(s*weight[0], total, 1/total, m), s)
     put_one(&job.grad, i, top, <real>(top_slope*s))
 
 
@@ -249,7 +301,12 @@ cdef inline void target_rows(const Job* job, Py_ssize_t start, Py_ssize_t stop, 
     cdef const real* row[ROWS]
     cdef const real* t
     cdef Rows everything                # no mask
-    cdef Py_ssize_t i = start, c = job.logits.width, n, r
+    cdef Terms terms[ROWS]
+    cdef double dots[ROWS]
+    cdef double weight[ROWS]
+    cdef double ratio[ROWS]
+    cdef real loss[ROWS]
+    cdef Py_ssize_t i = start, n, r
     cdef double* built = <double*>scratch   # the row's targets, where they are not read as they lie
     cdef real* e = scratch + job.built
     everything.data = NULL
@@ -258,15 +315,19 @@ cdef inline void target_rows(const Job* job, Py_ssize_t start, Py_ssize_t stop, 
         fetch(&job.logits, &job.where, i, n, scratch + job.fetched, row)
         for r in range(n):
             if job.index and label_of(job, i + r) < 0:
-                put_one(&job.loss, i + r, 0, <real>0)
+                terms[r].others = terms[r].gap = terms[r].power = dots[r] = weight[r] = 0
                 if job.grad.data != NULL:
                     put_zeros(&job.grad, i + r)
             elif job.soft:
                 targets(job, i + r, built)
-                target_row(job, i + r, row[r], built, e)
+                target_row(job, i + r, row[r], built, e, &terms[r], &dots[r], &weight[r])
             else:
                 fetch(&job.labels, &everything, i + r, 1, <real*>built, &t)
-                target_row(job, i + r, row[r], t, e)
+                target_row(job, i + r, row[r], t, e, &terms[r], &dots[r], &weight[r])
+        log_ratios(n, terms, ratio, e[0])
+        for r in range(n):
+            loss[r] = <real>(dots[r] + weight[r]*ratio[r])
+        put_run(&job.loss, i, n, loss)
         i += n
 
 
@@ -292,7 +353,7 @@ cdef inline void normal_rows(const Job* job, Py_ssize_t start, Py_ssize_t stop, 
     cdef real* e = scratch
     cdef real m
     cdef double total, ratio
-    nothing_due(&due)
+    due.target = NULL
     while i < stop:
         n = stop - i if stop - i < job.group else job.group
         fetch(&job.logits, &job.where, i, n, scratch + job.fetched, row)

@@ -65,7 +65,7 @@ FL_INLINE void fl_put_group(double *d, const double *e, double c, double rest, i
         for (k = 0; k < 32; k += FL_SD) FL_PUTD(d + k, FL_TIMESD(e + k, c, rest));
 }
 
-static void fl_put_line(void *d, const void *s, int past) {
+FL_INLINE void fl_put_line(void *d, const void *s, int past) {
     int k;
     if (past)
         for (k = 0; k < 4; k++) _mm_stream_si128((__m128i *)d + k, _mm_loadu_si128((const __m128i *)s + k));
@@ -73,7 +73,7 @@ static void fl_put_line(void *d, const void *s, int past) {
         memcpy(d, s, 64);
 }
 
-static void fl_stream(void *target, const void *source, size_t n) {
+FL_INLINE void fl_stream(void *target, const void *source, size_t n) {
     char *d = (char *)target;
     const char *s = (const char *)source;
     size_t head = (64 - ((uintptr_t)d & 63)) & 63, k;
@@ -93,7 +93,7 @@ static void fl_stream(void *target, const void *source, size_t n) {
     }
     memcpy(d + k, s + k, n - k);
 }
-static void fl_stream_end(void) { _mm_sfence(); }
+FL_INLINE void fl_stream_end(void) { _mm_sfence(); }
 #else
 FL_INLINE void fl_put_groupf(float *d, const float *e, float c, float rest, int past) {
     int k;
@@ -107,8 +107,8 @@ FL_INLINE void fl_put_group(double *d, const double *e, double c, double rest, i
     for (k = 0; k < 32; k++) d[k] = fl_scaled(e[k], c, rest);
 }
 
-static void fl_put_line(void *d, const void *s, int past) { (void)past; memcpy(d, s, 64); }
-static void fl_stream(void *target, const void *source, size_t n) { memcpy(target, source, n); }
-static void fl_stream_end(void) {}
+FL_INLINE void fl_put_line(void *d, const void *s, int past) { (void)past; memcpy(d, s, 64); }
+FL_INLINE void fl_stream(void *target, const void *source, size_t n) { memcpy(target, source, n); }
+FL_INLINE void fl_stream_end(void) {}
 #endif
 #endif

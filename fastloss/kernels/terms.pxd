@@ -153,8 +153,8 @@ cdef struct Groups:     # which groups of the row are read from a padded copy: t
 
 cdef inline double exp_block(const real* x, Py_ssize_t n_groups, Groups at, const real* out_group,
                              const real* tail_group, const real* empty_group, real shift, real lo, real magic,
-                             real* top_out, const real* ask) noexcept nogil:
-    """Sum of exp over a block, and its largest logit; meanwhile as many elements are prefetched from `ask`."""
+                             real* top_out) noexcept nogil:
+    """Sum of exp over a block, and its largest logit."""
     cdef real top[L]
     cdef real part[L]
     cdef real w[L]
@@ -188,11 +188,6 @@ cdef inline double exp_block(const real* x, Py_ssize_t n_groups, Groups at, cons
             FL_PREFETCH(x + g*L + BLOCK + 16)
             FL_PREFETCH(x + g*L + BLOCK + 32)
             FL_PREFETCH(x + g*L + BLOCK + 48)
-            if ask != NULL:
-                FL_PREFETCH(ask + g*L)
-                FL_PREFETCH(ask + g*L + 16)
-                FL_PREFETCH(ask + g*L + 32)
-                FL_PREFETCH(ask + g*L + 48)
             for j in range(L):
                 v = p[j]
                 top[j] = v if v > top[j] else top[j]
@@ -213,7 +208,7 @@ cdef inline double exp_block(const real* x, Py_ssize_t n_groups, Groups at, cons
 
 cdef inline double exp_block_kept(const real* x, Py_ssize_t n_groups, Groups at, const real* out_group,
                                   const real* tail_group, real shift, real lo, real magic,
-                                  real* e, real* top_out, Due* due, const real* ask) noexcept nogil:
+                                  real* e, real* top_out, Due* due) noexcept nogil:
     """The same, keeping the terms; in two loops, for one is too much for 16 registers. The same sums.
 
     Meanwhile as much is written of the row that is due.
@@ -237,9 +232,6 @@ cdef inline double exp_block_kept(const real* x, Py_ssize_t n_groups, Groups at,
             e[g*L + j] = exp_of(v - shift, lo, magic)
         if due.target != NULL and due.done < due.n:
             put_due(due, shift)
-        if ask != NULL:
-            FL_PREFETCH(ask + g*L)
-            FL_PREFETCH(ask + g*L + 16)
     top_out[0] = lanes_max(top)
     return sum_groups(e, n_groups)
 
@@ -264,7 +256,6 @@ cdef inline bint exp_row(const real* x, Py_ssize_t c, Py_ssize_t out, real m, re
     cdef real shift = shift_of(m), power = power_of(m, shift), lo = lo_of(power), magic = magic_of(power), top, limit
     cdef Py_ssize_t b = 0, n, n_groups, k
     cdef Groups row, at
-    cdef const real* ask
     cdef Py_ssize_t j
     cdef double total = 0, carry = 0, t
     limit = (power + (HEADROOMF if real is float else HEADROOM))*<real>FL_LN2
@@ -289,11 +280,10 @@ cdef inline bint exp_row(const real* x, Py_ssize_t c, Py_ssize_t out, real m, re
         n_groups = (n + L - 1)//L
         at.out = row.out - b//L
         at.tail = row.tail - b//L
-        ask = <const real*>due.ask + b if due.ask != NULL else NULL
         if e != NULL:
-            t = exp_block_kept(x + b, n_groups, at, out_group, tail_group, shift, lo, magic, e + b, &top, due, ask)
+            t = exp_block_kept(x + b, n_groups, at, out_group, tail_group, shift, lo, magic, e + b, &top, due)
         else:
-            t = exp_block(x + b, n_groups, at, out_group, tail_group, empty_group, shift, lo, magic, &top, ask)
+            t = exp_block(x + b, n_groups, at, out_group, tail_group, empty_group, shift, lo, magic, &top)
         if top - shift > limit:
             return False
         add_block(&total, &carry, t)
