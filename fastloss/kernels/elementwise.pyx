@@ -21,7 +21,7 @@ from fastloss.kernels.sigmoid cimport (
     sigmoid_cross_entropy, sigmoid_focal, softplus, weighted_cross_entropy,
 )
 from fastloss.kernels.special cimport exp_minus, exp_scaled
-from fastloss.kernels.vmath cimport real
+from fastloss.kernels.vmath cimport FL_PREFETCH, real
 
 cdef extern from *:
     """
@@ -42,6 +42,7 @@ cdef enum:
     SPAN = 512              # elements computed at a time, in scratch of the first-level cache
     PART = 16384            # elements whose sum is one term of the total; a multiple of SPAN
     LANES = 16
+    STRIP = 32              # elements between two rounds of prefetching
     STREAMED = 32 << 20     # bytes of output from which stores bypass the caches
 
 cdef enum:                  # arrays of a call
@@ -137,6 +138,8 @@ cdef struct Job:
     double factor                   # of all gradients
     bint total                      # the sum of the losses is asked for
     bint stream
+    int n_asked
+    const char* asked[ARRAYS]       # what is worth prefetching
 
 
 # ------------------------------------------------------------------ the losses
@@ -269,14 +272,33 @@ cdef void put(const Job* job, const Operand* a, Py_ssize_t i, Py_ssize_t n, cons
 
 # ------------------------------------------------------------------ loops over a span
 
-cdef inline void exponentials(const Loss* loss, const real* x, real* u, Py_ssize_t n) noexcept nogil:
-    """What a loss takes as u.  In a loop of its own: together, the chain of operations is too long to overlap."""
-    cdef Py_ssize_t k
+cdef inline void ask(const Job* job, Py_ssize_t i, real dummy) noexcept nogil:
+    """Prefetches STRIP elements of every array, from i on."""
+    cdef Py_ssize_t k, a
+    for a in range(job.n_asked):
+        for k in range(STRIP*<Py_ssize_t>sizeof(real)//64):
+            FL_PREFETCH(job.asked[a] + i*<Py_ssize_t>sizeof(real) + k*64)
+
+
+cdef inline void exponentials(const Job* job, const Loss* loss, Py_ssize_t i, const real* x, real* u, Py_ssize_t n) noexcept nogil:
+    """What a loss takes as u.  In a loop of its own: together, the chain of operations is too long to overlap.
+
+    It has time to prefetch the next span of all arrays; all at once would fill the queue of misses.
+    """
+    cdef Py_ssize_t g, j, k, whole = n//STRIP*STRIP
     if Loss is Sigmoid or Loss is LogSigmoid or Loss is Softplus or Loss is SigmoidCrossEntropy:
-        for k in range(n):
+        for g in range(0, whole, 32):
+            ask(job, i + SPAN + g, x[0])
+            for j in range(STRIP):
+                u[g + j] = exp_minus(magnitude(x[g + j]))
+        for k in range(whole, n):
             u[k] = exp_minus(magnitude(x[k]))
     elif Loss is WeightedCrossEntropy:
-        for k in range(n):
+        for g in range(0, whole, 32):
+            ask(job, i + SPAN + g, x[0])
+            for j in range(STRIP):
+                u[g + j] = exp_scaled(magnitude(x[g + j]))
+        for k in range(whole, n):
             u[k] = exp_scaled(magnitude(x[k]))
 
 
@@ -418,7 +440,7 @@ cdef double part(const Job* job, const Loss* loss, Py_ssize_t start, Py_ssize_t 
             w = fetch(job, &a[WEIGHT], i, n, w_)
         if a[COTANGENT].lies != ABSENT:
             c = fetch(job, &a[COTANGENT], i, n, c_)
-        exponentials(loss, x, u, n)
+        exponentials(job, loss, i, x, u, n)
         if job.total and w == NULL and n == SPAN:
             add_values(loss, x, y, q, u, n, lane)
         elif job.total:
@@ -467,8 +489,12 @@ cdef double over(Job* job, const Loss* loss, int n_threads, real dummy) except? 
     cdef double one
     cdef double* sums = &one
     cdef double total = 0, carry = 0, y, z
+    job.n_asked = 0
     for b in range(ARRAYS):
         settle(job, &job.a[b], F64 if b == WEIGHT or b == COTANGENT else own)
+        if job.a[b].lies == DIRECT and job.a[b].kind == own and not (job.stream and b >= LOSS):
+            job.asked[job.n_asked] = job.a[b].data
+            job.n_asked += 1
     if parts > 1:
         sums = <double*>PyMem_RawMalloc(parts*sizeof(double))
     if sums == NULL:

@@ -24,7 +24,10 @@ FL_INLINE double fl_product_rest(double a, double b, double p) {
 /* ---- exp(-a), a >= 0: nothing overflows, subnormals come out right, NaN stays ------------------------------------ */
 #define FL_SCALEDF 0x1p49f                                /* the unit of the scaled ones, which are never subnormal */
 #define FL_SCALED 0x1p120
-FL_INLINE float fl_exp_scaledf(float a) { return fl_expf_fine(-a, fl_lof(0.0f), fl_magicf(0.0f)); }
+FL_INLINE float fl_exp_scaledf(float a) {                 /* clamped before the sign: one minimum, where NaN passes */
+    const float most = -fl_lof(0.0f);
+    return fl_expf_unclamped(-(most < a ? most : a), fl_magicf(0.0f));
+}
 FL_INLINE double fl_exp_scaled(double a) { return fl_exp(-a, fl_lo(0.0), fl_magic(0.0)); }
 FL_INLINE float fl_exp_minusf(float a) { return fl_exp_scaledf(a) * (1.0f / FL_SCALEDF); }
 FL_INLINE double fl_exp_minus(double a) { return fl_exp_scaled(a) * (1.0 / FL_SCALED); }
