@@ -281,3 +281,12 @@ def test_agrees_with_torch():
     value, grad = f(labels=p, logits=x, pos_weight=3.0, reduction="mean")
     np.testing.assert_allclose(value, want.item(), rtol=1e-12)
     np.testing.assert_allclose(grad, a.grad.numpy(), rtol=1e-12, atol=1e-15)
+
+
+def test_the_mean_of_a_hundred_million_values():
+    # multiples of 2^-24 below 1: any float64 sum of them is exact
+    x = np.random.default_rng(0).random(100_000_000, dtype=np.float32)
+    want = np.float32(x.sum(dtype=np.float64) / x.size)
+    got = [fl.mean_absolute_error(labels=np.float32(0), predictions=x, n_threads=n) for n in (1, 2, 3)]
+    assert got[0] == got[1] == got[2]
+    assert abs(got[0] - want) <= np.spacing(want)
