@@ -18,6 +18,7 @@ import shutil
 import subprocess
 import sys
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -87,8 +88,10 @@ def compiler() -> str:
 
 def count() -> dict[str, int]:
     """Instructions of one call of each kernel."""
-    few = instructions("")
-    return {name: (instructions(name) - few) // (MANY - FEW) for name in kernels()}
+    names = list(kernels())
+    with ThreadPoolExecutor(os.cpu_count()) as pool:
+        few, *many = pool.map(instructions, ["", *names])
+    return {name: (n - few) // (MANY - FEW) for name, n in zip(names, many, strict=True)}
 
 
 def main() -> int:

@@ -147,11 +147,17 @@ def mask(name: str, value: ArrayLike | None, shape: tuple[int, ...]) -> Array | 
     return broadcast(name, a, shape)
 
 
+def packed(value: Array, dtype: Any = None) -> Array:
+    """C-contiguous and aligned, as typed kernel arguments must be; a copy only where it is not."""
+    a = np.ascontiguousarray(value, dtype)
+    return a if a.flags.aligned else a.copy()
+
+
 def weights(name: str, value: ArrayLike | None, shape: tuple[int, ...]) -> Array | None:
     """Real numbers that broadcast to the shape, as contiguous float64: a copy, of one number a row."""
     if value is None:
         return None
-    return np.ascontiguousarray(broadcast(name, numbers(name, value), shape), np.float64).reshape(shape)
+    return packed(broadcast(name, numbers(name, value), shape), np.float64).reshape(shape)
 
 
 def vector(name: str, value: ArrayLike | None, size: int) -> Array | None:
@@ -161,7 +167,7 @@ def vector(name: str, value: ArrayLike | None, size: int) -> Array | None:
     a = numbers(name, value)
     if a.shape != (size,):
         raise ValueError(f"{name} must have shape ({size},), got {a.shape}")
-    return np.ascontiguousarray(a, np.float64)
+    return packed(a, np.float64)
 
 
 def lengths(name: str, value: ArrayLike, size: int, most: int, unit: str) -> Array:
@@ -173,7 +179,7 @@ def lengths(name: str, value: ArrayLike, size: int, most: int, unit: str) -> Arr
     if bad.any():
         row = int(np.argmax(bad))
         raise ValueError(f"{name} must lie in [0, {most}], the number of {unit}, got {a.reshape(-1)[row]} at row {row}")
-    return np.ascontiguousarray(np.broadcast_to(a, (size,)), np.int64)
+    return packed(np.broadcast_to(a, (size,)), np.int64)
 
 
 def offsets(name: str, value: ArrayLike, most: int) -> Array:
@@ -185,7 +191,7 @@ def offsets(name: str, value: ArrayLike, most: int) -> Array:
     if bad.any():
         row = int(np.argmax(bad))
         raise ValueError(f"{name} must lie in [0, {most}], the number of tokens, got {a[row]} at row {row}")
-    ends = np.ascontiguousarray(a, np.int64)
+    ends = packed(a, np.int64)
     falls = ends[1:] < ends[:-1]
     if falls.any():
         row = int(np.argmax(falls)) + 1
@@ -369,8 +375,8 @@ def _best_labels(
     bad = (given < 0) | (given >= n_classes)
     if bad.any():
         raise bad_label(f"{name}[0]", given, int(np.argmax(bad)), n_classes)
-    ids = np.ascontiguousarray(given, np.int64).reshape(-1, k)
-    p = np.ascontiguousarray(probs, np.float64).reshape(-1, k)
+    ids = packed(given, np.int64).reshape(-1, k)
+    p = packed(probs, np.float64).reshape(-1, k)
     wrong = ~((p >= 0) & (p < np.inf))
     if wrong.any():
         place = np.unravel_index(int(np.argmax(wrong)), given.shape)
@@ -411,7 +417,7 @@ def partials(name: str, value: ArrayLike) -> Array:
         raise TypeError(f"{name} must be float64, got {a.dtype}")
     if a.ndim == 0 or a.shape[-1] != 4:
         raise ValueError(f"{name} must have shape [..., 4], got {a.shape}")
-    return np.ascontiguousarray(a)
+    return packed(a)
 
 
 # ------------------------------------------------------------------ sampled losses
@@ -423,12 +429,12 @@ def ids(name: str, value: ArrayLike, n: int) -> NDArray[np.int64]:
     outside = (a < 0) | (a >= n)
     if outside.any():
         raise bad_label(name, a, int(outside.argmax()), n)
-    return np.ascontiguousarray(a, np.int64)
+    return packed(a, np.int64)
 
 
 def counts(name: str, value: ArrayLike, shape: tuple[int, ...]) -> NDArray[np.float64]:
     """Expected counts: real numbers of this shape, as contiguous float64."""
-    a = np.ascontiguousarray(same_shape(name, numbers(name, value), shape, "one for each id"), np.float64)
+    a = packed(same_shape(name, numbers(name, value), shape, "one for each id"), np.float64)
     return a.reshape(shape)
 
 

@@ -53,7 +53,7 @@ class SparseRows:
     shape: tuple[int, ...]
 
     def __post_init__(self) -> None:
-        indices = np.ascontiguousarray(_inputs.integers("indices", self.indices), np.int64)
+        indices = _inputs.packed(_inputs.integers("indices", self.indices), np.int64)
         values = _inputs.array("values", self.values)
         shape = tuple(_inputs.whole("shape", n, 0) for n in self.shape)
         _inputs.loss_dtype("values", values.dtype)
