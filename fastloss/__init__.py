@@ -14,6 +14,7 @@ from fastloss._candidates import (
 from fastloss._ctc import ctc_beam_search_decode, ctc_greedy_decode, ctc_loss, edit_distance
 from fastloss._focal import softmax_focal_loss
 from fastloss._gradients import value_and_grad
+from fastloss._in_batch import in_batch_softmax_loss
 from fastloss._linear import LinearStats, linear_cross_entropy, linear_partials, loss_from_partials, merge_partials
 from fastloss._regression import (
     gamma_loss,
@@ -28,7 +29,7 @@ from fastloss._regression import (
     squared_hinge_loss,
     tweedie_loss,
 )
-from fastloss._sampled import in_batch_softmax_loss, nce_loss, sampled_softmax_loss
+from fastloss._sampled import nce_loss, sampled_softmax_loss
 from fastloss._samplers import FixedUnigramSampler, LearnedUnigramSampler, LogUniformSampler, UniformSampler
 from fastloss._sequence import packed_sequence_loss, sequence_loss, sequence_loss_by_example
 from fastloss._sigmoid import (
