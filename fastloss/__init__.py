@@ -1,107 +1,52 @@
 """Exact, fast, reproducible loss functions and candidate samplers for NumPy arrays."""
 
-from fastloss._alias import AliasTable
-from fastloss._boosting import value_grad_hess
-from fastloss._candidates import (
-    all_candidate_sampler,
-    compute_accidental_hits,
-    fixed_unigram_candidate_sampler,
-    learned_unigram_candidate_sampler,
-    log_uniform_candidate_sampler,
-    sample_negatives,
-    uniform_candidate_sampler,
-)
-from fastloss._ctc import ctc_beam_search_decode, ctc_greedy_decode, ctc_loss, edit_distance
-from fastloss._focal import softmax_focal_loss
-from fastloss._gradients import value_and_grad
-from fastloss._linear import LinearStats, linear_cross_entropy, linear_partials, loss_from_partials, merge_partials
-from fastloss._regression import (
-    gamma_loss,
-    hinge_loss,
-    huber_loss,
-    kl_divergence,
-    log_cosh_loss,
-    mean_absolute_error,
-    mean_squared_error,
-    poisson_loss,
-    quantile_loss,
-    squared_hinge_loss,
-    tweedie_loss,
-)
-from fastloss._sampled import in_batch_softmax_loss, nce_loss, sampled_softmax_loss
-from fastloss._samplers import FixedUnigramSampler, LearnedUnigramSampler, LogUniformSampler, UniformSampler
-from fastloss._sequence import packed_sequence_loss, sequence_loss, sequence_loss_by_example
-from fastloss._sigmoid import (
-    log_sigmoid,
-    sigmoid,
-    sigmoid_cross_entropy_with_logits,
-    sigmoid_focal_loss,
-    softplus,
-    weighted_cross_entropy_with_logits,
-)
-from fastloss._softmax import (
-    log_softmax,
-    logsumexp,
-    softmax,
-    softmax_cross_entropy_with_logits,
-    sparse_softmax_cross_entropy_with_logits,
-)
-from fastloss._sparse_rows import SparseRows
+from importlib import import_module
+
+from fastloss import _native as _native  # an instruction set that this machine has not: said at once
 
 __version__ = "0.1.0"
 
-__all__ = [
-    "AliasTable",
-    "FixedUnigramSampler",
-    "LearnedUnigramSampler",
-    "LinearStats",
-    "LogUniformSampler",
-    "SparseRows",
-    "UniformSampler",
-    "all_candidate_sampler",
-    "compute_accidental_hits",
-    "ctc_beam_search_decode",
-    "ctc_greedy_decode",
-    "ctc_loss",
-    "edit_distance",
-    "fixed_unigram_candidate_sampler",
-    "gamma_loss",
-    "hinge_loss",
-    "huber_loss",
-    "in_batch_softmax_loss",
-    "kl_divergence",
-    "learned_unigram_candidate_sampler",
-    "linear_cross_entropy",
-    "linear_partials",
-    "log_cosh_loss",
-    "log_sigmoid",
-    "log_softmax",
-    "log_uniform_candidate_sampler",
-    "logsumexp",
-    "loss_from_partials",
-    "mean_absolute_error",
-    "mean_squared_error",
-    "merge_partials",
-    "nce_loss",
-    "packed_sequence_loss",
-    "poisson_loss",
-    "quantile_loss",
-    "sample_negatives",
-    "sampled_softmax_loss",
-    "sequence_loss",
-    "sequence_loss_by_example",
-    "sigmoid",
-    "sigmoid_cross_entropy_with_logits",
-    "sigmoid_focal_loss",
-    "softmax",
-    "softmax_cross_entropy_with_logits",
-    "softmax_focal_loss",
-    "softplus",
-    "sparse_softmax_cross_entropy_with_logits",
-    "squared_hinge_loss",
-    "tweedie_loss",
-    "uniform_candidate_sampler",
-    "value_and_grad",
-    "value_grad_hess",
-    "weighted_cross_entropy_with_logits",
-]
+# Public names, by their modules, which are imported when a name is first used; __init__.pyi has the names too.
+_MODULES = {
+    "_alias": "AliasTable",
+    "_boosting": "value_grad_hess",
+    "_candidates": (
+        "all_candidate_sampler compute_accidental_hits fixed_unigram_candidate_sampler "
+        "learned_unigram_candidate_sampler log_uniform_candidate_sampler sample_negatives "
+        "uniform_candidate_sampler"
+    ),
+    "_ctc": "ctc_beam_search_decode ctc_greedy_decode ctc_loss edit_distance",
+    "_focal": "softmax_focal_loss",
+    "_gradients": "value_and_grad",
+    "_in_batch": "in_batch_softmax_loss",
+    "_linear": "LinearStats linear_cross_entropy linear_partials loss_from_partials merge_partials",
+    "_regression": (
+        "gamma_loss hinge_loss huber_loss kl_divergence log_cosh_loss mean_absolute_error mean_squared_error "
+        "poisson_loss quantile_loss squared_hinge_loss tweedie_loss"
+    ),
+    "_sampled": "nce_loss sampled_softmax_loss",
+    "_samplers": "FixedUnigramSampler LearnedUnigramSampler LogUniformSampler UniformSampler",
+    "_sequence": "packed_sequence_loss sequence_loss sequence_loss_by_example",
+    "_sigmoid": (
+        "log_sigmoid sigmoid sigmoid_cross_entropy_with_logits sigmoid_focal_loss softplus "
+        "weighted_cross_entropy_with_logits"
+    ),
+    "_softmax": (
+        "log_softmax logsumexp softmax softmax_cross_entropy_with_logits sparse_softmax_cross_entropy_with_logits"
+    ),
+    "_sparse_rows": "SparseRows",
+}
+_MODULE_OF = {name: module for module, names in _MODULES.items() for name in names.split()}
+
+__all__ = sorted(_MODULE_OF)
+
+
+def __getattr__(name: str) -> object:
+    if name not in _MODULE_OF:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    value = globals()[name] = getattr(import_module(f"{__name__}.{_MODULE_OF[name]}"), name)
+    return value
+
+
+def __dir__() -> list[str]:
+    return sorted({*globals(), *__all__})

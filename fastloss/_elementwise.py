@@ -36,12 +36,22 @@ def _is_plain(x: ArrayLike, labels: ArrayLike) -> bool:
     )
 
 
-def _plain(what: int, parameters: tuple[float, ...], x: Any, labels: Any, reduction: str, n_threads: int | None) -> Any:
+def _plain(
+    wants: Wants | None,
+    what: int,
+    parameters: tuple[float, ...],
+    x: Any,
+    labels: Any,
+    reduction: str,
+    n_threads: int | None,
+) -> Any:
     """evaluate without options: what a call on a few elements costs is Python, so this is all of it."""
     threads = _threads.resolve(n_threads, x.size)
     loss = np.empty_like(x) if reduction == "none" else None
+    grad = None if wants is None else wants.plain_buffer(x)
+    factor = 1.0 / x.size if reduction == "mean" and x.size else 1.0
     total = _kernels.run(
-        what, parameters, x, labels, None, None, None, loss, None, None, None, None, loss is None, 1.0, threads
+        what, parameters, x, labels, None, None, None, loss, grad, None, None, None, loss is None, factor, threads
     )
     if loss is not None:
         return loss if loss.ndim else loss[()]
@@ -64,9 +74,9 @@ def evaluate(
     n_threads: int | None,
 ) -> Any:
     """The loss `what` of the main input (of that name) and its labels; gradients go where `wants` says."""
-    plain = wants is None and sample_weight is None and pos_weight is None and out is None
-    if plain and reduction in KINDS and _is_plain(x, labels):
-        return _plain(what, parameters, x, labels, reduction, n_threads)
+    plain = sample_weight is pos_weight is out is None and reduction in KINDS and _is_plain(x, labels)
+    if plain and (wants is None or wants.is_plain(x, labels)):  # type: ignore[arg-type]
+        return _plain(wants, what, parameters, x, labels, reduction, n_threads)
     a = _inputs.array(main, x)
     dtype = _inputs.loss_dtype(main, a.dtype)
     given = {main: a, "labels": _inputs.numbers("labels", labels)}

@@ -29,13 +29,27 @@ class Wants:
         plain: bool,
         hessian_kind: str | None = None,
     ) -> None:
-        self.plain = plain  # only the main input's gradient, into a new array
+        self.plain = plain  # only the main input's gradient, times 1
         self.wrt = wrt
         self.cotangent = cotangent
         self.buffers = buffers
         self.grads: dict[str, Any] = {}
         self.hessian_kind = hessian_kind
         self.hessian: Array | None = None
+
+    def is_plain(self, like: Array, apart: Array) -> bool:
+        """Whether only the gradient to `like` is asked for, and nothing is left to be checked about its buffer."""
+        if not self.plain:
+            return False
+        given = self.buffers.get(self.wrt[0])
+        return given is None or _inputs.fits(given, like, apart)
+
+    def plain_buffer(self, like: Array) -> Array:
+        """Where that gradient goes, once is_plain."""
+        given = self.buffers.get(self.wrt[0])
+        grad: Array = np.empty_like(like, subok=False) if given is None else given
+        self.grads[self.wrt[0]] = grad
+        return grad
 
     def main_buffer(self, name: str, like: Array, apart: dict[str, Array | None]) -> Array:
         """Where the main input's gradient goes; it may be written over that input."""
@@ -134,13 +148,14 @@ def value_and_grad(loss: Callable[..., Any], wrt: str | tuple[str, ...] | None =
     @functools.wraps(loss)
     def value_and_gradient(*args: Any, cotangent: ArrayLike | None = None, grad_out: Any = None, **kwargs: Any) -> Any:
         buffers = {}
-        if grad_out is not None:
-            given = (grad_out,) if single else grad_out
-            if not isinstance(given, tuple) or len(given) != len(asked):
+        if single and grad_out is not None:
+            buffers[asked[0]] = grad_out
+        elif grad_out is not None:
+            if not isinstance(grad_out, tuple) or len(grad_out) != len(asked):
                 got = type(grad_out).__name__
                 raise ValueError(f"grad_out must be a tuple of {len(asked)} arrays, as wrt, got {got}")
-            buffers = dict(zip(asked, given, strict=True))
-        wants = Wants(asked, cotangent, buffers, main and cotangent is grad_out is None)
+            buffers = dict(zip(asked, grad_out, strict=True))
+        wants = Wants(asked, cotangent, buffers, main and cotangent is None)
         value = implementation(wants, *args, **kwargs)
         if single:
             return value, wants.grads[asked[0]]

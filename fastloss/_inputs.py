@@ -294,11 +294,26 @@ def output(
     if not value.flags.writeable:
         raise ValueError(f"{name} must be writable, got a read-only array")
     for other, a in apart.items():
-        if a is not None and _overlap(value, a) and not (a is alias and _same_memory(value, a)):
+        if a is None or (a is value and a is alias):
+            continue
+        if _overlap(value, a) and not (a is alias and _same_memory(value, a)):
             raise ValueError(f"{name} must not overlap {other}")
     if value.size > 1 and any(s == 0 and n > 1 for s, n in zip(value.strides, value.shape, strict=True)):
         raise ValueError(f"{name} must not be a broadcast array")
     return value
+
+
+def fits(value: Any, like: Array, apart: Array) -> bool:
+    """Whether `output` surely has no objection: a quick look, for small calls.  `value` may be `like` itself."""
+    return (
+        type(value) is np.ndarray
+        and value.dtype is like.dtype
+        and value.shape == like.shape
+        and value.flags.c_contiguous
+        and value.flags.writeable
+        and (value is like or not np.may_share_memory(value, like))
+        and not np.may_share_memory(value, apart)
+    )
 
 
 # ------------------------------------------------------------------ linear layers

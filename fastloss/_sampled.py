@@ -1,8 +1,7 @@
-"""Losses over a sample of the classes: sampled softmax, noise-contrastive estimation, softmax over the batch."""
+"""Losses over a sample of the classes: sampled softmax, noise-contrastive estimation."""
 
 from __future__ import annotations
 
-from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -10,159 +9,14 @@ from numpy.typing import ArrayLike, NDArray
 
 from fastloss import _inputs, _threads
 from fastloss._gradients import Wants, differentiable
+from fastloss._logits import Logits, Slopes, buffer_of, contiguous, nce, padded, softmax, without_zeros
 from fastloss._native import sampled as _kernels
 from fastloss._reductions import Reduction
 from fastloss._samplers import Candidates, FixedUnigramSampler, LogUniformSampler, _Sampler
-from fastloss._sparse_rows import SparseRows
+from fastloss._tables import Table
 
 Array = NDArray[Any]
-LOGITS = 1 << 22  # logits held at a time: their block stays in cache or near it
 STRATEGIES = ("mod", "div")
-
-
-class _Table:
-    """Rows of one array, or of shards that are never joined."""
-
-    def __init__(self, name: str, value: Any, ndim: int, strategy: str) -> None:
-        self.arrays = _inputs.table_shards(name, value, ndim)
-        self.n = _inputs.shard_sizes(name, self.arrays, strategy)
-        self.row = self.arrays[0].shape[1:]
-        self.dtype = self.arrays[0].dtype
-        self._listed = type(value) if isinstance(value, (list, tuple)) else None
-        self._strategy = strategy
-
-    def locate(self, ids: Array) -> list[tuple[int, Array, Array | None]]:
-        """For each shard: its number, rows in it, and their places among the ids (None: all)."""
-        parts = len(self.arrays)
-        if parts == 1:
-            return [(0, ids, None)]
-        if self._strategy == "mod":
-            rows, shard = np.divmod(ids, parts)
-        else:
-            size, longer = divmod(self.n, parts)
-            in_longer = ids < longer * (size + 1)
-            shard = np.where(in_longer, ids // (size + 1), (ids - longer) // max(size, 1))
-            rows = ids - shard * size - np.minimum(shard, longer)
-        places = [np.flatnonzero(shard == k) for k in range(parts)]
-        return [(k, rows[at], at) for k, at in enumerate(places) if at.size]
-
-    def gather(self, ids: Array, dtype: np.dtype[Any]) -> Array:
-        """The rows of these ids, in this dtype."""
-        out = np.empty((len(ids), *(self.row or (1,))), dtype)
-        for k, rows, places in self.locate(ids):
-            _kernels.gather(_inputs.raw(self.arrays[k]), 1 if self.row else -1, rows, places, out)
-        return out
-
-    def gradient(self, ids: Array, values: Array) -> Any:
-        """SparseRows for the table, or one for each shard, with its own row numbers, in the container it came in."""
-        values = values.astype(self.dtype, copy=False)
-        if self._listed is None:
-            return SparseRows(ids, values, self.arrays[0].shape)
-        parts = [SparseRows(ids[:0], values[:0], a.shape) for a in self.arrays]
-        for k, rows, at in self.locate(ids):
-            parts[k] = SparseRows(rows, values if at is None else values[at], self.arrays[k].shape)
-        return self._listed(parts)
-
-
-@dataclass
-class _Logits:
-    """What makes the logits of a batch: x times candidates, corrected."""
-
-    x: Array  # [B, D], C-contiguous, in the dtype of the losses
-    candidates: Array  # [K, D], likewise
-    shift: Array  # [K, padded to whole lanes], added to each row
-    true: Array  # float64 [B, T]; where diagonal, filled by the kernel
-    slope: float = 1.0  # multiplies the products
-    labels: Array | None = None  # [B, T], to be masked among ids
-    ids: Array | None = None  # [K]
-    heads: Array | None = None
-    follows: Array | None = None
-    diagonal: bool = False  # the label of row i is candidate i, other candidates of its id are masked
-
-
-@dataclass
-class _Slopes:
-    """Gradients, as far as wanted."""
-
-    true: Array  # float64 [B, T], to the true logits
-    x: Array | None  # [B, D]
-    candidates: Array | None  # [K, D]
-    sums: Array | None  # float64 [K], to shift
-
-
-def _padded(k: int) -> int:
-    return int(-(-k // _kernels.LANES) * _kernels.LANES)
-
-
-def _run(nce: bool, logits: _Logits, rows: Reduction, slopes: _Slopes | None, threads: int) -> None:
-    """Losses into rows.loss, gradients into slopes; the logits of a block of rows are held at a time."""
-    n, k = len(logits.x), len(logits.candidates)
-    width = _padded(k)
-    block = max(1, LOGITS // max(width, 1) // _kernels.CHUNK) * _kernels.CHUNK
-    z = np.empty((min(block, n), width), logits.x.dtype)
-    loss = np.empty(n, logits.x.dtype)
-    scale = None if rows.scale is None else rows.scale.reshape(-1)
-    for start in range(0, n, block):
-        at = slice(start, min(start + block, n))
-        x, part = logits.x[at], z[: at.stop - start]
-        products = part[:, :k]
-        np.matmul(x, logits.candidates.T, out=products)
-        sums = None
-        if slopes is not None and slopes.sums is not None:
-            sums = np.zeros((-(-len(x) // _kernels.CHUNK), width))
-        arguments = (
-            nce, part, k, logits.slope, logits.shift, logits.true[at],
-            None if logits.labels is None else logits.labels[at], logits.ids, logits.heads, logits.follows,
-            start if logits.diagonal else -1, loss[at], None if slopes is None else slopes.true[at],
-            None if scale is None else scale[at], rows.factor * logits.slope, sums,
-        )  # fmt: skip
-
-        def work(first: int, last: int, arguments: tuple[Any, ...] = arguments) -> None:
-            _kernels.losses(*arguments, first, last)
-
-        _threads.spread(work, len(x), _kernels.CHUNK, threads)
-        if slopes is None:
-            continue
-        if sums is not None:
-            slopes.sums += sums.sum(axis=0)[:k]
-        if slopes.candidates is not None:
-            if start == 0:
-                np.matmul(products.T, x, out=slopes.candidates)
-            else:
-                slopes.candidates += products.T @ x
-        if slopes.x is not None:
-            np.matmul(products, logits.candidates, out=slopes.x[at])
-    rows.loss[...] = loss
-
-
-def _without_zeros(x: Array, scale: Array | None) -> Array:
-    """A row that does not count must not reach a sum over rows, whatever it holds."""
-    nothing = None if scale is None else np.flatnonzero(scale == 0)
-    if nothing is None or not nothing.size:
-        return x
-    x = x.copy()
-    x[nothing] = 0
-    return x
-
-
-def _contiguous(a: Array, dtype: np.dtype[Any]) -> Array:
-    """For BLAS: a copy unless it lies so already."""
-    return np.require(a, dtype, ["C", "A"])
-
-
-def _buffer(wants: Wants, name: str, a: Array, apart: dict[str, Array | None]) -> Array:
-    """Where the gradient to a dense argument goes."""
-    apart = apart | {f"the buffer for {other}": b for other, b in wants.grads.items() if isinstance(b, np.ndarray)}
-    buffer = _inputs.output("grad_out", wants.buffers.get(name), a.shape, a.dtype, apart, a)
-    grad: Array = np.empty_like(a, subok=False) if buffer is None else buffer
-    wants.grads[name] = grad
-    return grad
-
-
-def _target(buffer: Array, x: Array) -> Array:
-    """The buffer itself where a product can be written to it, else an array of its own."""
-    fits = buffer.dtype == x.dtype and buffer.flags.c_contiguous and buffer.flags.aligned
-    return buffer if fits and not np.may_share_memory(buffer, x) else np.empty_like(x)
 
 
 def _draw(
@@ -213,7 +67,7 @@ def _check_counts(candidates: Candidates) -> None:
 
 def _sampled(
     wants: Wants | None,
-    nce: bool,
+    is_nce: bool,
     weights: Any,
     biases: Any,
     labels: ArrayLike,
@@ -236,8 +90,8 @@ def _sampled(
     x = _inputs.array("inputs", inputs)
     dtype = _inputs.loss_dtype("inputs", x.dtype)
     _inputs.choice("partition_strategy", partition_strategy, STRATEGIES)
-    w = _Table("weights", weights, 2, partition_strategy)
-    b = _Table("biases", biases, 1, partition_strategy)
+    w = Table("weights", weights, 2, partition_strategy)
+    b = Table("biases", biases, 1, partition_strategy)
     if x.ndim != 2 or x.shape[1:] != w.row:
         raise ValueError(f"inputs must have shape [batch, {w.row[0]}], as rows of weights, got {x.shape}")
     if b.n != w.n:
@@ -260,69 +114,80 @@ def _sampled(
     if wants is not None:
         _inputs.no_buffers(wants.buffers, ("weights", "biases"))
         if "inputs" in wants.wrt:
-            d_inputs = _buffer(wants, "inputs", x, apart | {"out": rows.loss})
+            d_inputs = buffer_of(wants, "inputs", x, apart | {"out": rows.loss})
     if given is not None and subtract_log_q:
         _check_counts(Candidates(*given))
     drawn = _draw(y, num_sampled, num_classes, given, sampler, seed)
     if given is None and subtract_log_q:
         _check_counts(drawn)
 
-    dense = _without_zeros(_contiguous(x, dtype), rows.scale)
+    dense = without_zeros(contiguous(x, dtype), rows.scale)
     logits = _logits(dense, w, b, y, drawn, subtract_log_q, remove_accidental_hits)
-    slopes = None
+    values = slopes = None
     if wants is not None:
-        slopes = _wanted(wants.wrt, logits, d_inputs)
-    _run(nce, logits, rows, slopes, threads)
+        if "weights" in wants.wrt:
+            values = np.empty((y.size + num_sampled, x.shape[1]), dtype)
+        slopes = Slopes(
+            np.empty(y.shape),
+            None if d_inputs is None else _target(d_inputs, dense),
+            None if values is None else values[y.size :],
+            np.zeros(num_sampled) if "biases" in wants.wrt else None,
+        )
+    (nce if is_nce else softmax)(logits, rows, slopes, threads)
     value = rows.value()
     if wants is not None and slopes is not None:
-        _finish(wants, w, b, y, drawn.sampled_candidates, logits, slopes, rows.scale)
+        _finish(wants, w, b, y, drawn.sampled_candidates, logits, slopes, values, rows.scale)
         if d_inputs is not None and d_inputs is not slopes.x:
             d_inputs[...] = slopes.x
     return value
 
 
 def _logits(
-    x: Array, w: _Table, b: _Table, labels: Array, drawn: Candidates, subtract_log_q: bool, remove_hits: bool
-) -> _Logits:
+    x: Array, w: Table, b: Table, labels: Array, drawn: Candidates, subtract_log_q: bool, remove_hits: bool
+) -> Logits:
     """Candidates gathered, true products made row by row of the table."""
     ids, k, flat = drawn.sampled_candidates, len(drawn.sampled_candidates), labels.reshape(-1)
     true = b.gather(flat, np.dtype(np.float64)).reshape(-1)
-    offsets = np.zeros(_padded(k))
-    offsets[:k] = b.gather(ids, np.dtype(np.float64)).reshape(-1)
+    offsets = b.gather(ids, np.dtype(np.float64)).reshape(-1)
     if subtract_log_q:
         _kernels.subtract_log(true, drawn.true_expected_count.reshape(-1))
-        _kernels.subtract_log(offsets[:k], drawn.sampled_expected_count)
+        _kernels.subtract_log(offsets, drawn.sampled_expected_count)
+    shift = np.zeros(padded(k), x.dtype)
+    with np.errstate(over="ignore"):
+        shift[:k] = offsets
     for shard, rows, places in w.locate(flat):
         _kernels.dots(_inputs.raw(w.arrays[shard]), rows, places, labels.shape[1], x, true)
-    logits = _Logits(x, w.gather(ids, x.dtype), offsets.astype(x.dtype), true.reshape(labels.shape))
+    hits: tuple[Array | None, Array | None, Array | None, Array | None] = (None, None, None, None)
     if remove_hits:
-        logits.labels, logits.ids = labels, ids
-        logits.heads = np.zeros(1 << max(3, (2 * k).bit_length()), np.int64)
-        logits.follows = np.empty(k, np.int64)
-        _kernels.index(ids, logits.heads, logits.follows)
-    return logits
+        heads, follows = np.zeros(1 << max(3, (2 * k).bit_length()), np.int64), np.empty(k, np.int64)
+        _kernels.index(ids, heads, follows)
+        hits = labels, ids, heads, follows
+    return Logits(x, w.gather(ids, x.dtype), shift, true.reshape(labels.shape), hits)
 
 
-def _wanted(wrt: tuple[str, ...], logits: _Logits, d_inputs: Array | None) -> _Slopes:
-    """Room for the gradients; that to the candidates is the end of the values for the table."""
-    x, k = logits.x, len(logits.candidates)
-    return _Slopes(
-        np.empty(logits.true.shape),
-        None if d_inputs is None else _target(d_inputs, x),
-        np.zeros((logits.true.size + k, x.shape[1]), x.dtype)[logits.true.size :] if "weights" in wrt else None,
-        np.zeros(k) if "biases" in wrt else None,
-    )
+def _target(buffer: Array, x: Array) -> Array:
+    """The buffer itself where a product can be written to it, else an array of its own."""
+    fits = buffer.dtype == x.dtype and buffer.flags.c_contiguous and buffer.flags.aligned
+    return buffer if fits and not np.may_share_memory(buffer, x) else np.empty_like(x)
 
 
 def _finish(
-    wants: Wants, w: _Table, b: _Table, labels: Array, ids: Array, logits: _Logits, slopes: _Slopes, scale: Array | None
+    wants: Wants,
+    w: Table,
+    b: Table,
+    labels: Array,
+    ids: Array,
+    logits: Logits,
+    slopes: Slopes,
+    values: Array | None,
+    scale: Array | None,
 ) -> None:
-    """The true classes' shares of the gradients."""
+    """The true classes' shares of the gradients; `values` for the table end with those to the candidates."""
     flat, true, num_true = labels.reshape(-1), slopes.true.reshape(-1), labels.shape[1]
     touched = np.concatenate([flat, ids])
-    if slopes.candidates is not None:
-        values = slopes.candidates.base
-        assert values is not None  # the candidates' gradients are its end
+    if values is not None:
+        if not flat.size:  # no product has been written there
+            values[...] = 0
         _kernels.outer(true, num_true, logits.x, values[: true.size])
         wants.grads["weights"] = w.gradient(touched, values)
     if slopes.sums is not None:
@@ -515,116 +380,3 @@ def nce_loss(
         remove_accidental_hits, partition_strategy, seed, subtract_log_q, sampler, sample_weight, reduction, out,
         n_threads,
     )  # fmt: skip
-
-
-@differentiable("queries", "keys")
-def in_batch_softmax_loss(
-    wants: Wants | None,
-    /,
-    queries: ArrayLike,
-    keys: ArrayLike,
-    item_ids: ArrayLike | None = None,
-    log_q: ArrayLike | None = None,
-    temperature: float = 1.0,
-    *,
-    sample_weight: ArrayLike | None = None,
-    reduction: str = "none",
-    out: Array | None = None,
-    n_threads: int | None = None,
-    name: str | None = None,
-) -> Any:
-    """Softmax over the keys of the batch: query i belongs to key i, the other keys are its negatives.
-
-    With :math:`z_{ij} = q_i \\cdot k_j / \\tau - \\log Q_j` the loss of row i is, in nats,
-
-    .. math:: \\log\\Bigl(e^{z_{ii}} + \\sum_{j: item_j \\ne item_i} e^{z_{ij}}\\Bigr) - z_{ii}.
-
-    Parameters
-    ----------
-    queries : array_like, shape [batch, D]
-        float16, bfloat16, float32 or float64.
-    keys : array_like, shape [batch, D]
-        Likewise.
-    item_ids : array_like of int, shape [batch], optional
-        What the keys stand for: another key of the same item as row i's is no negative of row i.  By default all keys
-        are different items.
-    log_q : array_like, shape [batch], optional
-        Logarithms of the keys' probabilities of being in a batch, in nats: popular items are negatives more often, and
-        subtracting this makes up for it.
-    temperature : float, default 1
-        Divides the products; positive.
-    sample_weight : array_like, optional
-        Multiplies the losses; broadcasts to [batch].  A row of weight 0 has loss 0, but its key is still a negative.
-    reduction, out, n_threads, name
-        As for `sampled_softmax_loss`.
-
-    Returns
-    -------
-    ndarray or scalar
-        One loss a row, shape [batch], or their sum or mean; the dtype of `queries`, float32 for half types.
-
-    Raises
-    ------
-    TypeError
-        If a dtype is not one of the above.
-    ValueError
-        If shapes do not fit, the temperature is not positive, or a log_q is not finite; nothing has been written then.
-
-    Notes
-    -----
-    Differentiable in `queries` and `keys`.  The logits of a block of rows are held at a time, never all of them.
-    After Yi et al. 2019, "Sampling-bias-corrected neural modeling for large corpus item recommendations".
-
-    Examples
-    --------
-    >>> import numpy as np
-    >>> import fastloss as fl
-    >>> x = 3 * np.eye(3)
-    >>> fl.in_batch_softmax_loss(x, x)
-    array([0.00024679, 0.00024679, 0.00024679])
-    >>> fl.in_batch_softmax_loss(x, x, item_ids=[7, 7, 8])
-    array([0.0001234 , 0.0001234 , 0.00024679])
-    """
-    q, k = _inputs.array("queries", queries), _inputs.array("keys", keys)
-    dtype = _inputs.loss_dtype("queries", q.dtype)
-    _inputs.loss_dtype("keys", k.dtype)
-    if q.ndim != 2:
-        raise ValueError(f"queries must have shape [batch, D], got {q.shape}")
-    _inputs.same_shape("keys", k, q.shape, "that of queries")
-    n = len(q)
-    items = None if item_ids is None else np.ascontiguousarray(_inputs.integers("item_ids", item_ids), np.int64)
-    if items is not None:
-        _inputs.same_shape("item_ids", items, (n,), "[batch]")
-    shift = np.zeros(_padded(n), dtype)
-    if log_q is not None:
-        shift[:n] = -_inputs.finite("log_q", log_q, n)
-    slope = 1 / _inputs.scalar("temperature", temperature, np.finfo(dtype).tiny, np.finfo(dtype).max)
-    threads = _threads.resolve(n_threads, n * n)
-    apart: dict[str, Array | None] = {"queries": q, "keys": k, "item_ids": items}
-    rows = Reduction(reduction, sample_weight, out, (n,), dtype, apart, None, wants, threads)
-    buffers: dict[str, Array] = {}
-    if wants is not None:
-        for wrt, a in (("queries", q), ("keys", k)):
-            if wrt in wants.wrt:
-                buffers[wrt] = _buffer(wants, wrt, a, apart | {"out": rows.loss})
-
-    x, candidates = _without_zeros(_contiguous(q, dtype), rows.scale), _contiguous(k, dtype)
-    logits = _Logits(x, candidates, shift, np.zeros((n, 1)), slope, ids=items, diagonal=True)
-    slopes = None
-    if wants is not None:
-        slopes = _Slopes(
-            np.empty((n, 1)),
-            np.empty_like(x) if "queries" in buffers else None,
-            np.zeros_like(x) if "keys" in buffers else None,
-            None,
-        )
-    _run(False, logits, rows, slopes, threads)
-    value = rows.value()
-    if slopes is not None:
-        if slopes.x is not None:
-            if rows.scale is not None:
-                slopes.x[rows.scale.reshape(-1) == 0] = 0
-            buffers["queries"][...] = slopes.x
-        if slopes.candidates is not None:
-            buffers["keys"][...] = slopes.candidates
-    return value

@@ -21,9 +21,7 @@ def _plain(wants: Wants | None, logits: Array, labels: Array, index: bool, axis:
     """_cross_entropy without options: what a call on a few rows costs is Python, so this is all of it."""
     shape = labels.shape if index else _inputs.without(logits.shape, axis)
     loss = np.empty(shape, _inputs.loss_dtype("logits", logits.dtype))
-    grad = None
-    if wants is not None:
-        grad = wants.grads["logits"] = np.empty_like(logits, subok=False)
+    grad = None if wants is None else wants.plain_buffer(logits)
     bad = _kernels.cross_entropy(
         logits, labels, axis, index, loss, grad, None, None, None, 1.0, 0.0, None, None, 0.0,
         _threads.resolve(n_threads, logits.size),
@@ -205,11 +203,12 @@ def sparse_softmax_cross_entropy_with_logits(
     shape = x.shape[:k] + x.shape[k + 1 :]
     if y.shape != shape:
         _inputs.same_shape("labels", y, shape, "that of logits without axis")
-    if (wants is None or wants.plain) and (
+    if (
         ignore_index is sample_weight is class_weight is where is out is None
         and reduction == "none"
         and label_smoothing == 0
         and x.dtype.kind == "f"
+        and (wants is None or wants.is_plain(x, y))
     ):
         return _plain(wants, x, y, True, k, n_threads)
     return _cross_entropy(
@@ -285,7 +284,7 @@ def softmax_cross_entropy_with_logits(
     x = _inputs.array("logits", logits)
     k = _inputs.axis_index(axis if dim is None else dim, x.ndim)
     y = _inputs.numbers("labels", labels)
-    if (wants is None or wants.plain) and (
+    if (
         sample_weight is class_weight is where is out is None
         and reduction == "none"
         and label_smoothing == 0
@@ -293,6 +292,7 @@ def softmax_cross_entropy_with_logits(
         and x.dtype.kind == "f"
         and y.dtype.kind != "V"
         and x.size
+        and (wants is None or wants.is_plain(x, y))
     ):
         return _plain(wants, x, y, False, k, n_threads)
     return _cross_entropy(

@@ -1,5 +1,6 @@
 """What importing the package does, and does not do."""
 
+import ast
 import doctest
 import importlib
 import inspect
@@ -17,27 +18,46 @@ def in_child(code):
 
 
 def test_subnormals_survive_the_import():
-    assert in_child("import fastloss; print(5e-324 / 2 == 0, 5e-324 * 1.0 != 0, 1e-308 / 2 > 0)") == "True True True"
+    assert (
+        in_child("from fastloss import *; print(5e-324 / 2 == 0, 5e-324 * 1.0 != 0, 1e-308 / 2 > 0)")
+        == "True True True"
+    )
 
 
 def test_only_numpy_is_imported():
     """No module of another package beside NumPy's: the import is light because of what it leaves out."""
     code = (
-        "import sys, numpy; before = set(sys.modules); import fastloss;"
+        "import sys, numpy; before = set(sys.modules); from fastloss import *;"
         "new = {m.split('.')[0] for m in set(sys.modules) - before if not m.startswith(('_cython', 'cython_'))};"
         "print(sorted(new - {'numpy'} - set(sys.stdlib_module_names)))"
     )
     assert in_child(code) == "['fastloss']"
-    code = "import fastloss, sys; print('argparse' in sys.modules or 'fastloss._cli' in sys.modules)"
+    code = "from fastloss import *; import sys; print('argparse' in sys.modules or 'fastloss._cli' in sys.modules)"
     assert in_child(code) == "False"
 
 
 def test_public_names():
     assert fl.__all__ == sorted(fl.__all__)
+    assert set(fl.__all__) <= set(dir(fl))
+    with pytest.raises(AttributeError, match="'fastloss' has no attribute 'nothing'"):
+        fl.nothing  # noqa: B018
     for name in fl.__all__:
         thing = getattr(fl, name)
         assert thing.__doc__, name
         assert "Examples" in thing.__doc__, name
+
+
+def test_modules_are_imported_when_they_are_used():
+    code = "import fastloss, sys; print(*sorted(m for m in sys.modules if m.startswith('fastloss.')))"
+    assert in_child(code) == "fastloss._host fastloss._native"
+    assert in_child("from fastloss import nce_loss, softmax; print(nce_loss.__module__)") == "fastloss._sampled"
+
+
+def test_type_checkers_see_the_same_names():
+    stub = ast.parse(pathlib.Path(fl.__file__).with_suffix(".pyi").read_text())
+    imported = [alias.name for node in stub.body if isinstance(node, ast.ImportFrom) for alias in node.names]
+    listed = next(ast.literal_eval(n.value) for n in stub.body if isinstance(n, ast.Assign))
+    assert sorted(imported) == listed == fl.__all__
 
 
 @pytest.mark.parametrize("name", fl.__all__)

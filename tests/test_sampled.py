@@ -254,9 +254,10 @@ def test_bits_do_not_depend_on_threads(loss):
 
 @BOTH
 def test_blocks_of_rows_add_up(loss, monkeypatch):
-    kwargs = problem(300, 50, 2, 1000, 16)
+    kwargs = problem(300, 50, 2, 1000, 16) | {"remove_accidental_hits": True}
     want = run(loss, **kwargs)
-    monkeypatch.setattr("fastloss._sampled.LOGITS", 64 * 64)
+    monkeypatch.setattr("fastloss._logits.LOGITS", 64 * 64)
+    monkeypatch.setattr("fastloss._logits.TILE", 64 * 64)
     got = run(loss, **kwargs)
     np.testing.assert_allclose(got[0], want[0], rtol=1e-13)
     np.testing.assert_allclose(got[1], want[1], rtol=1e-12, atol=1e-13)
@@ -291,8 +292,7 @@ def test_infinite_and_missing_numbers_stay_in_their_row(loss):
     for bad in (np.nan, np.inf):
         x = kwargs["inputs"].copy()
         x[2] = bad
-        with np.errstate(invalid="ignore"):
-            value, dx, *_ = run(loss, **(kwargs | {"inputs": x}))
+        value, dx, *_ = run(loss, **(kwargs | {"inputs": x}))  # without a warning
         keep = np.arange(7) != 2
         np.testing.assert_array_equal(value[keep], clean[0][keep])
         np.testing.assert_array_equal(dx[keep], clean[1][keep])
@@ -310,6 +310,27 @@ def test_huge_logits(loss):
         rest = [half, big + half, half] if loss is fl.nce_loss else [0, big, np.log(3)]
         np.testing.assert_allclose(value[:2], rest[:2], rtol=1e-6, atol=1e-6)
         np.testing.assert_allclose(value[2], rest[2], rtol=1e-6)
+
+
+def test_tiles_of_candidates_add_up():
+    kwargs = problem(90, 1100, 2, 5000, 16)
+    for more in ({}, {"remove_accidental_hits": True}, {"sample_weight": np.arange(90) % 3}):
+        kwargs |= more
+        weight = np.asarray(kwargs.get("sample_weight", np.ones(90)))
+        value, dx, dw, db = run(fl.nce_loss, **kwargs)
+        want = oracle(True, **kwargs, remove="remove_accidental_hits" in kwargs) * weight
+        np.testing.assert_allclose(value, want.astype(float), rtol=1e-13)
+        parts = []
+        sampled, te, se = kwargs["sampled_values"]
+        for at in np.split(np.arange(1100), [512, 1024]):  # the true classes' share once, then candidates only
+            values = sampled[at], te, se[at]
+            parts.append(run(fl.nce_loss, **(kwargs | {"num_sampled": len(at), "sampled_values": values})))
+        none = np.array([0]), te, np.full(1, 1e300)
+        only_true = run(fl.nce_loss, **(kwargs | {"num_sampled": 1, "sampled_values": none}))
+        np.testing.assert_allclose(dx, sum(p[1] for p in parts) - 2 * only_true[1], rtol=1e-12, atol=1e-12)
+        for got, k in ((dw, 2), (db, 3)):
+            want = sum(p[k].to_dense() for p in parts) - 2 * only_true[k].to_dense()
+            np.testing.assert_allclose(got.to_dense(), want, rtol=1e-12, atol=1e-12)
 
 
 @BOTH
@@ -518,7 +539,7 @@ def full(queries, keys, item_ids, log_q, temperature):
 @pytest.mark.parametrize("n", [1, 2, 31, 64, 200])
 @pytest.mark.parametrize("block", [64, 1 << 22])
 def test_in_batch_softmax(n, block, monkeypatch):
-    monkeypatch.setattr("fastloss._sampled.LOGITS", block)
+    monkeypatch.setattr("fastloss._logits.LOGITS", block)
     kwargs = pairs(n)
     if n == 1:
         kwargs["item_ids"] = np.zeros(1, int)

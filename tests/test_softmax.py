@@ -426,6 +426,16 @@ def test_a_bad_label_leaves_every_buffer_alone():
         fl.value_and_grad(np.sum)
 
 
+@pytest.mark.parametrize("f", [fl.softmax_cross_entropy_with_logits, fl.sigmoid_cross_entropy_with_logits])
+def test_a_gradient_over_the_labels_is_refused(f):
+    memory = np.zeros(41, np.float32)
+    labels = memory[1:].reshape(4, 10)
+    for grad_out in (labels, memory[:40].reshape(4, 10)):
+        with pytest.raises(ValueError, match="grad_out must not overlap labels"):
+            fl.value_and_grad(f)(labels=labels, logits=np.ones((4, 10), np.float32), grad_out=grad_out)
+    assert not memory.any()
+
+
 def test_no_classes():
     empty = np.zeros((3, 0), np.float32)
     assert (DENSE(labels=empty, logits=empty) == 0).all()

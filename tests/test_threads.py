@@ -53,7 +53,8 @@ def child(queue):
 
 @pytest.mark.filterwarnings("ignore:.*multi-threaded.*:DeprecationWarning")
 @pytest.mark.parametrize("method", multiprocessing.get_all_start_methods())
-def test_a_worker_after_a_parallel_parent(method):
+def test_a_worker_after_a_parallel_parent(method, monkeypatch):
+    monkeypatch.delenv("OMP_NUM_THREADS", raising=False)  # which a worker would obey
     want = heavy(2)  # starts the team that a forked child would wait for
     context = multiprocessing.get_context(method)
     queue = context.Queue()

@@ -11,24 +11,24 @@ from libc.string cimport memcpy
 
 from fastloss.kernels.arrays cimport Held, Rows, is_direct, load, release, row_at, store, take
 from fastloss.kernels.due cimport Due
+from fastloss.kernels.nce cimport FACTORS, nce_row, nce_true
 from fastloss.kernels.terms cimport (
     BLOCK, HEADROOM, HEADROOMF, L, ROWS, Groups, Terms, add_block, exp_block, exp_block_kept, label_of_terms,
     log_ratios, row_max, settled,
 )
 from fastloss.kernels.vmath cimport (
-    FL_BIAS, FL_LN2, FL_PREFETCH, bias_of, exp_of, fl_exp, fl_exp_label, fl_lo, fl_log, fl_log1p, fl_magic, lo_of,
-    magic_of, power_of, real, shift_of,
+    FL_LN2, FL_PREFETCH, bias_of, fl_exp_label, fl_log, fl_log1p, lo_of, magic_of, power_of, real, shift_of,
 )
 
 cdef enum:
     NONE = -1
     AHEAD = 4           # table rows asked for before they are needed
     WIDE = 256          # columns of a table row converted at a time
-    PRODUCT = 16        # groups whose factors 1 + e are multiplied before one logarithm: at most 2^512
     CHUNK_ROWS = 64     # rows whose gradients are summed by column in one go, for any number of threads
 
 CHUNK = CHUNK_ROWS
 LANES = L
+COLUMNS = FACTORS
 
 
 # ------------------------------------------------------------------ rows of tables
@@ -213,8 +213,8 @@ def index(const int64_t[::1] ids, int64_t[::1] heads, int64_t[::1] follows):
 # ------------------------------------------------------------------ one row
 
 cdef struct Job:
-    bint nce
     Py_ssize_t k            # candidates
+    Py_ssize_t first        # columns of z are candidates from here on
     Py_ssize_t groups       # of L columns
     Py_ssize_t num_true
     Py_ssize_t diagonal     # in-batch: the label of row i is column diagonal + i; else NONE
@@ -258,7 +258,8 @@ cdef inline void correct(const Job* job, Py_ssize_t i, real* z, const real* shif
             v = job.labels[i*job.num_true + j]
             at = job.heads[slot(job.heads, job.mask, job.ids, v)]
             while at:
-                z[at - 1] = -INFINITY
+                if job.first < at <= job.first + job.k:
+                    z[at - 1 - job.first] = -INFINITY
                 at = job.follows[at - 1]
 
 
@@ -335,90 +336,32 @@ cdef inline double softmax_slopes(const Job* job, Py_ssize_t i, Py_ssize_t best,
     return s/total
 
 
-cdef inline double nce_row(const real* z, Py_ssize_t groups, real s, real* e) noexcept nogil:
-    """Sum of log(1 + exp(z)); e = s sigmoid(z).  u gathers products: (1 + u) is the product of all 1 + exp(-|z|)."""
-    cdef double u[L]
-    cdef double above[L]
-    cdef double total = 0, w
-    cdef real bias = bias_of(s), lo = lo_of(bias), magic = magic_of(bias), v, q, r
-    cdef Py_ssize_t b = 0, g, n
-    cdef Py_ssize_t j
-    for j in range(L):
-        above[j] = 0
-    while b < groups:
-        n = groups - b if groups - b < PRODUCT else PRODUCT
-        for j in range(L):
-            u[j] = 0
-        for g in range(b, b + n):
-            for j in range(L):
-                v = z[g*L + j]
-                r = v if v > 0 else <real>0
-                q = exp_of(v if v < 0 else -v, lo, magic)
-                above[j] = above[j] + <double>r
-                w = q
-                u[j] = (u[j] + w) + u[j]*w
-                if e != NULL:
-                    e[g*L + j] = s*((q if v < 0 else <real>1)/(1 + q))
-        fold_products(u)
-        total += fl_log1p(u[0])
-        b += n
-    for j in range(16):
-        above[j] = above[j] + above[j + 16]
-    for j in range(8):
-        above[j] = above[j] + above[j + 8]
-    for j in range(4):
-        above[j] = above[j] + above[j + 4]
-    return total + ((above[0] + above[2]) + (above[1] + above[3]))
-
-
-cdef inline void fold_products(double* u) noexcept nogil:
-    cdef int n = L//2
-    cdef Py_ssize_t j
-    while n:
-        for j in range(n):
-            u[j] = (u[j] + u[j + n]) + u[j]*u[j + n]
-        n = n//2
-
-
-cdef inline double nce_true(const Job* job, Py_ssize_t i, double s) noexcept nogil:
-    """Losses of the true classes of row i, each a target of 1/num_true: two terms that are never negative."""
-    cdef double share = 1/<double>job.num_true, rest = (job.num_true - 1)*share, total = 0, v, q, near, p
-    cdef Py_ssize_t k
-    for k in range(job.num_true):
-        v = job.zt[i*job.num_true + k]
-        q = fl_exp(-fabs(v), fl_lo(FL_BIAS), fl_magic(FL_BIAS))
-        near = fl_log1p(q)
-        total += share*(near if v > 0 else near - v)
-        if rest != 0:
-            total += rest*(near + v if v > 0 else near)
-        if job.g != NULL:
-            p = (1 if v > 0 else q)/(1 + q)         # sigmoid(v), and sigmoid(-v) = 1 - p without cancellation
-            job.g[i*job.num_true + k] = s*(rest*p - share*((q if v > 0 else 1)/(1 + q)))
-    return total
-
-
 # ------------------------------------------------------------------ all rows
 
-cdef inline void keep(const Job* job, Py_ssize_t i, real* z, const real* e, real f, double* sums) noexcept nogil:
-    """The row's gradient takes the place of its logits; its columns are added up."""
+cdef inline void clear(real* z, Py_ssize_t n, double* g, Py_ssize_t num_true) noexcept nogil:
+    """The gradient of a row that does not count: exactly 0, whatever the row holds."""
+    cdef Py_ssize_t k
+    for k in range(n):
+        z[k] = 0
+    for k in range(num_true):
+        g[k] = 0
+
+
+cdef inline void add_columns(double* sums, const real* z, Py_ssize_t n) noexcept nogil:
     cdef Py_ssize_t j
-    for j in range(job.groups*L):
-        z[j] = e[j]*f
-    if job.diagonal >= 0:
-        z[job.diagonal + i] = <real>job.g[i]
-    if sums != NULL:
-        for j in range(job.k):
-            sums[j] = sums[j] + <double>z[j]
+    for j in range(n):
+        sums[j] = sums[j] + <double>z[j]
 
 
-cdef void run_rows(const Job* job, Py_ssize_t start, Py_ssize_t stop, real* logits, Py_ssize_t stride,
-                   const real* shift, real* loss, real* e) noexcept nogil:
+cdef void softmax_rows(const Job* job, Py_ssize_t start, Py_ssize_t stop, real* logits, const real* shift, real* loss,
+                       real* e) noexcept nogil:
     cdef Terms terms[ROWS]
     cdef double ratio[ROWS]
     cdef double far[ROWS]
-    cdef Py_ssize_t i = start, n, r, best, k
-    cdef double s = 0, f
-    cdef double* sums
+    cdef Py_ssize_t i = start, n, r, best, k, stride = job.groups*L
+    cdef double s
+    cdef real f
+    cdef Py_ssize_t j
     cdef const double* zt
     cdef real* z
     cdef real* kept = e if job.g != NULL else NULL
@@ -427,74 +370,139 @@ cdef void run_rows(const Job* job, Py_ssize_t start, Py_ssize_t stop, real* logi
         for r in range(n):
             z = logits + (i + r)*stride
             zt = job.zt + (i + r)*job.num_true
-            sums = job.sums + (i + r)//CHUNK_ROWS*job.groups*L if job.sums != NULL else NULL
             correct(job, i + r, z, shift)
-            if job.g != NULL:
-                s = job.factor*(job.scale[i + r] if job.scale != NULL else 1.0)
-            if job.nce:
-                loss[i + r] = <real>(nce_row(z, job.groups, <real>s, kept) + nce_true(job, i + r, s))
-                f = 1
-            else:
-                best = softmax_row(job, i + r, z, kept, &terms[r])
-                far[r] = 0
-                for k in range(job.num_true):
-                    if k != best:
-                        far[r] += zt[best] - zt[k]
-                far[r] = far[r]/job.num_true
-                f = softmax_slopes(job, i + r, best, &terms[r], s, shift[0]) if job.g != NULL else 0
+            best = softmax_row(job, i + r, z, kept, &terms[r])
+            far[r] = 0
+            for k in range(job.num_true):
+                if k != best:
+                    far[r] += zt[best] - zt[k]
+            far[r] = far[r]/job.num_true
             if job.g == NULL:
                 continue
-            if s == 0:          # exactly 0, whatever the row holds
-                for k in range(job.groups*L):
-                    z[k] = 0
-                for k in range(job.num_true):
-                    job.g[(i + r)*job.num_true + k] = 0
-            else:
-                keep(job, i + r, z, e, <real>f, sums)
-        if not job.nce:
-            log_ratios(n, terms, ratio, shift[0])
-            for r in range(n):
-                loss[i + r] = <real>(ratio[r] + far[r])
+            s = job.factor*(job.scale[i + r] if job.scale != NULL else 1.0)
+            if s == 0:
+                clear(z, stride, job.g + (i + r)*job.num_true, job.num_true)
+                continue
+            f = <real>softmax_slopes(job, i + r, best, &terms[r], s, shift[0])
+            for j in range(stride):         # the row's gradient takes the place of its logits
+                z[j] = e[j]*f
+            if job.diagonal >= 0:
+                z[job.diagonal + i + r] = <real>job.g[i + r]
+            if job.sums != NULL:
+                add_columns(job.sums + (i + r)//CHUNK_ROWS*stride, z, job.k)
+        log_ratios(n, terms, ratio, shift[0])
+        for r in range(n):
+            loss[i + r] = <real>(ratio[r] + far[r])
         i += n
 
 
-def losses(bint nce, real[:, ::1] z, Py_ssize_t k, double slope, const real[::1] shift, double[:, ::1] zt, labels,
-           const int64_t[::1] ids, const int64_t[::1] heads, const int64_t[::1] follows, Py_ssize_t diagonal,
-           real[::1] loss, double[:, ::1] g, const double[::1] scale, double factor, double[:, ::1] sums,
-           Py_ssize_t start, Py_ssize_t stop):
+cdef void nce_rows(const Job* job, Py_ssize_t start, Py_ssize_t stop, real* logits, const real* shift,
+                   double* loss, bint kept) noexcept nogil:
+    cdef double product[ROWS]
+    cdef double above[ROWS]
+    cdef Py_ssize_t i = start, n, r, stride = job.groups*L
+    cdef double s = 0
+    cdef real* z
+    while i < stop:
+        n = stop - i if stop - i < ROWS else ROWS
+        for r in range(n):
+            z = logits + (i + r)*stride
+            correct(job, i + r, z, shift)
+            if kept:
+                s = job.factor*(job.scale[i + r] if job.scale != NULL else 1.0)
+            above[r] = nce_row(z, stride, <real>s, kept, &product[r])
+            if kept and s == 0:
+                clear(z, stride, NULL, 0)
+            elif job.sums != NULL:
+                add_columns(job.sums + (i + r)//CHUNK_ROWS*stride, z, job.k)
+        for r in range(n):
+            loss[i + r] = loss[i + r] + (above[r] + fl_log1p(product[r]))
+        i += n
+
+
+cdef int describe(Job* job, Py_ssize_t first, Py_ssize_t k, Py_ssize_t groups, const int64_t[:, ::1] labels,
+                  const int64_t[::1] ids, const int64_t[::1] heads, const int64_t[::1] follows,
+                  const double[::1] scale, double factor, double[:, ::1] sums) except -1:
+    """What both losses have in common."""
+    job.first = first
+    job.k = k
+    job.groups = groups
+    job.diagonal = NONE
+    job.slope = 1
+    job.labels = &labels[0, 0] if labels is not None else NULL
+    job.num_true = labels.shape[1] if labels is not None else 0
+    job.ids = &ids[0] if ids is not None and labels is not None else NULL
+    job.items = &ids[0] if ids is not None and labels is None else NULL
+    job.heads = &heads[0] if heads is not None else NULL
+    job.follows = &follows[0] if follows is not None else NULL
+    job.mask = heads.shape[0] - 1 if heads is not None else 0
+    job.zt = NULL
+    job.g = NULL
+    job.scale = &scale[0] if scale is not None else NULL
+    job.factor = factor
+    job.sums = &sums[0, 0] if sums is not None else NULL
+    return 0
+
+
+def softmax(real[:, ::1] z, Py_ssize_t k, double slope, const real[::1] shift, double[:, ::1] zt,
+            const int64_t[:, ::1] labels, const int64_t[::1] ids, const int64_t[::1] heads,
+            const int64_t[::1] follows, Py_ssize_t diagonal, real[::1] loss, double[:, ::1] g,
+            const double[::1] scale, double factor, double[:, ::1] sums, Py_ssize_t start, Py_ssize_t stop):
     """Losses of rows start .. stop, and, if there is g, their gradients: to the true logits in g, to the others in z.
 
     `labels` are masked where `ids` hold them (`heads`, `follows`: see index); in-batch `ids` are the items.  `sums` has
     a row of column sums, zeroed, for every CHUNK rows.
     """
     cdef Job job
-    cdef const int64_t[:, ::1] y = labels
     cdef real* e
     if stop <= start:
         return
-    job.nce = nce
-    job.k = k
-    job.groups = z.shape[1]//L
-    job.num_true = zt.shape[1]
+    describe(&job, 0, k, z.shape[1]//L, labels, ids, heads, follows, scale, factor, sums)
     job.diagonal = diagonal
     job.slope = slope
-    job.labels = &y[0, 0] if labels is not None else NULL
-    job.ids = &ids[0] if ids is not None and labels is not None else NULL
-    job.heads = &heads[0] if heads is not None else NULL
-    job.follows = &follows[0] if follows is not None else NULL
-    job.mask = heads.shape[0] - 1 if heads is not None else 0
-    job.items = &ids[0] if ids is not None and labels is None else NULL
+    job.num_true = zt.shape[1]
     job.zt = &zt[0, 0]
     job.g = &g[0, 0] if g is not None else NULL
-    job.scale = &scale[0] if scale is not None else NULL
-    job.factor = factor
-    job.sums = &sums[0, 0] if sums is not None else NULL
     e = <real*>PyMem_RawMalloc((z.shape[1] + 2*L)*sizeof(real))
     if e == NULL:
         raise MemoryError()
     with nogil:
-        run_rows(&job, start, stop, &z[0, 0], z.shape[1], &shift[0], &loss[0], e)
+        softmax_rows(&job, start, stop, &z[0, 0], &shift[0], &loss[0], e)
     PyMem_RawFree(e)
+
+
+def nce(real[:, ::1] z, Py_ssize_t first, Py_ssize_t k, const real[::1] shift, const int64_t[:, ::1] labels,
+        const int64_t[::1] ids, const int64_t[::1] heads, const int64_t[::1] follows, double[::1] loss, bint kept,
+        const double[::1] scale, double factor, double[:, ::1] sums, Py_ssize_t start, Py_ssize_t stop):
+    """loss += the losses of at most COLUMNS candidates from the `first` on; z becomes their gradients if `kept`."""
+    cdef Job job
+    if stop <= start:
+        return
+    describe(&job, first, k, z.shape[1]//L, labels, ids, heads, follows, scale, factor, sums)
+    with nogil:
+        nce_rows(&job, start, stop, &z[0, 0], &shift[first], &loss[0], kept)
+
+
+def nce_targets(const double[:, ::1] zt, double[::1] loss, double[:, ::1] g, const double[::1] scale, double factor):
+    """loss = the losses of the true logits; their gradients in g."""
+    cdef double s[ROWS]
+    cdef double term[ROWS]
+    cdef double* slopes
+    cdef Py_ssize_t num_true = zt.shape[1], total = zt.shape[0]*num_true, p = 0, n, r
+    with nogil:
+        for r in range(zt.shape[0]):
+            loss[r] = 0
+        while p < total:
+            n = total - p if total - p < ROWS else ROWS
+            slopes = NULL
+            if g is not None:
+                slopes = &g[0, 0] + p
+                for r in range(n):
+                    s[r] = factor*(scale[(p + r)//num_true] if scale is not None else 1.0)
+            nce_true(&zt[0, 0] + p, n, num_true, s if slopes != NULL else NULL, term, slopes)
+            for r in range(n):
+                loss[(p + r)//num_true] += term[r]
+            p += n
 
 
 # ------------------------------------------------------------------ sums of equal rows

@@ -1,0 +1,107 @@
+# What type checkers see; at run time __init__.py finds the same names when they are first asked for.
+from fastloss._alias import AliasTable
+from fastloss._boosting import value_grad_hess
+from fastloss._candidates import (
+    all_candidate_sampler,
+    compute_accidental_hits,
+    fixed_unigram_candidate_sampler,
+    learned_unigram_candidate_sampler,
+    log_uniform_candidate_sampler,
+    sample_negatives,
+    uniform_candidate_sampler,
+)
+from fastloss._ctc import ctc_beam_search_decode, ctc_greedy_decode, ctc_loss, edit_distance
+from fastloss._focal import softmax_focal_loss
+from fastloss._gradients import value_and_grad
+from fastloss._in_batch import in_batch_softmax_loss
+from fastloss._linear import LinearStats, linear_cross_entropy, linear_partials, loss_from_partials, merge_partials
+from fastloss._regression import (
+    gamma_loss,
+    hinge_loss,
+    huber_loss,
+    kl_divergence,
+    log_cosh_loss,
+    mean_absolute_error,
+    mean_squared_error,
+    poisson_loss,
+    quantile_loss,
+    squared_hinge_loss,
+    tweedie_loss,
+)
+from fastloss._sampled import nce_loss, sampled_softmax_loss
+from fastloss._samplers import FixedUnigramSampler, LearnedUnigramSampler, LogUniformSampler, UniformSampler
+from fastloss._sequence import packed_sequence_loss, sequence_loss, sequence_loss_by_example
+from fastloss._sigmoid import (
+    log_sigmoid,
+    sigmoid,
+    sigmoid_cross_entropy_with_logits,
+    sigmoid_focal_loss,
+    softplus,
+    weighted_cross_entropy_with_logits,
+)
+from fastloss._softmax import (
+    log_softmax,
+    logsumexp,
+    softmax,
+    softmax_cross_entropy_with_logits,
+    sparse_softmax_cross_entropy_with_logits,
+)
+from fastloss._sparse_rows import SparseRows
+
+__version__: str
+
+__all__ = [
+    "AliasTable",
+    "FixedUnigramSampler",
+    "LearnedUnigramSampler",
+    "LinearStats",
+    "LogUniformSampler",
+    "SparseRows",
+    "UniformSampler",
+    "all_candidate_sampler",
+    "compute_accidental_hits",
+    "ctc_beam_search_decode",
+    "ctc_greedy_decode",
+    "ctc_loss",
+    "edit_distance",
+    "fixed_unigram_candidate_sampler",
+    "gamma_loss",
+    "hinge_loss",
+    "huber_loss",
+    "in_batch_softmax_loss",
+    "kl_divergence",
+    "learned_unigram_candidate_sampler",
+    "linear_cross_entropy",
+    "linear_partials",
+    "log_cosh_loss",
+    "log_sigmoid",
+    "log_softmax",
+    "log_uniform_candidate_sampler",
+    "logsumexp",
+    "loss_from_partials",
+    "mean_absolute_error",
+    "mean_squared_error",
+    "merge_partials",
+    "nce_loss",
+    "packed_sequence_loss",
+    "poisson_loss",
+    "quantile_loss",
+    "sample_negatives",
+    "sampled_softmax_loss",
+    "sequence_loss",
+    "sequence_loss_by_example",
+    "sigmoid",
+    "sigmoid_cross_entropy_with_logits",
+    "sigmoid_focal_loss",
+    "softmax",
+    "softmax_cross_entropy_with_logits",
+    "softmax_focal_loss",
+    "softplus",
+    "sparse_softmax_cross_entropy_with_logits",
+    "squared_hinge_loss",
+    "tweedie_loss",
+    "uniform_candidate_sampler",
+    "value_and_grad",
+    "value_grad_hess",
+    "weighted_cross_entropy_with_logits",
+]

@@ -1,0 +1,94 @@
+"""Noise-contrastive estimation: sums of log(1 + exp(z)), as logarithms of products of 1 + exp(-|z|).
+
+A product is held as u = product - 1, so that it loses nothing where all its factors are near 1: four factors in the
+type of z, then in float64.
+"""
+from libc.math cimport fabs
+
+from fastloss.kernels.sigmoid cimport magnitude
+from fastloss.kernels.special cimport fma
+from fastloss.kernels.terms cimport L, ROWS
+from fastloss.kernels.vmath cimport (
+    FL_BIAS, bias_of, exp_of, fl_exp, fl_lo, fl_log1p, fl_magic, lo_of, magic_of, real,
+)
+
+cdef enum:
+    FACTORS = 512       # columns at a time: one product, at most 2^512
+
+
+cdef inline real joined(real a, real b) noexcept nogil:
+    """(1 + a)(1 + b) - 1."""
+    return fma(a, b, a + b)
+
+
+cdef inline double nce_row(real* z, Py_ssize_t n, real s, bint kept, double* product) noexcept nogil:
+    """The sum of max(z, 0) over n <= FACTORS columns, a multiple of L, and the product; z becomes s sigmoid(z) if kept."""
+    cdef real q[FACTORS]
+    cdef real above[FACTORS]
+    cdef double u[L]
+    cdef double top[L]
+    cdef double w
+    cdef real bias = bias_of(s), lo = lo_of(bias), magic = magic_of(bias), v, c, d
+    cdef Py_ssize_t g, end = (n + 4*L - 1)//(4*L)*4*L
+    cdef Py_ssize_t j
+    for j in range(n):
+        v = z[j]
+        above[j] = v if v > 0 else <real>0
+        q[j] = exp_of(-magnitude(v), lo, magic)
+    if kept:
+        for j in range(n):
+            v = q[j] if z[j] < 0 else <real>1
+            c = 1 + q[j]
+            d = v/c
+            z[j] = s*d
+    for j in range(n, end):
+        q[j] = above[j] = 0
+    for j in range(L):
+        u[j] = top[j] = 0
+    for g in range(0, end, 128):    # 4 L
+        for j in range(L):
+            c = joined(q[g + j], q[g + L + j])
+            d = joined(q[g + 2*L + j], q[g + 3*L + j])
+            w = joined(c, d)
+            u[j] = joined(u[j], w)
+            v = (above[g + j] + above[g + L + j]) + (above[g + 2*L + j] + above[g + 3*L + j])
+            top[j] = top[j] + <double>v
+    fold_both(u, top, 16)
+    fold_both(u, top, 8)
+    fold_both(u, top, 4)
+    fold_both(u, top, 2)
+    product[0] = joined(u[0], u[1])
+    return top[0] + top[1]
+
+
+cdef inline void fold_both(double* u, double* top, Py_ssize_t n) noexcept nogil:
+    cdef Py_ssize_t j
+    for j in range(n):
+        u[j] = joined(u[j], u[j + n])
+        top[j] = top[j] + top[j + n]
+
+
+cdef inline void nce_true(const double* zt, Py_ssize_t n, double num_true, const double* s, double* term,
+                          double* g) noexcept nogil:
+    """Losses of n <= ROWS true logits, each a target of 1/num_true: terms that are never negative; g = s slope."""
+    cdef double share = 1/num_true, rest = (num_true - 1)*share, lo = fl_lo(FL_BIAS), magic = fl_magic(FL_BIAS)
+    cdef double v, q, near, far, up, down, below, p
+    cdef Py_ssize_t j
+    for j in range(n):
+        v = zt[j]
+        q = fl_exp(-fabs(v), lo, magic)
+        near = fl_log1p(q)
+        far = near + fabs(v)
+        up = share*(near if v > 0 else far)
+        down = rest*(far if v > 0 else near)
+        term[j] = up + (down if rest > 0 else 0.0)
+    if s == NULL:
+        return
+    for j in range(n):
+        v = zt[j]
+        q = fl_exp(-fabs(v), lo, magic)
+        p = 1 + q                                           # sigmoid(v), and sigmoid(-v) = 1 - p without cancellation
+        up = (1.0 if v > 0 else q)/p
+        below = (q if v > 0 else 1.0)/p
+        p = s[j]*(rest*up - share*below)
+        g[j] = p if s[j] != 0 else 0.0
