@@ -8,7 +8,7 @@ import numpy as np
 from numpy.typing import ArrayLike
 
 from fastloss import _threads
-from fastloss._draws import Floats, Ids, Law, Seed, as_array, as_ids, as_integer, finish, resolve_seed, seen_and_limit
+from fastloss._draws import Floats, Ids, Law, Seed, as_array, as_ids, as_integer, finish, resolve_seed, try_limit
 from fastloss._native import alias, samplers
 
 
@@ -130,8 +130,8 @@ class AliasTable:
             raise ValueError(f"k must be at most {self._drawable}, the number of positive weights, got {k}")
         key, stream = resolve_seed(seed)
         out = np.empty(k, np.int64)
-        seen, limit = seen_and_limit(len(self), k)
-        filled = samplers.sample(*self._law, key, stream, 0, out, True, seen, limit, None, None, None)[1]
+        limit = try_limit(len(self), k)
+        filled = samplers.sample(*self._law, key, stream, 0, out, True, limit, None, None, None)[1]
         if filled < k:
             finish(self._law, key, stream, 0, out, filled)
         return out
@@ -146,5 +146,5 @@ class AliasTable:
         """
         array = as_ids("ids", ids, len(self))
         out = np.empty(array.shape)
-        samplers.measure(*self._law, array, out, samplers.MEASURES["probability"], 0.0)
+        samplers.measure(*self._law, array, out, samplers.MEASURES["probability"], 0.0, None)
         return out

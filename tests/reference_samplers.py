@@ -123,3 +123,32 @@ def chi_square_z(observed, expected):
     k = len(expected) - 1
     x = float(((observed - expected) ** 2 / expected).sum())
     return ((x / k) ** (1 / 3) - (1 - 2 / (9 * k))) / math.sqrt(2 / (9 * k))
+
+
+def inclusion(p, size, nodes=300):
+    """Probability that each id is among the first `size` different ones: an integral over the time of its arrival."""
+    n = len(p)
+    grid = np.linspace(-np.log(p.max()) - 20, 6 - np.log(p.min()), 2000)
+    mean = np.array([-np.expm1(-p * np.exp(s)).sum() for s in grid])
+    low = np.interp(min(0.5, 0.02 * size), mean, grid) - 14
+    high = np.interp(size + 9 * size**0.5, mean, grid) + 1.5 if size + 9 * size**0.5 < n else grid[-1]
+    log_time, step = np.linspace(low, high, nodes, retstep=True)
+    there = -np.expm1(-np.exp(log_time)[:, None] * p)  # at each time, each id
+    number = np.zeros((nodes, n + 1))  # law of how many there are
+    number[:, 0] = 1
+    for f in there.T[..., None]:
+        number[:, 1:] = number[:, 1:] * (1 - f) + number[:, :-1] * f
+        number[:, :1] *= 1 - f
+    # without one id: the recursion from the side on which it does not blow up
+    early, few, many = there <= 0.5, np.zeros_like(there), np.zeros_like(there)
+    fewer, enough = np.zeros_like(there), np.zeros_like(there)
+    for m in range(size):
+        few = (number[:, m : m + 1] - there * few) / np.where(early, 1 - there, 1)
+        fewer += few
+        few *= early
+    for m in range(n, size, -1):
+        many = (number[:, m : m + 1] - (1 - there) * many) / np.where(early, 1, there)
+        enough += many
+        many *= ~early
+    density = p * np.exp(log_time[:, None] - p * np.exp(log_time)[:, None])
+    return (density * np.where(early, fewer, 1 - enough)).sum(0) * step

@@ -53,7 +53,7 @@ def test_philox_known_answers():
 def test_kernel_reads_philox(blocks, first):
     out = np.empty(2 * blocks, np.int64)  # in a range of 2^62 a draw is the low bits of a pair of words
     key, stream = 0x0123456789ABCDEF, 0xFEDCBA9876543210
-    kernels.sample(kernels.LAWS["uniform"], 2**62, None, None, 0.0, key, stream, first, out, False, None, out.size,
+    kernels.sample(kernels.LAWS["uniform"], 2**62, None, None, 0.0, key, stream, first, out, False, out.size,
                    None, None, None)  # fmt: skip
     words = slow.philox(key, stream, first, blocks).reshape(-1, 2).astype(np.uint64)
     assert out.tolist() == ((words[:, 1] << np.uint64(32) | words[:, 0]) & np.uint64(2**62 - 1)).tolist()
@@ -144,7 +144,7 @@ def test_a_word_below_the_limit_is_drawn_again_in_the_middle_of_a_tile():
     table = np.zeros(n, np.int64)  # thresholds 0, all aliases 0: the draw gives 0, but consumes words
     out = np.empty(1000, np.int64)
     kernels.sample(
-        kernels.LAWS["fixed_unigram"], n, table, None, 1.0, 87654321, 5, 0, out, False, None, 1000, None, None, None
+        kernels.LAWS["fixed_unigram"], n, table, None, 1.0, 87654321, 5, 0, out, False, 1000, None, None, None
     )
     assert (out == 0).all()
     del table, ids
@@ -573,6 +573,23 @@ def test_inclusion_of_a_skewed_law():
         p = sampler.expected_count(np.arange(101), size)
         assert abs(np.sum(p.astype(np.longdouble)) - size) < 1e-12 * size
         assert p.max() <= 1
+
+
+@pytest.mark.parametrize("law", ["log_uniform", "gamma", "steep", "two_kinds"])
+@pytest.mark.parametrize("n", [10, 60, 150])
+def test_inclusion_probabilities_are_those_of_the_integral(law, n):
+    weights = {
+        "gamma": np.random.default_rng(n).gamma(0.5, size=n) + 0.01,
+        "steep": 0.8 ** (np.arange(n) % 50),
+        "two_kinds": np.where(np.arange(n) < n // 5, 1, 0.02),
+    }
+    sampler = fl.LogUniformSampler(n) if law == "log_uniform" else F(weights[law])
+    sampler._inclusion = True
+    p = sampler.probability(np.arange(n))
+    for size in {1, 3, n // 5, n // 2, n - 2, n - 1} if n < 100 else {n // 5}:
+        exact = slow.inclusion(p, size)
+        assert abs(exact.sum() - size) < 1e-5
+        assert abs(sampler.expected_count(np.arange(n), size) - exact).max() < 3e-4
 
 
 def test_inclusion_in_candidates_and_functions_defaults():

@@ -8,7 +8,7 @@ from cpython.exc cimport PyErr_CheckSignals
 from libc.math cimport exp, log1p
 from libc.stdint cimport int64_t, uint32_t, uint64_t
 
-from laws cimport fl_from_id, fl_log_uniform, fl_pick, fl_two_atanh
+from laws cimport fl_child, fl_from_id, fl_log_uniform, fl_pick, fl_two_atanh
 from rng cimport (
     fl_mod32, fl_mod64, fl_pair, fl_prefetch, fl_rng, fl_rng_fill, fl_rng_word, fl_unit, fl_wide,
 )
@@ -18,7 +18,7 @@ cdef enum:
     PROBABILITY, COUNT, TRIES, INCLUSION            # what `measure` gives
     TILE = 256                                      # draws whose memory accesses overlap
     FEW = 32                                        # below so many missing ids, look at each draw
-    FANOUT = 16                                     # children of a node of the tree of counts
+    FANOUT = 16                                     # children of a node of the tree of counts; laws.h counts on it
     LEVELS = 16
     CHUNK = 1 << 16                                 # ids between two looks at pending signals
     FLOAT_BITS = 0x7FFFFF                           # of a word, for TensorFlow's float in [0, 1)
@@ -193,6 +193,29 @@ cdef inline uint64_t _integer64(const Law* w, fl_rng* g) noexcept nogil:
             return fl_mod64(x, w.size, w.reciprocal)
 
 
+cdef inline void _integers32(const Law* w, fl_rng* g, int64_t* out, Py_ssize_t m) noexcept nogil:
+    cdef Py_ssize_t i = 0, j, ready
+    cdef uint32_t x, n = <uint32_t>w.size, reciprocal = <uint32_t>w.reciprocal, limit = <uint32_t>w.limit
+    cdef int64_t redrawn
+    cdef const uint32_t* p
+    while i < m:
+        if g.end == g.next:
+            fl_rng_fill(g, m - i)
+        ready = g.end - g.next if g.end - g.next < m - i else m - i
+        p = g.word + g.next
+        redrawn = 0
+        for j in range(ready):
+            x = p[j]
+            redrawn |= x < limit
+            out[i + j] = fl_mod32(x, n, reciprocal)
+        if redrawn:                                 # rare: a draw takes more than one word
+            for j in range(ready):
+                out[i + j] = <int64_t>_integer32(w, g)
+        else:
+            g.next += <int>ready
+        i += ready
+
+
 cdef inline void _fill_learned(const Law* w, fl_rng* g, int64_t* out, Py_ssize_t m) noexcept nogil:
     """Descend the tree of counts, TILE draws abreast so that their cache misses overlap.
 
@@ -202,37 +225,25 @@ cdef inline void _fill_learned(const Law* w, fl_rng* g, int64_t* out, Py_ssize_t
     cdef Py_ssize_t i = 0, j, ready
     cdef int64_t left[TILE]
     cdef int64_t node[TILE]
-    cdef int64_t each, below, at, r
-    cdef const int64_t* added
-    cdef int level, _level
+    cdef int64_t at
+    cdef int level
     while i < m:
         ready = m - i if m - i < TILE else TILE
         if w.size <= <uint32_t>-1:
-            for j in range(ready):
-                left[j] = <int64_t>_integer32(w, g)
+            _integers32(w, g, left, ready)
         else:
             for j in range(ready):
                 left[j] = <int64_t>_integer64(w, g)
         for j in range(ready):
             node[j] = 0
-        each = 1
-        for _level in range(1, w.levels):
-            each *= FANOUT
         for level in range(w.levels - 1, -1, -1):
             for j in range(ready):
-                added = w.table + w.start[level] + node[j]*FANOUT
-                r = left[j]
-                below = 8*(added[7] + 8*each <= r)                              # bisection without branches
-                below += 4*(added[below + 3] + (below + 4)*each <= r)
-                below += 2*(added[below + 1] + (below + 2)*each <= r)
-                below += added[below] + (below + 1)*each <= r
-                left[j] = r - (added[below - 1] + below*each if below else 0)
-                at = node[j]*FANOUT + below
+                at = node[j]*FANOUT
+                at += fl_child(w.table + w.start[level] + at, 4*level, &left[j])
                 node[j] = at
-                if level:
+                if level and w.n > CACHED:
                     fl_prefetch(w.table + w.start[level - 1] + at*FANOUT)
                     fl_prefetch(w.table + w.start[level - 1] + at*FANOUT + FANOUT//2)
-            each //= FANOUT
         for j in range(ready):
             out[i + j] = node[j]
         i += ready

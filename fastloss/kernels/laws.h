@@ -5,6 +5,9 @@
 
 #include <stdint.h>
 #include <string.h>
+#if defined(__AVX512F__)
+#include <immintrin.h>
+#endif
 
 #if defined(_MSC_VER)
 #define FL_LAW static __forceinline
@@ -116,6 +119,42 @@ FL_LAW int64_t fl_pick(const int64_t *table, uint64_t bucket, uint32_t share) {
     __asm__ volatile("");
 #endif
     return (int64_t)(other ^ ((other ^ bucket) & (0 - (uint64_t)(share < (uint32_t)entry))));
+}
+
+
+/* One more in place `place` of a node of the tree of counts, which holds running sums. */
+FL_LAW void fl_raise(int64_t *node, uint64_t place) {
+    static const int64_t steps[32] = {[16] = 1, 1, 1, 1, 1, 1, 1, 1, 1, 1, 1, 1, 1, 1, 1, 1};
+    const int64_t *step = steps + 16 - place;
+#if defined(__GNUC__)                           /* left to itself, gcc adds one by one */
+    typedef int64_t eight __attribute__((vector_size(64), aligned(8)));
+    ((eight *)node)[0] += ((const eight *)step)[0];
+    ((eight *)node)[1] += ((const eight *)step)[1];
+#else
+    int j;
+    for (j = 0; j < 16; j++) node[j] += step[j];
+#endif
+}
+
+/* Which child of a node holds place `left`, and the place within it.  Child j, which has 2^bits ids, ends before
+   added[j] + (j + 1) 2^bits. */
+FL_LAW int64_t fl_child(const int64_t *added, int bits, int64_t *left) {
+    const int64_t r = *left;
+#if defined(__AVX512F__)
+    const __m512i at = _mm512_set1_epi64(r), ramp = _mm512_set_epi64(8, 7, 6, 5, 4, 3, 2, 1);
+    const __m512i low = _mm512_sll_epi64(ramp, _mm_cvtsi32_si128(bits));
+    const __m512i high = _mm512_add_epi64(low, _mm512_set1_epi64((int64_t)8 << bits));
+    const unsigned front = _mm512_cmple_epi64_mask(_mm512_add_epi64(_mm512_loadu_si512(added), low), at);
+    const unsigned back = _mm512_cmple_epi64_mask(_mm512_add_epi64(_mm512_loadu_si512(added + 8), high), at);
+    const int64_t below = __builtin_popcount(front | back << 8);
+#else                                           /* bisection without branches */
+    int64_t below = 8 * (added[7] + ((int64_t)8 << bits) <= r);
+    below += 4 * (added[below + 3] + ((below + 4) << bits) <= r);
+    below += 2 * (added[below + 1] + ((below + 2) << bits) <= r);
+    below += added[below] + ((below + 1) << bits) <= r;
+#endif
+    *left = r - (below << bits) - (below ? added[below - 1] : 0);
+    return below;
 }
 
 #endif

@@ -1,8 +1,12 @@
 from libc.stdint cimport int64_t, uint32_t, uint64_t
 
 cdef extern from "laws.h" nogil:
+    double fl_bits_to_double(uint64_t bits) noexcept
+    uint64_t fl_bits_of(double x) noexcept
     double fl_one_minus_exp(double y) noexcept
     double fl_two_atanh(double s) noexcept
     double fl_from_id(int64_t v) noexcept
     int64_t fl_log_uniform(double y, int64_t* near) noexcept
     int64_t fl_pick(const int64_t* table, uint64_t bucket, uint32_t share) noexcept
+    void fl_raise(int64_t* node, uint64_t place) noexcept
+    int64_t fl_child(const int64_t* added, int bits, int64_t* left) noexcept

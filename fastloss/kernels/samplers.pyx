@@ -1,7 +1,8 @@
 """Samples, with and without repeats, and their expected counts."""
 from cpython.exc cimport PyErr_CheckSignals
+from cpython.mem cimport PyMem_RawCalloc, PyMem_RawFree
 from cython.parallel cimport prange
-from libc.math cimport floor, log, log1p
+from libc.math cimport fabs, floor, log, log1p
 from libc.stdint cimport int64_t, uint32_t, uint64_t
 from libc.string cimport memset
 
@@ -9,6 +10,7 @@ from draws cimport (
     ALIAS, BUDGET, CHUNK, COUNT, FIXED, INCLUSION, LEARNED, LOG_UNIFORM, PROBABILITY, SMALL, TILE, TRIES, UNIFORM,
     Ids, Job, Law, _data, _fill, _has, _ids, _law, _mark, _pairs, _probability, _run, _set_size, _signals,
 )
+from inclusion cimport CLASSES, Crowd, _class, _interpolated, _wait, _waits
 from laws cimport fl_from_id, fl_one_minus_exp, fl_two_atanh
 from parallel cimport blocks, cut
 from rng cimport fl_open, fl_pair, fl_philox, fl_rng, fl_rng_start
@@ -19,13 +21,13 @@ MEASURES = {"probability": PROBABILITY, "count": COUNT, "tries": TRIES, "inclusi
 
 
 def sample(int kind, int64_t n, object table, object weights, double total,
-           uint64_t key, uint64_t stream, uint64_t block, object out, bint unique, object seen, int64_t limit,
+           uint64_t key, uint64_t stream, uint64_t block, object out, bint unique, int64_t limit,
            object true, object true_count, object count):
-    """Fill out with draws, distinct ones if `unique`; `seen` is scratch for them, zeroed, if `set_size` is not 0.
+    """Fill out with draws, distinct ones if `unique`.
 
     Where `limit` draws were enough, and counts are wanted, gives the expected counts of the true and sampled ids, too.
     Returns the position of the first true id outside the range, or -1 (if there is one, nothing is done); how many ids
-    there are; and how many draws were made.
+    there are; and how many draws were made, as a float.
     """
     cdef Law w
     cdef fl_rng g
@@ -33,36 +35,42 @@ def sample(int kind, int64_t n, object table, object weights, double total,
     cdef Ids* known = NULL
     cdef Job job
     cdef uint64_t small[SMALL]
+    cdef uint64_t* large = NULL
     cdef int64_t bad, size, trues, unused
     cdef const int64_t* ids = <const int64_t*>_data(true, &trues, False)
     cdef double* expected = <double*>_data(true_count, &unused, True)
     cdef double* counted = <double*>_data(count, &unused, True)
-    cdef uint64_t* set_words = <uint64_t*>_data(seen, &size, True)
     _law(&w, kind, n, table, weights, total)
     bad = _outside(ids, trues, n)
     job.out = <int64_t*>_data(out, &job.size, True)
     if bad >= 0 or job.size == 0:
-        return bad, 0, 0
+        return bad, 0, 0.0
     job.filled, job.tries, job.limit, job.unique = 0, 0, limit, True
     fl_rng_start(&g, key, stream, block)
     if unique:
-        if seen is None:
-            size = _set_size(n, job.size)
+        size = _set_size(n, job.size)
+        if size > SMALL:
+            large = <uint64_t*>PyMem_RawCalloc(<size_t>size, 8)
+            if large == NULL:
+                raise MemoryError()
+        else:
             memset(small, 0, <size_t>size*8)
-            set_words = small
-        _ids(&s, set_words, size, n)
+        _ids(&s, large if large != NULL else small, size, n)
         known = &s
-    while True:
-        with nogil:
-            _run(&w, &g, known, &job, BUDGET)
-        if job.filled == job.size or job.tries >= job.limit:
-            break
-        PyErr_CheckSignals()
+    try:
+        while True:
+            with nogil:
+                _run(&w, &g, known, &job, BUDGET)
+            if job.filled == job.size or job.tries >= job.limit:
+                break
+            PyErr_CheckSignals()
+    finally:
+        PyMem_RawFree(large)
     if counted != NULL and job.filled == job.size:
         with nogil:
             _expected(&w, ids, expected, trues, job.size, <double>job.tries)
             _expected(&w, job.out, counted, job.size, job.size, <double>job.tries)
-    return -1, job.filled, job.tries
+    return -1, job.filled, <double>job.tries
 
 
 cdef void _spread(const Law* w, uint64_t key, uint64_t stream, int64_t first, int64_t last,
@@ -95,10 +103,9 @@ def spread(int kind, int64_t n, object table, object weights, double total,
         PyErr_CheckSignals()
 
 
-def set_size(int64_t n, int64_t ids, int64_t spare=SMALL):
-    """Words for a set of so many ids in [0, n); 0 where the spare ones, which `sample` has itself, are enough."""
-    cdef int64_t size = _set_size(n, ids)
-    return size if size > spare else 0
+def set_size(int64_t n, int64_t ids):
+    """Words for a set of so many ids in [0, n)."""
+    return _set_size(n, ids)
 
 
 def derive(uint64_t key, uint64_t stream, uint64_t block):
@@ -282,7 +289,7 @@ cdef void _probabilities(const Law* w, const int64_t* ids, double* p, Py_ssize_t
             p[i] = _probability(w, ids[i])
 
 
-cdef void _measured(double* p, Py_ssize_t m, int what, double x) noexcept nogil:
+cdef void _measured(double* p, Py_ssize_t m, int what, double x, const double* times) noexcept nogil:
     """Turns probabilities into what is asked for."""
     cdef Py_ssize_t i
     cdef int64_t large = 0
@@ -299,18 +306,21 @@ cdef void _measured(double* p, Py_ssize_t m, int what, double x) noexcept nogil:
         else:
             for i in range(m):
                 p[i] = fl_one_minus_exp(x*fl_two_atanh(p[i]/(2.0 - p[i])))
+    elif what == INCLUSION and times != NULL:
+        for i in range(m):
+            p[i] = fl_one_minus_exp(p[i]*x*_wait(times, p[i]))
     elif what == INCLUSION:
         for i in range(m):
-            p[i] = fl_one_minus_exp(p[i]*x if p[i] > 0 else 0.0)
+            p[i] = p[i] > 0
 
 
 cdef void _measure(const Law* w, const int64_t* ids, double* out, Py_ssize_t size, int what,
-                   double x) noexcept nogil:
+                   double x, const double* times) noexcept nogil:
     cdef Py_ssize_t i = 0, m
     while i < size:
         m = size - i if size - i < TILE else TILE
         _probabilities(w, ids + i, out + i, m)
-        _measured(out + i, m, what, x)
+        _measured(out + i, m, what, x, times)
         i += m
 
 
@@ -318,9 +328,9 @@ cdef void _expected(const Law* w, const int64_t* ids, double* out, Py_ssize_t si
                     double tries) noexcept nogil:
     """TensorFlow's expected counts of ids in a sample of `wanted` ids."""
     if tries == wanted:
-        _measure(w, ids, out, size, COUNT, <double>wanted)
+        _measure(w, ids, out, size, COUNT, <double>wanted, NULL)
     else:
-        _measure(w, ids, out, size, TRIES, tries)
+        _measure(w, ids, out, size, TRIES, tries, NULL)
 
 
 cdef int64_t _outside(const int64_t* ids, int64_t size, int64_t n) noexcept nogil:
@@ -342,62 +352,100 @@ def outside(object ids, int64_t n):
 
 
 def measure(int kind, int64_t n, object table, object weights, double total,
-            object ids, object out, int what, double x):
+            object ids, object out, int what, double x, object times):
     """Of each id, which must lie in [0, n), by `what` and with x:
 
     its probability P (x unused); its expected count x P in x draws; the probability 1 - (1 - P)^x that it is among x
-    draws; the probability 1 - exp(-x P) that it is drawn before time x when ids arrive at the rates P.
+    draws; the probability that a sample of distinct ids holds it, by the x and times of `inclusion_times`, or, without
+    times, 1 where P > 0.
     """
     cdef Law w
     cdef int64_t size
+    cdef const double* waits = <const double*>_data(times, &size, False)
     cdef const int64_t* data = <const int64_t*>_data(ids, &size, False)
     cdef double* result = <double*>_data(out, &size, True)
     _law(&w, kind, n, table, weights, total)
     with nogil:
-        _measure(&w, data, result, size, what, x)
+        _measure(&w, data, result, size, what, x, waits)
 
 
-def inclusion_time(int kind, int64_t n, object table, object weights, double total, double count):
-    """The time t with sum_v 1 - exp(-t P(v)) = count, which must be below the number of ids of weight.
+cdef int64_t _tile(const Law* w, int64_t v, double* p) noexcept nogil:
+    """Probabilities from id v on; returns the id after them."""
+    cdef int64_t ids[TILE]
+    cdef Py_ssize_t i, m = w.n - v if w.n - v < TILE else TILE
+    for i in range(m):
+        ids[i] = v + i
+    _probabilities(w, ids, p, m)
+    return v + m
 
-    Newton's method from t = count, where the sum is too small; it is concave, so t grows until it is right.
+
+def inclusion_times(int kind, int64_t n, object table, object weights, double total, double wanted,
+                    const double[::1] nodes, const double[::1] gauss, double[::1] times):
+    """The x and times with which `measure` gives the probabilities that a sample of distinct ids holds an id.
+
+    For so many ids `wanted`, less than there are of weight, by a Gauss rule on [-1, 1].  Returns x, which makes the sum
+    of the probabilities right to the last digit, and how many of `times`, of 2^15 + 2, are used.
     """
     cdef Law w
-    cdef double t = count, drawn, slope, block, step, error
+    cdef Crowd c
     cdef double p[TILE]
     cdef double y[TILE]
-    cdef int64_t ids[TILE]
-    cdef int64_t v
-    cdef Py_ssize_t i, m
+    cdef double x = 1, drawn, slope, block, step, error
+    cdef int64_t v = 0, first
+    cdef Py_ssize_t i, used
     cdef int _turn
-    _law(&w, kind, n, table, weights, total)
-    for _turn in range(200):
+    cdef double* scratch = <double*>PyMem_RawCalloc(6*CLASSES, 8)
+    if scratch == NULL:
+        raise MemoryError()
+    try:
+        _law(&w, kind, n, table, weights, total)
+        c.size, c.wanted = 0, wanted
+        c.number, c.rate, c.absent = scratch, scratch + CLASSES, scratch + 2*CLASSES
+        c.present, c.fewer = scratch + 3*CLASSES, scratch + 4*CLASSES
+        while v < n:
+            with nogil:
+                while v < n:
+                    first = v
+                    v = _tile(&w, v, p)
+                    for i in range(v - first):
+                        c.number[_class(p[i])] += p[i] > 0
+                        c.rate[_class(p[i])] += p[i]
+                    if v % CHUNK == 0:
+                        break
+            PyErr_CheckSignals()
+        with nogil:
+            for i in range(CLASSES):
+                if c.number[i] > 0:
+                    c.rate[c.size], c.number[c.size] = c.rate[i]/c.number[i], c.number[i]
+                    c.size += 1
+            _waits(&c, &nodes[0], &gauss[0], nodes.shape[0], scratch + 5*CLASSES)
+            used = _interpolated(&c, scratch + 5*CLASSES, &times[0])
+    finally:
+        PyMem_RawFree(scratch)
+    for _turn in range(50):                         # Newton's method: the sum is concave in x
         drawn = slope = error = 0
         v = 0
         while v < n:
             with nogil:
                 while v < n:
-                    m = n - v if n - v < TILE else TILE
-                    for i in range(m):
-                        ids[i] = v + i
-                    _probabilities(&w, ids, p, m)
-                    for i in range(m):
+                    first = v
+                    v = _tile(&w, v, p)
+                    for i in range(v - first):
                         y[i] = p[i]
-                    _measured(y, m, INCLUSION, t)
+                    _measured(y, v - first, INCLUSION, x, &times[0])
                     block = 0
-                    for i in range(m):
+                    for i in range(v - first):
                         block += y[i]
-                        slope += p[i]*(1.0 - y[i])
+                        slope += p[i]*_wait(&times[0], p[i])*(1.0 - y[i])
                     block -= error                  # compensated: a million terms to the last digit
                     step = drawn + block
                     error = (step - drawn) - block
                     drawn = step
-                    v += m
-                    if v % CHUNK < TILE:
+                    if v % CHUNK == 0:
                         break
             PyErr_CheckSignals()
-        step = (count - drawn)/slope
-        if not step > t*1e-16:
+        step = (wanted - drawn)/slope if slope > 0 else 0
+        if not fabs(step) > x*4e-16:
             break
-        t += step
-    return t
+        x += step
+    return x, used

@@ -2,10 +2,11 @@
 
 An entry holds what was added to the counts of its subtree and of its elder siblings'.
 """
-from libc.stdint cimport int64_t
+from libc.stdint cimport int64_t, uint64_t
 from libc.string cimport memset
 
-from draws cimport CHUNK, FANOUT, LEVELS, _levels, _signals
+from draws cimport CHUNK, FANOUT, LEVELS, _data, _levels, _signals
+from laws cimport fl_raise
 
 
 def tree_size(int64_t n):
@@ -15,24 +16,22 @@ def tree_size(int64_t n):
     return _levels(n, start, &levels)
 
 
-def tree_add(int64_t[::1] tree, int64_t n, const int64_t[::1] ids):
+def tree_add(object tree, int64_t n, object ids):
     """Adds one to the count of every id, which must lie in [0, n)."""
     cdef int64_t start[LEVELS]
     cdef int levels, level
-    cdef Py_ssize_t i, j, m
-    cdef int64_t v, place
-    cdef int64_t* node
+    cdef Py_ssize_t i
+    cdef int64_t size, m
+    cdef uint64_t v
+    cdef int64_t* entry = <int64_t*>_data(tree, &size, True)
+    cdef const int64_t* id = <const int64_t*>_data(ids, &m, False)
     _levels(n, start, &levels)
-    m = ids.shape[0]
     with nogil:
         for i in range(m):
-            v = ids[i]
+            v = <uint64_t>id[i]
             for level in range(levels):
-                place = v % FANOUT
+                fl_raise(entry + start[level] + (v & ~<uint64_t>(FANOUT - 1)), v % FANOUT)
                 v //= FANOUT
-                node = &tree[start[level] + v*FANOUT]
-                for j in range(FANOUT):
-                    node[j] += j >= place
 
 
 def tree_counts(const int64_t[::1] tree, int64_t[::1] counts):
