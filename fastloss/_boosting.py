@@ -32,7 +32,7 @@ def value_grad_hess(loss: Callable[..., Any], hessian: str = "diagonal") -> Call
         cotangent : array_like, optional
             Shaped as the value; multiplies the derivatives row by row.  Ones by default.
         grad_out, hess_out : ndarray, optional
-            Where to write the derivatives; `grad_out` may be the main input itself where the loss is element-wise.
+            Where to write the derivatives; `grad_out` may be the main input itself.
 
         and returns ``(value, gradient, hessian)``, both derivatives with respect to the main input (``logits``,
         ``predictions``), in its dtype, shape and memory layout.

@@ -9,7 +9,7 @@ from numpy.typing import ArrayLike, NDArray
 
 from fastloss import _inputs, _threads
 from fastloss._gradients import Wants, differentiable
-from fastloss._native import curvature as _kernels
+from fastloss._native import focal as _kernels
 from fastloss._native import softmax as _softmax
 from fastloss._reductions import Reduction
 

@@ -10,11 +10,11 @@ from numpy.typing import ArrayLike, NDArray
 
 from fastloss import _inputs, _threads
 from fastloss._gradients import Wants, differentiable, sum_back
-from fastloss._hessian import HESSIANS, fill_hessian
 from fastloss._native import softmax as _kernels
 from fastloss._reductions import Reduction
 
 Array = NDArray[Any]
+HESSIANS = ("diagonal", "upper", "residual")  # in the order of the kernel's numbers
 
 
 def _plain(wants: Wants | None, logits: Array, labels: Array, index: bool, axis: int, n_threads: int | None) -> Any:
@@ -23,7 +23,7 @@ def _plain(wants: Wants | None, logits: Array, labels: Array, index: bool, axis:
     loss = np.empty(shape, _inputs.loss_dtype("logits", logits.dtype))
     grad = None if wants is None else wants.plain_buffer(logits)
     bad = _kernels.cross_entropy(
-        logits, labels, axis, index, loss, grad, None, None, None, 1.0, 0.0, None, None, 0.0,
+        logits, labels, axis, index, loss, grad, None, None, 0, None, None, 1.0, 0.0, None, None, 0.0,
         _threads.resolve(n_threads, logits.size),
     )  # fmt: skip
     if bad >= 0:
@@ -65,14 +65,16 @@ def _cross_entropy(
             raise _inputs.bad_label("labels", labels, bad, n_classes, ignore)
     apart = {"logits": logits, "labels": labels, "where": mask}
     rows = Reduction(reduction, sample_weight, out, shape, dtype, apart, row_weight, wants, threads)
-    grad = labels_grad = None
+    grad = labels_grad = hess = None
+    kind = 0
     if wants is not None:
         grad, labels_grad = _gradient_buffers(wants, logits, labels, full, rows.loss)
-        wants.hessian_buffer(logits, {**apart, "out": rows.loss})
+        hess = wants.hessian_buffer(logits, {**apart, "out": rows.loss})
+        kind = HESSIANS.index(wants.hessian_kind or HESSIANS[0])
 
     def run(grad: Array | None, labels_grad: Array | None, mean: float = 0.0) -> None:
         bad = _kernels.cross_entropy(
-            x, y, axis, index, rows.loss, _inputs.raw(grad), _inputs.raw(labels_grad), weights,
+            x, y, axis, index, rows.loss, _inputs.raw(grad), _inputs.raw(labels_grad), _inputs.raw(hess), kind, weights,
             None if rows.scale is None else rows.scale.reshape(-1), rows.factor, smoothing, mask, ignore, mean, threads,
         )  # fmt: skip
         if bad >= 0:
@@ -87,8 +89,6 @@ def _cross_entropy(
     else:
         run(grad, labels_grad)
         value = rows.value()
-    if wants is not None and wants.hessian_kind is not None:
-        fill_hessian(wants, logits, y, index, axis, rows, weights, smoothing, mask, ignore, threads)
     if labels_grad is not None and wants is not None and wants.grads["labels"] is not labels_grad:
         wants.grads["labels"][...] = sum_back(labels_grad, labels.shape)
     return value
@@ -99,14 +99,13 @@ def _gradient_buffers(
 ) -> tuple[Array | None, Array | None]:
     """Where the kernel writes; wants.grads has what the caller gets, labels in their own shape and dtype."""
     grad = labels_grad = None
-    may_alias = wants.hessian_kind is None  # which reads the logits again
     for name in wants.wrt:
         a = logits if name == "logits" else labels
         if name == "labels" and (a.dtype.kind in "iub"):
             raise TypeError(f"labels must be float16, bfloat16, float32 or float64 to have a gradient, got {a.dtype}")
         apart: dict[str, Array | None] = {"logits": logits, "labels": labels, "out": loss}
         apart |= {f"the buffer for {other}": buffer for other, buffer in wants.grads.items()}
-        alias = logits if may_alias and name == "logits" else None
+        alias = logits if name == "logits" else None
         buffer = _inputs.output("grad_out", wants.buffers.get(name), a.shape, a.dtype, apart, alias)
         if buffer is None:
             buffer = np.empty_like(a, subok=False)

@@ -17,11 +17,11 @@ from fastloss.kernels.regression cimport (
     absolute_error, divergence, gamma, hinge, huber, log_cosh, poisson, quantile, squared_error, squared_hinge, tweedie,
 )
 from fastloss.kernels.sigmoid cimport (
-    LogSigmoid, Sigmoid, SigmoidCrossEntropy, SigmoidFocal, Softplus, Terms, WeightedCrossEntropy, magnitude,
+    LogSigmoid, Sigmoid, SigmoidCrossEntropy, SigmoidFocal, Softplus, Terms, WeightedCrossEntropy,
     sigmoid_cross_entropy, sigmoid_focal, softplus, weighted_cross_entropy,
 )
 from fastloss.kernels.special cimport exp_minus, exp_scaled
-from fastloss.kernels.vmath cimport FL_PREFETCH, real
+from fastloss.kernels.vmath cimport FL_PREFETCH, magnitude, real
 
 cdef extern from *:
     """

@@ -2,10 +2,10 @@
 
 With m = |x| and s = log(1 + u): softplus(x) = s + max(x, 0), softplus(-x) = s + max(-x, 0).
 """
-from libc.math cimport fabs, fabsf
+from libc.math cimport fabs
 
 from fastloss.kernels.special cimport fl_exp_minus, fl_product_rest, fma, log1p_unit, product_rest, scaled_unit
-from fastloss.kernels.vmath cimport fl_log1p, real
+from fastloss.kernels.vmath cimport fl_log1p, magnitude, real
 
 cdef struct Terms:          # of one element; what a loop does not use is not computed
     double value
@@ -33,13 +33,6 @@ cdef struct SigmoidFocal:
     double gamma
     double positive         # weight of label 1
     double negative
-
-
-cdef inline real magnitude(real x) noexcept nogil:
-    if real is float:
-        return fabsf(x)
-    else:
-        return fabs(x)
 
 
 cdef inline real times(real a, real b) noexcept nogil:

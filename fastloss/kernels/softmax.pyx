@@ -110,8 +110,8 @@ cdef Py_ssize_t first_bad(const Rows* labels, Py_ssize_t c, bint has_ignore, int
     return -1
 
 
-def cross_entropy(logits, labels, int axis, bint index, loss, grad, labels_grad, const double[::1] class_weight,
-                  const double[::1] scale, double factor, double smoothing, where, ignore, double mean, int n_threads):
+def cross_entropy(logits, labels, int axis, bint index, loss, grad, labels_grad, hess, int hessian,
+                  const double[::1] class_weight, const double[::1] scale, double factor, double smoothing, where, ignore, double mean, int n_threads):
     """Losses and gradients of all rows.  -1, or the first row whose label is no class: then nothing was written."""
     cdef Job job
     cdef Held held
@@ -124,9 +124,11 @@ def cross_entropy(logits, labels, int axis, bint index, loss, grad, labels_grad,
         take(&held, loss, NO_AXIS, True, &job.loss)
         take(&held, grad, axis, True, &job.grad)
         take(&held, labels_grad, axis, True, &job.labels_grad)
+        take(&held, hess, axis, True, &job.hess)
+        job.hessian = hessian
         job.what = CROSS_ENTROPY
         job.index = index
-        job.soft = smoothing != 0 or (class_weight is not None and not index)
+        job.soft = smoothing != 0 or (hess is not None if index else class_weight is not None)
         job.has_ignore = ignore is not None
         job.ignore = ignore if job.has_ignore else 0
         job.class_weight = &class_weight[0] if class_weight is not None else NULL

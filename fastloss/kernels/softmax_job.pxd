@@ -21,6 +21,11 @@ cdef enum:                      # what is asked for
     SOFTMAX
     LOG_SOFTMAX
     LOGSUMEXP
+cdef enum:                      # what is written as Hessian; its numbers are those of _softmax.HESSIANS
+    DIAGONAL
+    UPPER                       # twice that
+    RESIDUAL                    # the gradient's magnitude
+
 cdef struct Job:
     int what
     Rows logits
@@ -29,6 +34,7 @@ cdef struct Job:
     Rows loss                   # or log-sum-exp
     Rows grad                   # or softmax, log-softmax
     Rows labels_grad
+    Rows hess                   # diagonal of the Hessian, or what stands for it; only beside grad
     bint index                  # labels are class indices
     bint soft                   # the row's targets are not the bare label: see targets()
     bint has_ignore
@@ -38,6 +44,7 @@ cdef struct Job:
     const double* scale         # [n] or NULL: what the row's gradient is multiplied by
     double factor               # and every row's
     double smoothing
+    int hessian
     double mean                 # of the loss, where the labels' gradient has to go through its denominator
     int group                   # rows fetched together
     Py_ssize_t built            # elements of scratch: targets in float64,
@@ -100,7 +107,10 @@ cdef inline void put_run(const Rows* rows, Py_ssize_t i, Py_ssize_t n, const rea
 
 
 cdef inline void put_zeros(const Rows* rows, Py_ssize_t i) noexcept nogil:
+    """Row i = 0, if there is such an array."""
     cdef Py_ssize_t k
+    if rows.data == NULL:
+        return
     if rows.step == rows.itemsize:
         memset(row_at(rows, i), 0, rows.width*rows.itemsize)
     else:

@@ -5,14 +5,14 @@ from libc.stdint cimport int64_t
 from fastloss.kernels.arrays cimport Rows, is_direct, row_at
 from fastloss.kernels.due cimport Due, defer, settle
 from fastloss.kernels.softmax_job cimport (
-    LOG_SOFTMAX, SOFTMAX, Job, Slope, fetch, label_of, labels_of, put, put_one, put_run, put_zeros, scale_of, slope_of,
+    LOG_SOFTMAX, RESIDUAL, SOFTMAX, UPPER, Job, Slope, fetch, label_of, labels_of, put, put_one, put_run, put_zeros, scale_of, slope_of,
     target, targets,
 )
 from fastloss.kernels.terms cimport (
     BLOCK, PAIRS, ROWS, Groups, L, Terms, add_block, find, label_of_terms, lanes_sum, log_ratios, row_max, row_terms,
     row_terms_from, settled, sum_rest, total_of,
 )
-from fastloss.kernels.vmath cimport FL_PREFETCH, exp_of, lo_of, magic_of, power_of, real, scaled, shift_of
+from fastloss.kernels.vmath cimport FL_PREFETCH, exp_of, lo_of, magic_of, magnitude, power_of, real, scaled, shift_of
 
 
 # ------------------------------------------------------------------ row by row: class indices
@@ -241,6 +241,24 @@ cdef inline void put_target_grad(const Job* job, Py_ssize_t i, const real* e, co
         for k in range(n):
             w[k] = w[k] - <real>t[b + k]*u
         put(&job.grad, i, b, w, n, job.stream)
+        if job.hess.data != NULL and job.hessian == RESIDUAL:
+            for k in range(n):
+                w[k] = magnitude(w[k])
+            put(&job.hess, i, b, w, n, False)
+        b += n
+
+
+cdef inline void put_curvature(const Job* job, Py_ssize_t i, const real* e, double inverse, double factor) noexcept nogil:
+    """p (1 - p) times the factor: all but the maximum are at most 1/2, so 1 - p loses nothing."""
+    cdef real w[BLOCK]
+    cdef Py_ssize_t b = 0, n, k, c = job.logits.width
+    cdef double p
+    while b < c:
+        n = c - b if c - b < BLOCK else BLOCK
+        for k in range(n):
+            p = e[b + k]*inverse
+            w[k] = <real>(p*(1 - p)*factor)
+        put(&job.hess, i, b, w, n, False)
         b += n
 
 
@@ -289,12 +307,21 @@ cdef inline void target_row(const Job* job, Py_ssize_t i, const real* x, const t
         return
     if s == 0:
         put_zeros(&job.grad, i)
+        put_zeros(&job.hess, i)
         return
     # the maximum's entry apart, as two terms that cancel only where the truth does
     total = total_of(terms, m)
     top_slope = sums.rest*(label_of_terms(terms, m)/total) - t[top]*(terms.others/total)
     put_target_grad(job, i, e, t, slope_of(s*weight[0], total, 1/total, m), s)
     put_one(&job.grad, i, top, <real>(top_slope*s))
+    if job.hess.data == NULL:
+        return
+    if job.hessian == RESIDUAL:
+        put_one(&job.hess, i, top, magnitude(<real>(top_slope*s)))
+        return
+    s = s*weight[0]*(2 if job.hessian == UPPER else 1)
+    put_curvature(job, i, e, 1/total, s)
+    put_one(&job.hess, i, top, <real>((label_of_terms(terms, m)/total)*(terms.others/total)*s))
 
 
 cdef inline void target_rows(const Job* job, Py_ssize_t start, Py_ssize_t stop, real* scratch) noexcept nogil:
@@ -316,8 +343,8 @@ cdef inline void target_rows(const Job* job, Py_ssize_t start, Py_ssize_t stop, 
         for r in range(n):
             if job.index and label_of(job, i + r) < 0:
                 terms[r].others = terms[r].gap = terms[r].power = dots[r] = weight[r] = 0
-                if job.grad.data != NULL:
-                    put_zeros(&job.grad, i + r)
+                put_zeros(&job.grad, i + r)
+                put_zeros(&job.hess, i + r)
             elif job.soft:
                 targets(job, i + r, built)
                 target_row(job, i + r, row[r], built, e, &terms[r], &dots[r], &weight[r])

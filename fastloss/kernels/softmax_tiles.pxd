@@ -5,14 +5,14 @@ from libc.string cimport memset
 
 from fastloss.kernels.arrays cimport row_at
 from fastloss.kernels.softmax_job cimport (
-    LOGSUMEXP, SOFTMAX, Job, Slope, label_of, labels_of, put_run, scale_of, slope_of, target, targets,
+    LOGSUMEXP, RESIDUAL, SOFTMAX, UPPER, Job, Slope, label_of, labels_of, put_run, scale_of, slope_of, target, targets,
 )
 from fastloss.kernels.softmax_rows cimport log_sum, put_labels_grad
 from fastloss.kernels.tiles cimport (
     ASKS, LANES, TILE, TILE_SIZE, Ask, Lanes, S, ask_for, lanes_of, load_tile, rows_of_tile, store_tile, strip_sums, tile_argmax, tile_max,
     tile_ratios, tile_terms,
 )
-from fastloss.kernels.vmath cimport real, scaled
+from fastloss.kernels.vmath cimport magnitude, real, scaled
 
 cdef enum:
     DENSE_TILE = 32             # with a target for every class row by row is faster from here on
@@ -151,6 +151,24 @@ cdef inline void dot_tile(const real* b, target* t, Py_ssize_t c, Py_ssize_t lan
             t_top[s + j] = at_top[j]
 
 
+cdef inline void put_curvatures(const Job* job, Py_ssize_t i, Py_ssize_t n, const real* b, real* h, Py_ssize_t lanes,
+                                const real* top, const double* inverse, const double* factor, const double* at_top) noexcept nogil:
+    """p (1 - p) times each lane's factor, but at_top at class top."""
+    cdef Py_ssize_t c = job.logits.width, s, k, j, r
+    cdef double p
+    for s in range(0, lanes, 32):
+        for k in range(c):
+            for j in range(S):
+                p = b[s*c + k*S + j]*inverse[s + j]
+                p = at_top[s + j] if top[s + j] == <real>k else p*(1 - p)
+                h[s*c + k*S + j] = <real>(p*factor[s + j])
+    for r in range(n):
+        if factor[r] == 0:
+            for k in range(c):
+                h[r//S*S*c + k*S + r % S] = 0
+    store_tile(&job.hess, i, n, h)
+
+
 cdef inline void target_tiles(const Job* job, Py_ssize_t start, Py_ssize_t stop, real dummy) noexcept nogil:
     cdef real b[DENSE_SIZE]
     cdef real t[DENSE_SIZE]
@@ -167,6 +185,8 @@ cdef inline void target_tiles(const Job* job, Py_ssize_t start, Py_ssize_t stop,
     cdef double scale[LANES]
     cdef double inverse[LANES]
     cdef double entry[LANES]
+    cdef double at_top[LANES]
+    cdef double factor[LANES]
     cdef Lanes rows
     cdef Ask asks[ASKS]
     cdef Py_ssize_t i = start, c = job.logits.width, n, r, k
@@ -220,6 +240,11 @@ cdef inline void target_tiles(const Job* job, Py_ssize_t start, Py_ssize_t stop,
                 # the maximum's entry apart, as two terms that cancel only where the truth does
                 entry[j] = (rest[j]*(rows.label[j]*inverse[j]) - t_top[j]*(rows.others[j]*inverse[j]))*scale[j]
                 u[j] = <real>scale[j]
+            if job.hess.data != NULL and job.hessian != RESIDUAL:
+                for j in range(lanes):
+                    at_top[j] = (rows.label[j]*inverse[j])*(rows.others[j]*inverse[j])
+                    factor[j] = dot[j]*(2 if job.hessian == UPPER else 1)
+                put_curvatures(job, i, n, b, x, lanes, top, inverse, factor, at_top)
             scale_tile(b, c, lanes, dot, inverse, rows.total, top, entry)
             for s in range(0, lanes, 32):
                 for k in range(c):
@@ -230,6 +255,10 @@ cdef inline void target_tiles(const Job* job, Py_ssize_t start, Py_ssize_t stop,
                     for k in range(c):
                         b[r//S*S*c + k*S + r % S] = 0
             store_tile(&job.grad, i, n, b)
+            if job.hess.data != NULL and job.hessian == RESIDUAL:
+                for k in range(c*lanes):
+                    b[k] = magnitude(b[k])
+                store_tile(&job.hess, i, n, b)
         i += n
 
 

@@ -1,3 +1,4 @@
+from libc.math cimport fabs, fabsf
 from libc.stdint cimport uint16_t
 
 ctypedef fused real:
@@ -91,3 +92,10 @@ cdef inline real scaled(real e, real c, real rest) noexcept nogil:
         return e*c
     else:
         return fl_scaled(e, c, rest)
+
+
+cdef inline real magnitude(real x) noexcept nogil:
+    if real is float:
+        return fabsf(x)
+    else:
+        return fabs(x)

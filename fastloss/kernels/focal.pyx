@@ -1,4 +1,4 @@
-"""Row by row, what needs a softmax exact at both ends: its Hessian's diagonal, and the focal loss."""
+"""The focal loss of a softmax: row by row, exact at both ends."""
 from cpython.mem cimport PyMem_RawFree, PyMem_RawMalloc
 from cython.parallel cimport prange
 from libc.math cimport INFINITY, pow
@@ -9,7 +9,7 @@ from fastloss.kernels.due cimport Due
 from fastloss.kernels.parallel cimport blocks, cut
 from fastloss.kernels.special cimport fl_product_rest
 from fastloss.kernels.terms cimport (
-    L, Terms, find, label_of_terms, log_ratios, row_max, row_terms, row_terms_from, sum_rest,
+    L, Terms, label_of_terms, log_ratios, row_terms, sum_rest,
 )
 from fastloss.kernels.vmath cimport real
 
@@ -18,12 +18,11 @@ cdef struct Job:
     Rows labels
     Rows where
     Rows loss
-    Rows out                    # Hessian or gradient
+    Rows grad
     const double* class_weight  # [c] or NULL
     const double* scale         # [n] or NULL
     double factor
     double gamma
-    bint focal
     bint has_ignore
     int64_t ignore
 
@@ -36,23 +35,6 @@ cdef void read_row(const Job* job, Py_ssize_t i, real* x) noexcept nogil:
         p = row_at(&job.where, i)
         for k in range(job.where.width):
             x[k] = x[k] if p[k*job.where.step] else <real>(-INFINITY)
-
-
-cdef void hessian_row(const Job* job, Py_ssize_t i, double factor, real* x, real* e) noexcept nogil:
-    cdef Terms terms
-    cdef Due nothing
-    cdef Py_ssize_t k, c = job.logits.width
-    cdef real m = row_max(x, c)
-    cdef Py_ssize_t top = find(x, c, m)
-    cdef double total, label, p
-    nothing.target = NULL
-    row_terms_from(x, c, top, m, e, &terms, &nothing)
-    label = label_of_terms(&terms, e[0])
-    total = terms.others + label
-    for k in range(c):                      # all but the largest are at most 1/2: 1 - p loses nothing
-        p = e[k]/total
-        x[k] = <real>(p*(1 - p)*factor)
-    x[top] = <real>((label/total)*(terms.others/total)*factor)
 
 
 cdef double focal_row(const Job* job, double factor, Py_ssize_t y, real* x, real* e) noexcept nogil:
@@ -90,27 +72,22 @@ cdef void run_rows(const Job* job, Py_ssize_t start, Py_ssize_t stop, real* scra
         if job.scale != NULL:
             factor = factor*job.scale[i]
         weight = 1
-        y = 0
-        if job.focal:
-            y = index_at(row_at(&job.labels, i), job.labels.kind)
-            if (job.has_ignore and y == job.ignore) or y < 0 or y >= c:     # checked; the array may have changed since
-                weight = 0
-            elif job.class_weight != NULL:
-                weight = job.class_weight[y]
-            factor = factor*weight
+        y = index_at(row_at(&job.labels, i), job.labels.kind)
+        if (job.has_ignore and y == job.ignore) or y < 0 or y >= c:     # checked; the array may have changed since
+            weight = 0
+        elif job.class_weight != NULL:
+            weight = job.class_weight[y]
+        factor = factor*weight
         read_row(job, i, x)
         v = 0
-        if job.focal and weight != 0:
+        if weight != 0:
             v = <real>(focal_row(job, factor, y, x, e)*weight)
-        elif not job.focal:
-            hessian_row(job, i, factor, x, e)
         if factor == 0:
             for k in range(c):
                 x[k] = 0
-        if job.focal:
-            store(row_at(&job.loss, i), 0, job.loss.kind, &v, 1)
-        if job.out.data != NULL:
-            store(row_at(&job.out, i), job.out.step, job.out.kind, x, c)
+        store(row_at(&job.loss, i), 0, job.loss.kind, &v, 1)
+        if job.grad.data != NULL:
+            store(row_at(&job.grad, i), job.grad.step, job.grad.kind, x, c)
 
 
 cdef int run(const Job* job, int n_threads, real dummy) except -1:
@@ -132,26 +109,6 @@ cdef int run(const Job* job, int n_threads, real dummy) except -1:
     return 0
 
 
-def softmax_hessian(logits, int axis, out, const double[::1] scale, double factor, where, int n_threads):
-    """out = p (1 - p) times factor and the row's scale."""
-    cdef Job job
-    cdef Held held
-    held.count = 0
-    try:
-        take(&held, logits, axis, False, &job.logits)
-        take(&held, where, axis, False, &job.where)
-        take(&held, out, axis, True, &job.out)
-        job.scale = &scale[0] if scale is not None and scale.shape[0] > 0 else NULL
-        job.factor = factor
-        job.focal = False
-        if job.logits.kind == F64:
-            run[double](&job, n_threads, 0)
-        else:
-            run[float](&job, n_threads, 0)
-    finally:
-        release(&held)
-
-
 def softmax_focal(logits, labels, int axis, loss, grad, double gamma, const double[::1] class_weight,
                   const double[::1] scale, double factor, where, ignore, int n_threads):
     """Losses and gradients of all rows, whose labels have been checked."""
@@ -163,12 +120,11 @@ def softmax_focal(logits, labels, int axis, loss, grad, double gamma, const doub
         take(&held, labels, NO_AXIS, False, &job.labels)
         take(&held, where, axis, False, &job.where)
         take(&held, loss, NO_AXIS, True, &job.loss)
-        take(&held, grad, axis, True, &job.out)
+        take(&held, grad, axis, True, &job.grad)
         job.class_weight = &class_weight[0] if class_weight is not None and class_weight.shape[0] > 0 else NULL
         job.scale = &scale[0] if scale is not None and scale.shape[0] > 0 else NULL
         job.factor = factor
         job.gamma = gamma
-        job.focal = True
         job.has_ignore = ignore is not None
         job.ignore = ignore if job.has_ignore else 0
         if job.logits.kind == F64:
