@@ -25,7 +25,16 @@ if only := os.environ.get("FASTLOSS_BUILD_ISAS"):  # for faster developer builds
 # No flag here may change the value of an expression: no -ffast-math, no reassociation, and contraction only where
 # the source says fma, so that the instruction sets agree bit for bit.
 COMPILE = {
-    "unix": ["-O3", "-fschedule-insns", "-fsched-pressure", "-fno-math-errno", "-fno-trapping-math", "-ffp-contract=off", "-fno-strict-aliasing", "-g0"],
+    "unix": [
+        "-O3",
+        "-fschedule-insns",
+        "-fsched-pressure",
+        "-fno-math-errno",
+        "-fno-trapping-math",
+        "-ffp-contract=off",
+        "-fno-strict-aliasing",
+        "-g0",
+    ],
     "msvc": ["/O2", "/fp:precise"],
 }
 OPENMP = {"unix": ["-fopenmp"], "msvc": ["/openmp"]}

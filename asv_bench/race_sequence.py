@@ -70,5 +70,12 @@ def ctc(frames: int, size: int, classes: int, labels: int, grad: bool) -> Callab
 
 CASES = [
     Case("CTC loss T=200 B=32 C=100 U=30", ctc(200, 32, 100, 30, False), 4, 8, against="torch"),
-    Case("CTC loss and gradient T=200 B=32 C=100 U=30", ctc(200, 32, 100, 30, True), 8, 15, headline=True, against="torch"),
+    Case(
+        "CTC loss and gradient T=200 B=32 C=100 U=30",
+        ctc(200, 32, 100, 30, True),
+        8,
+        15,
+        headline=True,
+        against="torch",
+    ),
 ]

@@ -70,8 +70,8 @@ cdef inline void put_due(Due* due, real dummy) noexcept nogil:
         fl_put_line(<char*>target + k, <char*>group + k, due.past)
 
 
-cdef inline void defer(Due* due, void* target, const real* terms, Py_ssize_t n, double slope, double rest, Py_ssize_t at,
-                       double entry, bint past) noexcept nogil:
+cdef inline void defer(Due* due, void* target, const real* terms, Py_ssize_t n, double slope, double rest,
+                       Py_ssize_t at, double entry, bint past) noexcept nogil:
     """target[k] = terms[k] (slope + rest), but target[at] = entry, when there is time."""
     cdef Py_ssize_t head
     due.target = target

@@ -280,7 +280,8 @@ cdef inline void ask(const Job* job, Py_ssize_t i, real dummy) noexcept nogil:
             FL_PREFETCH(job.asked[a] + i*<Py_ssize_t>sizeof(real) + k*64)
 
 
-cdef inline void exponentials(const Job* job, const Loss* loss, Py_ssize_t i, const real* x, real* u, Py_ssize_t n) noexcept nogil:
+cdef inline void exponentials(const Job* job, const Loss* loss, Py_ssize_t i, const real* x, real* u,
+                              Py_ssize_t n) noexcept nogil:
     """What a loss takes as u.  In a loop of its own: together, the chain of operations is too long to overlap.
 
     It has time to prefetch the next span of all arrays; all at once would fill the queue of misses.
@@ -393,7 +394,7 @@ cdef double lanes_sum(double* lane) noexcept nogil:
 
 
 cdef void finish(const Job* job, const Operand* a, Py_ssize_t i, Py_ssize_t n, real* v,
-                        const double* by) noexcept nogil:
+                 const double* by) noexcept nogil:
     """A span of a gradient: scaled and written."""
     if by != NULL:
         scale(v, by, n)

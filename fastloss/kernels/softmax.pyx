@@ -101,7 +101,8 @@ cdef Py_ssize_t first_bad(const Rows* labels, Py_ssize_t c, bint has_ignore, int
     if labels.ndim <= 1 and not has_ignore:     # the common ones at the speed of memory
         if labels.kind == I64 and labels.stride[0] == 8 and not any_bad[int64_t](labels.data, labels.n, c, 0):
             return -1
-        if labels.kind == I32 and labels.stride[0] == 4 and c <= INT32_MAX and not any_bad[int32_t](labels.data, labels.n, c, 0):
+        if (labels.kind == I32 and labels.stride[0] == 4 and c <= INT32_MAX
+                and not any_bad[int32_t](labels.data, labels.n, c, 0)):
             return -1
     for i in range(labels.n):
         y = index_at(row_at(labels, i), labels.kind)
@@ -111,7 +112,8 @@ cdef Py_ssize_t first_bad(const Rows* labels, Py_ssize_t c, bint has_ignore, int
 
 
 def cross_entropy(logits, labels, int axis, bint index, loss, grad, labels_grad, hess, int hessian,
-                  const double[::1] class_weight, const double[::1] scale, double factor, double smoothing, where, ignore, double mean, int n_threads):
+                  const double[::1] class_weight, const double[::1] scale, double factor, double smoothing, where,
+                  ignore, double mean, int n_threads):
     """Losses and gradients of all rows.  -1, or the first row whose label is no class: then nothing was written."""
     cdef Job job
     cdef Held held
@@ -172,7 +174,7 @@ def normalize(str name, logits, int axis, out, where, int n_threads):
 
 def class_weights(labels, int axis, bint index, const double[::1] class_weight, ignore, Py_ssize_t c,
                   double[::1] out):
-    """out = the rows' class weights: sum of class_weight times label, 0 where ignored.  As cross_entropy, -1 or a row."""
+    """out = the rows' class weights: sum of class_weight times label, 0 where ignored.  Returns as cross_entropy."""
     cdef Rows rows
     cdef Held held
     cdef Py_ssize_t bad = -1, i, k

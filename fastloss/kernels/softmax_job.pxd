@@ -84,7 +84,8 @@ cdef inline void fetch(const Rows* rows, const Rows* where, Py_ssize_t i, Py_ssi
             mask(scratch + r*c, where, i + r)
 
 
-cdef inline void put(const Rows* rows, Py_ssize_t i, Py_ssize_t k, const real* v, Py_ssize_t n, bint stream) noexcept nogil:
+cdef inline void put(const Rows* rows, Py_ssize_t i, Py_ssize_t k, const real* v, Py_ssize_t n,
+                     bint stream) noexcept nogil:
     """Elements k .. k + n of row i = v."""
     if stream:
         fl_stream(row_at(rows, i) + k*<Py_ssize_t>sizeof(real), v, n*sizeof(real))

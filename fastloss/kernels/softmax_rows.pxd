@@ -5,8 +5,8 @@ from libc.stdint cimport int64_t
 from fastloss.kernels.arrays cimport Rows, is_direct, row_at
 from fastloss.kernels.due cimport Due, defer, settle
 from fastloss.kernels.softmax_job cimport (
-    LOG_SOFTMAX, RESIDUAL, SOFTMAX, UPPER, Job, Slope, fetch, label_of, labels_of, put, put_one, put_run, put_zeros, scale_of, slope_of,
-    target, targets,
+    LOG_SOFTMAX, RESIDUAL, SOFTMAX, UPPER, Job, Slope, fetch, label_of, labels_of, put, put_one, put_run, put_zeros,
+    scale_of, slope_of, target, targets,
 )
 from fastloss.kernels.terms cimport (
     BLOCK, PAIRS, ROWS, Groups, L, Terms, add_block, find, label_of_terms, lanes_sum, log_ratios, row_max, row_terms,
@@ -33,8 +33,8 @@ cdef inline void put_scaled(const Rows* out, Py_ssize_t i, const real* e, Slope 
         b += n
 
 
-cdef inline void put_terms(const Job* job, Py_ssize_t i, const real* e, Py_ssize_t c, Py_ssize_t at, double entry, Slope s,
-                           Due* due) noexcept nogil:
+cdef inline void put_terms(const Job* job, Py_ssize_t i, const real* e, Py_ssize_t c, Py_ssize_t at, double entry,
+                           Slope s, Due* due) noexcept nogil:
     """Row i of the gradient = e times the slope, but `entry` at class `at`: later, if it can wait."""
     settle(due, e[0])
     if s.apart == 1 and is_direct(&job.grad, e[0]):
@@ -101,8 +101,8 @@ cdef inline void flush(const target* part, double* total, double* carry) noexcep
 
 
 cdef inline void target_block(const real* x, const target* t, Py_ssize_t n_groups, Groups at, const real* out_x,
-                              const target* out_t, const real* tail_x, const target* tail_t, real m, real shift, real lo,
-                              real magic, real* e, Sums* sums) noexcept nogil:
+                              const target* out_t, const real* tail_x, const target* tail_t, real m, real shift,
+                              real lo, real magic, real* e, Sums* sums) noexcept nogil:
     """The sums of a block, all in the shape of exp_block's; the terms are kept in e unless it is NULL."""
     cdef real part[L]
     cdef real v[L]
@@ -186,8 +186,8 @@ cdef inline void target_block(const real* x, const target* t, Py_ssize_t n_group
     sums.rest = lanes_sum(rests, rest_carry, target is double)
 
 
-cdef inline void target_sums(const real* x, const target* t, Py_ssize_t c, Py_ssize_t top, real m, real* e, Terms* terms,
-                             Sums* sums) noexcept nogil:
+cdef inline void target_sums(const real* x, const target* t, Py_ssize_t c, Py_ssize_t top, real m, real* e,
+                             Terms* terms, Sums* sums) noexcept nogil:
     """Sums of a row whose maximum is x[top] = m; e (room for c + 2 L, or NULL): the terms, e[top] = 0."""
     cdef real out_x[L]
     cdef target out_t[L]
@@ -248,7 +248,8 @@ cdef inline void put_target_grad(const Job* job, Py_ssize_t i, const real* e, co
         b += n
 
 
-cdef inline void put_curvature(const Job* job, Py_ssize_t i, const real* e, double inverse, double factor) noexcept nogil:
+cdef inline void put_curvature(const Job* job, Py_ssize_t i, const real* e, double inverse,
+                               double factor) noexcept nogil:
     """p (1 - p) times the factor: all but the maximum are at most 1/2, so 1 - p loses nothing."""
     cdef real w[BLOCK]
     cdef Py_ssize_t b = 0, n, k, c = job.logits.width
@@ -266,11 +267,11 @@ cdef inline void put_log_softmax(const Rows* out, Py_ssize_t i, const real* x, P
                                  real* w, bint stream) noexcept nogil:
     """Row i of out = (x - m) - ratio: no difference of large numbers beside the first, which is exact enough."""
     cdef Py_ssize_t b = 0, n, k
-    cdef real l = <real>ratio
+    cdef real above = <real>ratio
     while b < c:
         n = c - b if c - b < BLOCK else BLOCK
         for k in range(n):
-            w[k] = (x[b + k] - m) - l
+            w[k] = (x[b + k] - m) - above
         put(out, i, b, w, n, stream)
         b += n
 
@@ -388,7 +389,8 @@ cdef inline void normal_rows(const Job* job, Py_ssize_t start, Py_ssize_t stop, 
             if job.what == SOFTMAX:
                 row_terms(row[r], c, 0, e, &terms, &due)
                 total = total_of(&terms, e[0])
-                put_terms(job, i + r, e, c, 0, label_of_terms(&terms, e[0])/total, slope_of(1.0, total, 1/total, e[0]), &due)
+                put_terms(job, i + r, e, c, 0, label_of_terms(&terms, e[0])/total,
+                          slope_of(1.0, total, 1/total, e[0]), &due)
                 e = scratch + job.kept if e == scratch else scratch
                 continue
             m = row_max(row[r], c)

@@ -9,8 +9,8 @@ from fastloss.kernels.softmax_job cimport (
 )
 from fastloss.kernels.softmax_rows cimport log_sum, put_labels_grad
 from fastloss.kernels.tiles cimport (
-    ASKS, LANES, TILE, TILE_SIZE, Ask, Lanes, S, ask_for, lanes_of, load_tile, rows_of_tile, store_tile, strip_sums, tile_argmax, tile_max,
-    tile_ratios, tile_terms,
+    ASKS, LANES, TILE, TILE_SIZE, Ask, Lanes, S, ask_for, lanes_of, load_tile, rows_of_tile, store_tile, strip_sums,
+    tile_argmax, tile_max, tile_ratios, tile_terms,
 )
 from fastloss.kernels.vmath cimport magnitude, real, scaled
 
@@ -152,7 +152,8 @@ cdef inline void dot_tile(const real* b, target* t, Py_ssize_t c, Py_ssize_t lan
 
 
 cdef inline void put_curvatures(const Job* job, Py_ssize_t i, Py_ssize_t n, const real* b, real* h, Py_ssize_t lanes,
-                                const real* top, const double* inverse, const double* factor, const double* at_top) noexcept nogil:
+                                const real* top, const double* inverse, const double* factor,
+                                const double* at_top) noexcept nogil:
     """p (1 - p) times each lane's factor, but at_top at class top."""
     cdef Py_ssize_t c = job.logits.width, s, k, j, r
     cdef double p
@@ -311,4 +312,3 @@ cdef inline void normal_tiles(const Job* job, Py_ssize_t start, Py_ssize_t stop,
                         x[s*c + k*S + j] = (x[s*c + k*S + j] - m[s + j]) - l[s + j]
             store_tile(&job.grad, i, n, x)
         i += n
-

@@ -245,10 +245,11 @@ cdef struct Terms:      # of a row, in the unit 2^(power - bias): see vmath.h
     double shift
 
 
-cdef inline bint exp_row(const real* x, Py_ssize_t c, Py_ssize_t out, real m, real* e, Terms* terms, Due* due) noexcept nogil:
+cdef inline bint exp_row(const real* x, Py_ssize_t c, Py_ssize_t out, real m, real* e, Terms* terms,
+                         Due* due) noexcept nogil:
     """Sum of exp over all elements but `out`, with e (room for c + 2 L, or NULL) the terms, e[out] = 0.
 
-    Meanwhile writes what is due, if anything and if terms are kept. False when a logit lies too far above the reference m.
+    Meanwhile writes what is due, if anything and if terms are kept. False when a logit lies too far above m.
     """
     cdef real out_group[L]
     cdef real tail_group[L]

@@ -20,8 +20,7 @@ cdef extern from "transpose.h" nogil:
 cdef enum:
     TILE = 64               # classes at most
     LANES = 64              # rows of a tile at most; half as many of float64
-    S = 32                  # lanes of a strip, more than gcc unrolls instead of vectorising; range() steps by 32 itself,
-                            # for an enum would make it a Python object
+    S = 32                  # lanes of a strip, more than gcc unrolls; range() steps by 32, not by S, a Python object
     TILE_SIZE = 64*64
     ASKS = 3                # arrays asked for
     NEAR = 8192             # bytes of a tile that the first-level cache takes besides the one in work
@@ -216,7 +215,8 @@ cdef inline void tile_argmax(const real* b, Py_ssize_t c, Py_ssize_t lanes, real
             top[s + j] = at[j]
 
 
-cdef inline void tile_terms(real* b, Py_ssize_t c, Py_ssize_t lanes, const real* m, const real* out, Lanes* rows, Ask* asks) noexcept nogil:
+cdef inline void tile_terms(real* b, Py_ssize_t c, Py_ssize_t lanes, const real* m, const real* out, Lanes* rows,
+                            Ask* asks) noexcept nogil:
     """b becomes exp(b) in the unit of each lane's maximum m, 0 at class out[r]; sums of every lane, ratios not."""
     cdef real shift[S]
     cdef real power[S]
