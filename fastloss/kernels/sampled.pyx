@@ -284,7 +284,7 @@ cdef inline bint softmax_terms(const Job* job, const real* z, const double* zt, 
         if e != NULL:
             t = exp_block_kept(z + b*L, n, nowhere, empty, empty, shift, lo, magic, e + b*L, &top, &nothing)
         else:
-            t = exp_block(z + b*L, n, nowhere, empty, empty, empty, shift, lo, magic, &top)
+            t = exp_block(z + b*L, n, nowhere, empty, empty, empty, shift, lo, magic, NULL, &top, &nothing)
         if top - shift > limit:
             return False
         add_block(&total, &carry, t)

@@ -15,6 +15,17 @@ from fastloss.kernels.vmath cimport (
     magic_of, power_of, real, shift_of,
 )
 
+cdef extern from *:
+    """
+    #if defined(__AVX512F__)
+    #define FL_MANY_REGISTERS 1
+    #else
+    #define FL_MANY_REGISTERS 0
+    #endif
+    """
+    enum:
+        FL_MANY_REGISTERS
+
 cdef enum:
     L = 32              # lanes
     BLOCK = 2048        # terms whose exp stays in the first-level cache between its two uses
@@ -153,11 +164,13 @@ cdef struct Groups:     # which groups of the row are read from a padded copy: t
 
 cdef inline double exp_block(const real* x, Py_ssize_t n_groups, Groups at, const real* out_group,
                              const real* tail_group, const real* empty_group, real shift, real lo, real magic,
-                             real* top_out) noexcept nogil:
-    """Sum of exp over a block, and its largest logit."""
+                             real* e, real* top_out, Due* due) noexcept nogil:
+    """Sum of exp over a block, and its largest logit; the terms are kept in e, unless it is NULL, and then as much is
+    written of the row that is due."""
     cdef real top[L]
     cdef real part[L]
     cdef real w[L]
+    cdef real u[L]
     cdef double total[L]
     cdef double carry[L]
     cdef double z
@@ -195,7 +208,16 @@ cdef inline double exp_block(const real* x, Py_ssize_t n_groups, Groups at, cons
             for j in range(L):
                 v = q[j]
                 top[j] = v if v > top[j] else top[j]
-                part[j] = part[j] + (w[j] + exp_of(v - shift, lo, magic))
+                u[j] = exp_of(v - shift, lo, magic)
+                part[j] = part[j] + (w[j] + u[j])
+            if e != NULL:
+                for j in range(L):
+                    e[g*L + j] = w[j]
+                    e[(g + 1)*L + j] = u[j]
+                if due.target != NULL and due.done < due.n:
+                    put_due(due, shift)
+                if due.target != NULL and due.done < due.n:
+                    put_due(due, shift)
             g = g + 2
         for j in range(L):
             z = total[j] + <double>part[j]
@@ -281,10 +303,12 @@ cdef inline bint exp_row(const real* x, Py_ssize_t c, Py_ssize_t out, real m, re
         n_groups = (n + L - 1)//L
         at.out = row.out - b//L
         at.tail = row.tail - b//L
-        if e != NULL:
-            t = exp_block_kept(x + b, n_groups, at, out_group, tail_group, shift, lo, magic, e + b, &top, due)
+        if e == NULL:
+            t = exp_block(x + b, n_groups, at, out_group, tail_group, empty_group, shift, lo, magic, NULL, &top, due)
+        elif FL_MANY_REGISTERS:
+            t = exp_block(x + b, n_groups, at, out_group, tail_group, empty_group, shift, lo, magic, e + b, &top, due)
         else:
-            t = exp_block(x + b, n_groups, at, out_group, tail_group, empty_group, shift, lo, magic, &top)
+            t = exp_block_kept(x + b, n_groups, at, out_group, tail_group, shift, lo, magic, e + b, &top, due)
         if top - shift > limit:
             return False
         add_block(&total, &carry, t)
