@@ -107,7 +107,9 @@ def in_batch_softmax_loss(
                 buffers[wrt] = buffer_of(wants, wrt, a, apart | {"out": rows.loss})
 
     x, candidates = without_zeros(contiguous(q, dtype), rows.scale), contiguous(k, dtype)
-    logits = Logits(x, candidates, shift, np.zeros((n, 1)), (None, items, None, None), slope, diagonal=True)
+    logits = Logits(
+        x, n, candidates.__getitem__, shift, np.zeros((n, 1)), (None, items, None, None), slope, diagonal=True
+    )
     slopes = None
     if wants is not None:
         slopes = Slopes(
