@@ -22,7 +22,7 @@ cdef inline real joined(real a, real b) noexcept nogil:
 
 
 cdef inline double nce_row(real* z, Py_ssize_t n, real s, bint kept, double* product) noexcept nogil:
-    """The sum of max(z, 0) over n <= FACTORS columns, a multiple of L, and the product; z becomes s sigmoid(z) if kept."""
+    """The sum of max(z, 0) over n <= FACTORS columns, whole lanes, and the product; if kept, z becomes s sigmoid(z)."""
     cdef real q[FACTORS]
     cdef real above[FACTORS]
     cdef double u[L]
