@@ -90,7 +90,7 @@ def in_batch_softmax_loss(
         raise ValueError(f"queries must have shape [batch, D], got {q.shape}")
     _inputs.same_shape("keys", k, q.shape, "that of queries")
     n = len(q)
-    items = None if item_ids is None else np.ascontiguousarray(_inputs.integers("item_ids", item_ids), np.int64)
+    items = None if item_ids is None else _inputs.packed(_inputs.integers("item_ids", item_ids), np.int64)
     if items is not None:
         _inputs.same_shape("item_ids", items, (n,), "[batch]")
     shift = np.zeros(padded(n), dtype)
@@ -107,7 +107,9 @@ def in_batch_softmax_loss(
                 buffers[wrt] = buffer_of(wants, wrt, a, apart | {"out": rows.loss})
 
     x, candidates = without_zeros(contiguous(q, dtype), rows.scale), contiguous(k, dtype)
-    logits = Logits(x, candidates, shift, np.zeros((n, 1)), (None, items, None, None), slope, diagonal=True)
+    logits = Logits(
+        x, n, candidates.__getitem__, shift, np.zeros((n, 1)), (None, items, None, None), slope, diagonal=True
+    )
     slopes = None
     if wants is not None:
         slopes = Slopes(

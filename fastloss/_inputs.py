@@ -441,10 +441,11 @@ def partials(name: str, value: ArrayLike) -> Array:
 def ids(name: str, value: ArrayLike, n: int) -> NDArray[np.int64]:
     """Integers in [0, n) as a contiguous int64 array."""
     a = integers(name, value)
-    outside = (a < 0) | (a >= n)
+    b = packed(a, np.int64)
+    outside = b.view(np.uint64) >= n  # or negative
     if outside.any():
         raise bad_label(name, a, int(outside.argmax()), n)
-    return packed(a, np.int64)
+    return b
 
 
 def counts(name: str, value: ArrayLike, shape: tuple[int, ...]) -> NDArray[np.float64]:

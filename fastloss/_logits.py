@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -21,7 +22,8 @@ class Logits(NamedTuple):
     """What makes the logits of a batch: x times candidates, corrected."""
 
     x: Array  # [B, D], C-contiguous, in the dtype of the losses
-    candidates: Array  # [K, D], likewise
+    k: int
+    candidates: Callable[[slice], Array]  # some of [K, D], likewise
     shift: Array  # [padded(K)], added to each row
     true: Array  # float64 [B, T]; where diagonal, filled by the kernel
     hits: tuple[Array | None, Array | None, Array | None, Array | None]  # labels to be masked among ids; heads, follows
@@ -47,7 +49,8 @@ def padded(k: int) -> int:
 @np.errstate(all="ignore")  # an infinite input is no error, its row says so
 def softmax(logits: Logits, rows: Reduction, slopes: Slopes | None, threads: int) -> None:
     """Losses into rows.loss, gradients into slopes; the logits of a block of rows are held at a time."""
-    n, k = len(logits.x), len(logits.candidates)
+    n, k = len(logits.x), logits.k
+    candidates = logits.candidates(slice(0, k))
     width = padded(k)
     block = max(1, LOGITS // max(width, 1) // _kernels.CHUNK) * _kernels.CHUNK
     z = np.empty((min(block, n), width), logits.x.dtype)
@@ -56,7 +59,7 @@ def softmax(logits: Logits, rows: Reduction, slopes: Slopes | None, threads: int
     for start in range(0, n, block):
         at = slice(start, min(start + block, n))
         part = z[: at.stop - start]
-        np.matmul(logits.x[at], logits.candidates.T, out=part[:, :k])
+        np.matmul(logits.x[at], candidates.T, out=part[:, :k])
         sums = _sums(slopes, part)
         labels, *found = logits.hits
         arguments = (
@@ -66,37 +69,38 @@ def softmax(logits: Logits, rows: Reduction, slopes: Slopes | None, threads: int
         )  # fmt: skip
         _spread(_kernels.softmax, arguments, len(part), threads)
         if slopes is not None:
-            _collect(logits, slopes, part[:, :k], sums, at, slice(0, k))
+            _collect(logits.x, candidates, slopes, part[:, :k], sums, at, slice(0, k))
     rows.loss[...] = loss
 
 
 @np.errstate(all="ignore")
 def nce(logits: Logits, rows: Reduction, slopes: Slopes | None, threads: int) -> None:
     """The same for noise-contrastive estimation, whose rows need not be whole."""
-    n, k = len(logits.x), len(logits.candidates)
+    n, k = len(logits.x), logits.k
     scale = None if rows.scale is None else rows.scale.reshape(-1)
     loss = np.empty(n)
     _kernels.nce_targets(logits.true, loss, None if slopes is None else slopes.true, scale, rows.factor)
+    labels, *found = logits.hits
     width = min(_kernels.COLUMNS, padded(k))
     block = max(1, TILE // width // _kernels.CHUNK) * _kernels.CHUNK
     memory = np.empty(min(n, block) * width, logits.x.dtype)
-    for start in range(0, n, block):
-        at = slice(start, min(start + block, n))
-        for first in range(0, k, _kernels.COLUMNS):
-            columns = slice(first, min(first + _kernels.COLUMNS, k))
-            shape = at.stop - start, padded(columns.stop - first)
+    for first in range(0, k, _kernels.COLUMNS):
+        columns = slice(first, min(first + _kernels.COLUMNS, k))
+        candidates = logits.candidates(columns)
+        for start in range(0, n, block):
+            at = slice(start, min(start + block, n))
+            shape = at.stop - start, padded(len(candidates))
             part = memory[: shape[0] * shape[1]].reshape(shape)
-            products = part[:, : columns.stop - first]
-            np.matmul(logits.x[at], logits.candidates[columns].T, out=products)
+            products = part[:, : len(candidates)]
+            np.matmul(logits.x[at], candidates.T, out=products)
             sums = _sums(slopes, part)
-            labels, *found = logits.hits
             arguments = (
-                part, first, columns.stop - first, logits.shift, None if labels is None else labels[at], *found,
+                part, first, len(candidates), logits.shift, None if labels is None else labels[at], *found,
                 loss[at], slopes is not None, None if scale is None else scale[at], rows.factor, sums,
             )  # fmt: skip
             _spread(_kernels.nce, arguments, len(part), threads)
             if slopes is not None:
-                _collect(logits, slopes, products, sums, at, columns)
+                _collect(logits.x, candidates, slopes, products, sums, at, columns)
     rows.loss[...] = loss
 
 
@@ -111,14 +115,16 @@ def _sums(slopes: Slopes | None, z: Array) -> Array | None:
     return np.zeros((-(-len(z) // _kernels.CHUNK), z.shape[1]))
 
 
-def _collect(logits: Logits, slopes: Slopes, g: Array, sums: Array | None, rows: slice, columns: slice) -> None:
-    """What the gradients to some of the logits add to the others."""
+def _collect(
+    x: Array, candidates: Array, slopes: Slopes, g: Array, sums: Array | None, rows: slice, columns: slice
+) -> None:
+    """What the gradients to the logits of these rows and columns, and of these candidates, add to the others."""
     if slopes.sums is not None and sums is not None:
         slopes.sums[columns] += sums.sum(axis=0)[: g.shape[1]]
     if slopes.candidates is not None:
-        _add(g.T, logits.x[rows], slopes.candidates[columns], rows.start > 0)
+        _add(g.T, x[rows], slopes.candidates[columns], rows.start > 0)
     if slopes.x is not None:
-        _add(g, logits.candidates[columns], slopes.x[rows], columns.start > 0)
+        _add(g, candidates, slopes.x[rows], columns.start > 0)
 
 
 def _add(a: Array, b: Array, out: Array, more: bool) -> None:

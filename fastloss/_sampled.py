@@ -145,7 +145,7 @@ def _sampled(
 def _logits(
     x: Array, w: Table, b: Table, labels: Array, drawn: Candidates, subtract_log_q: bool, remove_hits: bool
 ) -> Logits:
-    """Candidates gathered, true products made row by row of the table."""
+    """Candidates corrected, true products made row by row of the table."""
     ids, k, flat = drawn.sampled_candidates, len(drawn.sampled_candidates), labels.reshape(-1)
     true = b.gather(flat, np.dtype(np.float64)).reshape(-1)
     offsets = b.gather(ids, np.dtype(np.float64)).reshape(-1)
@@ -162,7 +162,7 @@ def _logits(
         heads, follows = np.zeros(1 << max(3, (2 * k).bit_length()), np.int64), np.empty(k, np.int64)
         _kernels.index(ids, heads, follows)
         hits = labels, ids, heads, follows
-    return Logits(x, w.gather(ids, x.dtype), shift, true.reshape(labels.shape), hits)
+    return Logits(x, k, lambda some: w.gather(ids[some], x.dtype), shift, true.reshape(labels.shape), hits)
 
 
 def _target(buffer: Array, x: Array) -> Array:

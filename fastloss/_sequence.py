@@ -146,7 +146,7 @@ class _Positions:
 
     def value(self, losses: Array, out: Array | None) -> Any:
         """The result; `losses` may be of any memory layout."""
-        self._losses = np.ascontiguousarray(losses, np.float64)
+        self._losses = _inputs.packed(losses, np.float64)
         _kernels.combine(self.weights, self._losses, self._denominator, *self._strides, self._value)
         result = np.empty(self.shape, losses.dtype) if out is None else out
         result[...] = self._value.reshape(self.shape)

@@ -66,6 +66,13 @@ class SparseRows:
         for name, value in (("indices", indices), ("values", values), ("shape", shape)):
             object.__setattr__(self, name, value)
 
+    @classmethod
+    def _checked(cls, indices: NDArray[np.int64], values: Array, shape: tuple[int, ...]) -> SparseRows:
+        """The same, of what is known to fit."""
+        rows = object.__new__(cls)
+        rows.__dict__.update(indices=indices, values=values, shape=shape)
+        return rows
+
     @property
     def dtype(self) -> np.dtype[Any]:
         """Of the values."""

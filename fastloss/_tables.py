@@ -51,8 +51,8 @@ class Table:
         """SparseRows for the table, or one for each shard, with its own row numbers, in the container it came in."""
         values = values.astype(self.dtype, copy=False)
         if self._listed is None:
-            return SparseRows(ids, values, self.arrays[0].shape)
-        parts = [SparseRows(ids[:0], values[:0], a.shape) for a in self.arrays]
+            return SparseRows._checked(ids, values, self.arrays[0].shape)
+        parts = [SparseRows._checked(ids[:0], values[:0], a.shape) for a in self.arrays]
         for k, rows, at in self.locate(ids):
-            parts[k] = SparseRows(rows, values if at is None else values[at], self.arrays[k].shape)
+            parts[k] = SparseRows._checked(rows, values if at is None else values[at], self.arrays[k].shape)
         return self._listed(parts)

@@ -550,6 +550,17 @@ def test_in_batch_softmax(n, block, monkeypatch):
     np.testing.assert_allclose(dk, g.T @ kwargs["queries"] * 2, rtol=1e-11, atol=1e-13)
 
 
+def test_in_batch_an_infinite_query_stays_in_its_row():
+    kwargs = pairs()
+    clean = fl.in_batch_softmax_loss(**kwargs)
+    kwargs["queries"][3, 0] = np.inf
+    value, dq = fl.value_and_grad(fl.in_batch_softmax_loss)(**kwargs)  # without a warning
+    keep = np.arange(30) != 3
+    np.testing.assert_array_equal(value[keep], clean[keep])
+    assert np.isnan(value[3])
+    assert np.isfinite(dq[keep]).all()
+
+
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
 def test_in_batch_softmax_of_every_dtype(dtype):
     kwargs = pairs(70, 9, dtype)

@@ -5,11 +5,10 @@ type of z, then in float64.
 """
 from libc.math cimport fabs
 
-from fastloss.kernels.sigmoid cimport magnitude
 from fastloss.kernels.special cimport fma
 from fastloss.kernels.terms cimport L, ROWS
 from fastloss.kernels.vmath cimport (
-    FL_BIAS, bias_of, exp_of, fl_exp, fl_lo, fl_log1p, fl_magic, lo_of, magic_of, real,
+    FL_BIAS, bias_of, exp_of, fl_exp, fl_lo, fl_log1p, fl_magic, lo_of, magic_of, magnitude, real,
 )
 
 cdef enum:
@@ -22,7 +21,7 @@ cdef inline real joined(real a, real b) noexcept nogil:
 
 
 cdef inline double nce_row(real* z, Py_ssize_t n, real s, bint kept, double* product) noexcept nogil:
-    """The sum of max(z, 0) over n <= FACTORS columns, a multiple of L, and the product; z becomes s sigmoid(z) if kept."""
+    """The sum of max(z, 0) over n <= FACTORS columns, whole lanes, and the product; if kept, z becomes s sigmoid(z)."""
     cdef real q[FACTORS]
     cdef real above[FACTORS]
     cdef double u[L]
