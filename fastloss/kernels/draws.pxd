@@ -353,12 +353,18 @@ cdef inline bint _is_new(const Ids* s, uint64_t v, bint insert) noexcept nogil:
 
 cdef inline Py_ssize_t _keep_new(const Ids* s, int64_t* ids, Py_ssize_t m, bint insert, bint rare) noexcept nogil:
     """Moves the ids that are new to the front, in order; returns how many there are.  `rare`: hardly any are new."""
-    cdef Py_ssize_t i, kept = 0
+    cdef Py_ssize_t i, size = m, kept = 0
     cdef uint64_t u, h, v
     cdef uint64_t put = <uint64_t>0 - <uint64_t>insert
     cdef uint64_t* word = s.word
-    if s.bitmap and not rare:
-        for i in range(m):                           # no branch to mispredict
+    if s.bitmap:                                     # no branch to mispredict
+        if rare:                                     # first without writes, for which reads of the same word wait
+            size = 0
+            for i in range(m):
+                v = <uint64_t>ids[i]
+                ids[size] = <int64_t>v
+                size += 1 - (word[v >> 6] >> (v & 63) & 1)
+        for i in range(size):
             v = <uint64_t>ids[i]
             u = word[v >> 6]
             h = <uint64_t>1 << (v & 63)
