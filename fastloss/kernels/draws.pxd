@@ -146,12 +146,17 @@ cdef inline void _fill_uniform(const Law* w, fl_rng* g, int64_t* out, Py_ssize_t
         g.next += <int>(2*ready)
 
 
-cdef inline void _fill_log_uniform(const Law* w, fl_rng* g, int64_t* out, Py_ssize_t m) noexcept nogil:
-    """floor(exp(u log(n + 1))) - 1: where the vectorised exp could fall on the wrong side of an integer, ask libm."""
-    cdef Py_ssize_t i = 0, j, ready
+cdef inline Py_ssize_t _fill_log_uniform(const Law* w, fl_rng* g, int64_t* out, Py_ssize_t m,
+                                         uint64_t skip) noexcept nogil:
+    """floor(exp(u log(n + 1))) - 1: where the vectorised exp could fall on the wrong side of an integer, ask libm.
+
+    Draws with 2^64 u below `skip` are left out.  Returns how many of the m are there.
+    """
+    cdef Py_ssize_t i = 0, j, ready, some, kept = 0
     cdef int64_t k, n = w.n, near
     cdef uint64_t x
     cdef double log_range = w.log_range
+    cdef uint64_t bits[TILE]
     cdef double y[TILE]
     cdef const uint32_t* p
     while i < m:
@@ -159,21 +164,41 @@ cdef inline void _fill_log_uniform(const Law* w, fl_rng* g, int64_t* out, Py_ssi
         if ready > TILE:
             ready = TILE
         p = g.word + g.next
-        for j in range(ready):
-            x = fl_pair(p + 2*j)
-            y[j] = fl_unit(x << 32 | x >> 32)*log_range
+        some = 0
+        if skip:
+            for j in range(ready):
+                x = fl_pair(p + 2*j)
+                x = (x << 32 | x >> 32) << 12
+                bits[some] = x
+                some += x >= skip
+        else:
+            some = ready
+            for j in range(ready):
+                x = fl_pair(p + 2*j)
+                bits[j] = (x << 32 | x >> 32) << 12
+        for j in range(some):
+            y[j] = fl_unit(bits[j] >> 12)*log_range
         near = n >> 50
         if not near:
-            for j in range(ready):
-                out[i + j] = fl_log_uniform(y[j], &near)
+            for j in range(some):
+                out[kept + j] = fl_log_uniform(y[j], &near)
         if near:
-            for j in range(ready):
-                out[i + j] = <int64_t>exp(y[j]) - 1
-        for j in range(ready):
-            k = out[i + j]
-            out[i + j] = k - n if k >= n else k
+            for j in range(some):
+                out[kept + j] = <int64_t>exp(y[j]) - 1
+        for j in range(some):
+            k = out[kept + j]
+            out[kept + j] = k - n if k >= n else k
         g.next += <int>(2*ready)
         i += ready
+        kept += some
+    return kept
+
+
+cdef inline uint64_t _all_seen(const Law* w, const uint64_t* word, int64_t* low) noexcept nogil:
+    """A number below which log-uniform draws give seen ids; `low` and all ids below it are, as far as is known."""
+    while low[0] + 64 <= w.n and ~word[low[0] >> 6] == 0:
+        low[0] += 64
+    return <uint64_t>(18446744073709551616.0*(1 - 1e-12)*(log1p(<double>low[0])/w.log_range)) if low[0] < w.n else 0
 
 
 cdef inline uint64_t _integer32(const Law* w, fl_rng* g) noexcept nogil:
@@ -308,7 +333,7 @@ cdef inline void _fill(const Law* w, fl_rng* g, int64_t* out, Py_ssize_t m) noex
     if w.kind == UNIFORM:
         _fill_uniform(w, g, out, m)
     elif w.kind == LOG_UNIFORM:
-        _fill_log_uniform(w, g, out, m)
+        _fill_log_uniform(w, g, out, m, 0)
     elif w.kind == LEARNED:
         _fill_learned(w, g, out, m)
     elif w.kind == FIXED:
@@ -353,12 +378,18 @@ cdef inline bint _is_new(const Ids* s, uint64_t v, bint insert) noexcept nogil:
 
 cdef inline Py_ssize_t _keep_new(const Ids* s, int64_t* ids, Py_ssize_t m, bint insert, bint rare) noexcept nogil:
     """Moves the ids that are new to the front, in order; returns how many there are.  `rare`: hardly any are new."""
-    cdef Py_ssize_t i, kept = 0
+    cdef Py_ssize_t i, size = m, kept = 0
     cdef uint64_t u, h, v
     cdef uint64_t put = <uint64_t>0 - <uint64_t>insert
     cdef uint64_t* word = s.word
-    if s.bitmap and not rare:
-        for i in range(m):                           # no branch to mispredict
+    if s.bitmap:                                     # no branch to mispredict
+        if rare:                                     # first without writes, for which reads of the same word wait
+            size = 0
+            for i in range(m):
+                v = <uint64_t>ids[i]
+                ids[size] = <int64_t>v
+                size += 1 - (word[v >> 6] >> (v & 63) & 1)
+        for i in range(size):
             v = <uint64_t>ids[i]
             u = word[v >> 6]
             h = <uint64_t>1 << (v & 63)
@@ -379,16 +410,22 @@ cdef inline void _run(const Law* w, fl_rng* g, const Ids* s, Job* job, int64_t b
 
     With a set, ids already in it are skipped, and `unique` adds the others to it; without one every draw counts.
     """
-    cdef Py_ssize_t m, j, kept = job.size
+    cdef Py_ssize_t m, j, there, kept = job.size
+    cdef int64_t low = 0
     cdef int64_t few[FEW]
     cdef int64_t stop = job.limit if job.limit - job.tries < budget else job.tries + budget
+    cdef bint rare
     while job.filled < job.size and job.tries < stop:
         m = job.size - job.filled
         if s == NULL or m > FEW:
-            m = m if m < 4*TILE else 4*TILE
-            _fill(w, g, job.out + job.filled, m)
+            there = m = m if m < 4*TILE else 4*TILE
+            rare = 4*kept < m
+            if rare and w.kind == LOG_UNIFORM and s.bitmap:
+                there = _fill_log_uniform(w, g, job.out + job.filled, m, _all_seen(w, s.word, &low))
+            else:
+                _fill(w, g, job.out + job.filled, m)
             job.tries += m
-            kept = m if s == NULL else _keep_new(s, job.out + job.filled, m, job.unique, 4*kept < m)
+            kept = m if s == NULL else _keep_new(s, job.out + job.filled, there, job.unique, rare)
             job.filled += kept
         else:
             # draws made in excess are forgotten: the stream of the next call begins elsewhere

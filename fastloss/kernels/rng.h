@@ -10,6 +10,12 @@
 #include <stdint.h>
 #include <string.h>
 
+#if defined(__GNUC__)
+#define FL_UNROLL _Pragma("GCC unroll 4")
+#else
+#define FL_UNROLL
+#endif
+
 #define FL_MUL0 0xD2511F53u
 #define FL_MUL1 0xCD9E8D57u
 #define FL_KEY0 0x9E3779B9u
@@ -84,40 +90,49 @@ static inline void fl_put(uint32_t *out, fl_lanes c0, fl_lanes c1, fl_lanes c2, 
 }
 #endif
 
-/* The next 2*FL_LANES blocks, 8*FL_LANES words; in two halves, whose chains of operations overlap. */
-static inline void fl_philox_group(uint64_t key, uint64_t stream, uint64_t block, uint32_t *out) {
+/* The next chains*FL_LANES blocks: chains of operations that overlap, as many as registers hold. */
+#if defined(__AVX512F__)
+#define FL_CHAINS 4
+#else
+#define FL_CHAINS 2
+#endif
+static inline void fl_philox_group(uint64_t key, uint64_t stream, uint64_t block, uint32_t *out, const int chains) {
     const fl_lanes m0 = fl_all(FL_MUL0), m1 = fl_all(FL_MUL1), s0 = fl_all(stream), s1 = fl_high(s0);
-    fl_lanes a0 = fl_count(block), a1 = fl_high(a0), a2 = s0, a3 = s1;
-    fl_lanes b0 = fl_count(block + FL_LANES), b1 = fl_high(b0), b2 = s0, b3 = s1;
+    fl_lanes c[FL_CHAINS][4];
     uint32_t k0 = (uint32_t)key, k1 = (uint32_t)(key >> 32);
-    int round;
+    int round, i;
+    FL_UNROLL for (i = 0; i < chains; i++) {
+        c[i][0] = fl_count(block + i * FL_LANES);
+        c[i][1] = fl_high(c[i][0]);
+        c[i][2] = s0;
+        c[i][3] = s1;
+    }
     for (round = 0; round < 10; round++) {
         const fl_lanes key0 = fl_all(k0), key1 = fl_all(k1);
-        const fl_lanes a02 = fl_times(a0, m0), a13 = fl_times(a2, m1);
-        const fl_lanes b02 = fl_times(b0, m0), b13 = fl_times(b2, m1);
-        a0 = fl_xor3(fl_high(a13), a1, key0);
-        b0 = fl_xor3(fl_high(b13), b1, key0);
-        a2 = fl_xor3(fl_high(a02), a3, key1);
-        b2 = fl_xor3(fl_high(b02), b3, key1);
-        a1 = a13;
-        b1 = b13;
-        a3 = a02;
-        b3 = b02;
+        FL_UNROLL for (i = 0; i < chains; i++) {
+            const fl_lanes p02 = fl_times(c[i][0], m0), p13 = fl_times(c[i][2], m1);
+            c[i][0] = fl_xor3(fl_high(p13), c[i][1], key0);
+            c[i][2] = fl_xor3(fl_high(p02), c[i][3], key1);
+            c[i][1] = p13;
+            c[i][3] = p02;
+        }
         k0 += FL_KEY0;
         k1 += FL_KEY1;
     }
-    fl_put(out, a0, a1, a2, a3);
-    fl_put(out + 4 * FL_LANES, b0, b1, b2, b3);
+    FL_UNROLL for (i = 0; i < chains; i++) fl_put(out + 4 * FL_LANES * i, c[i][0], c[i][1], c[i][2], c[i][3]);
 }
 
 /* The words of `blocks` successive blocks. */
 static inline void fl_philox(uint64_t key, uint64_t stream, uint64_t block, uint32_t *out, ptrdiff_t blocks) {
-    const int group = 2 * FL_LANES;
-    uint32_t rest[8 * FL_LANES];
+    const int group = FL_CHAINS * FL_LANES;
+    uint32_t rest[4 * FL_CHAINS * FL_LANES];
     for (; blocks >= group; blocks -= group, block += group, out += 4 * group)
-        fl_philox_group(key, stream, block, out);
+        fl_philox_group(key, stream, block, out, FL_CHAINS);
     if (blocks > 0) {
-        fl_philox_group(key, stream, block, rest);
+        if (blocks <= 2 * FL_LANES)
+            fl_philox_group(key, stream, block, rest, 2);
+        else
+            fl_philox_group(key, stream, block, rest, FL_CHAINS);
         memcpy(out, rest, (size_t)blocks * 16);
     }
 }

@@ -7,13 +7,13 @@ from libc.stdint cimport int64_t, uint32_t, uint64_t
 from libc.string cimport memset
 
 from draws cimport (
-    ALIAS, BUDGET, CHUNK, COUNT, FIXED, INCLUSION, LEARNED, LOG_UNIFORM, PROBABILITY, SMALL, TILE, TRIES, UNIFORM,
+    ALIAS, BUDGET, CACHED, CHUNK, COUNT, FIXED, INCLUSION, LEARNED, LOG_UNIFORM, PROBABILITY, SMALL, TILE, TRIES, UNIFORM,
     Ids, Job, Law, _data, _fill, _has, _ids, _law, _mark, _pairs, _probability, _run, _set_size, _signals,
 )
 from inclusion cimport CLASSES, Crowd, _class, _interpolated, _wait, _waits
 from laws cimport fl_from_id, fl_one_minus_exp, fl_two_atanh
 from parallel cimport blocks, cut
-from rng cimport fl_open, fl_pair, fl_philox, fl_rng, fl_rng_start
+from rng cimport fl_open, fl_pair, fl_philox, fl_prefetch, fl_rng, fl_rng_start
 
 LAWS = {"uniform": UNIFORM, "log_uniform": LOG_UNIFORM, "learned_unigram": LEARNED, "fixed_unigram": FIXED,
         "alias": ALIAS}
@@ -285,6 +285,9 @@ cdef void _probabilities(const Law* w, const int64_t* ids, double* p, Py_ssize_t
         for i in range(m):
             p[i] = fl_two_atanh(1.0/(2.0*fl_from_id(ids[i]) + 3.0))*scale
     else:
+        if w.weights != NULL and w.n > CACHED:
+            for i in range(m):
+                fl_prefetch(w.weights + ids[i])
         for i in range(m):
             p[i] = _probability(w, ids[i])
 

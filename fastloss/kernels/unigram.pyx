@@ -5,8 +5,9 @@ An entry holds what was added to the counts of its subtree and of its elder sibl
 from libc.stdint cimport int64_t, uint64_t
 from libc.string cimport memset
 
-from draws cimport CHUNK, FANOUT, LEVELS, _data, _levels, _signals
+from draws cimport CACHED, CHUNK, FANOUT, LEVELS, _data, _levels, _signals
 from laws cimport fl_raise
+from rng cimport fl_prefetch
 
 
 def tree_size(int64_t n):
@@ -20,18 +21,23 @@ def tree_add(object tree, int64_t n, object ids):
     """Adds one to the count of every id, which must lie in [0, n)."""
     cdef int64_t start[LEVELS]
     cdef int levels, level
-    cdef Py_ssize_t i
+    cdef Py_ssize_t i, first, last
     cdef int64_t size, m
     cdef uint64_t v
     cdef int64_t* entry = <int64_t*>_data(tree, &size, True)
     cdef const int64_t* id = <const int64_t*>_data(ids, &m, False)
     _levels(n, start, &levels)
     with nogil:
-        for i in range(m):
-            v = <uint64_t>id[i]
-            for level in range(levels):
-                fl_raise(entry + start[level] + (v & ~<uint64_t>(FANOUT - 1)), v % FANOUT)
-                v //= FANOUT
+        for first in range(0, m, 64):
+            last = m if m - first < 64 else first + 64
+            for i in range(first, last if n > CACHED else first):
+                fl_prefetch(entry + (id[i] & -FANOUT))
+                fl_prefetch(entry + (id[i] & -FANOUT) + FANOUT//2)
+            for i in range(first, last):
+                v = <uint64_t>id[i]
+                for level in range(levels):
+                    fl_raise(entry + start[level] + (v & ~<uint64_t>(FANOUT - 1)), v % FANOUT)
+                    v //= FANOUT
 
 
 def tree_counts(const int64_t[::1] tree, int64_t[::1] counts):
