@@ -56,7 +56,7 @@ def _cross_entropies(
     """loss = cross entropies of the positions, 0 where marked; grad = scale times their gradients."""
     index = marked.ndim < logits.ndim
     _softmax.cross_entropy(
-        _inputs.raw(logits), marked, logits.ndim - 1, index, loss, _inputs.raw(grad), None, None,
+        _inputs.raw(logits), marked, logits.ndim - 1, index, loss, _inputs.raw(grad), None, None, 0, None,
         None if scale is None else scale.reshape(-1), 1.0, 0.0, None, _kernels.IGNORED if index else None, 0.0,
         _threads.resolve(n_threads, logits.size),
     )  # fmt: skip
