@@ -15,7 +15,7 @@ from fastloss._reductions import Reduction
 
 Array = NDArray[Any]
 LOGITS = 1 << 22  # softmax: logits held at a time, of whole rows
-TILE = 1 << 18  # NCE: logits held at a time, which stay in the second-level cache
+TILE = 1 << 20  # NCE: logits held at a time; less is faster on one thread, more on several
 
 
 class Logits(NamedTuple):
@@ -67,7 +67,7 @@ def softmax(logits: Logits, rows: Reduction, slopes: Slopes | None, threads: int
             start if logits.diagonal else -1, loss[at], None if slopes is None else slopes.true[at],
             None if scale is None else scale[at], rows.factor * logits.slope, sums,
         )  # fmt: skip
-        _spread(_kernels.softmax, arguments, len(part), threads)
+        _spread(_kernels.softmax, arguments, part, threads)
         if slopes is not None:
             _collect(logits.x, candidates, slopes, part[:, :k], sums, at, slice(0, k))
     rows.loss[...] = loss
@@ -98,14 +98,14 @@ def nce(logits: Logits, rows: Reduction, slopes: Slopes | None, threads: int) ->
                 part, first, len(candidates), logits.shift, None if labels is None else labels[at], *found,
                 loss[at], slopes is not None, None if scale is None else scale[at], rows.factor, sums,
             )  # fmt: skip
-            _spread(_kernels.nce, arguments, len(part), threads)
+            _spread(_kernels.nce, arguments, part, threads)
             if slopes is not None:
                 _collect(logits.x, candidates, slopes, products, sums, at, columns)
     rows.loss[...] = loss
 
 
-def _spread(kernel: Any, arguments: tuple[Any, ...], n: int, threads: int) -> None:
-    _threads.spread(lambda first, last: kernel(*arguments, first, last), n, _kernels.CHUNK, threads)
+def _spread(kernel: Any, arguments: tuple[Any, ...], z: Array, threads: int) -> None:
+    _threads.spread(lambda first, last: kernel(*arguments, first, last), len(z), _kernels.CHUNK, threads, z.size)
 
 
 def _sums(slopes: Slopes | None, z: Array) -> Array | None:

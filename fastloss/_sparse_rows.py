@@ -107,7 +107,7 @@ class SparseRows:
 
         if values.size:
             block = 1 + BLOCK // values.shape[1]
-            _threads.spread(work, len(rows), block, _threads.resolve(n_threads, values.size))
+            _threads.spread(work, len(rows), block, _threads.resolve(n_threads, values.size), values.size)
         return rows
 
     def coalesce(self, *, n_threads: int | None = None) -> SparseRows:

@@ -160,6 +160,7 @@ def normalize(str name, logits, int axis, out, where, int n_threads):
     try:
         take(&held, logits, axis, False, &job.logits)
         take(&held, where, axis, False, &job.where)
+        job.labels.data = job.labels_grad.data = job.hess.data = NULL
         take(&held, None if what == LOGSUMEXP else out, axis, True, &job.grad)
         take(&held, out if what == LOGSUMEXP else None, NO_AXIS, True, &job.loss)
         job.what = what
