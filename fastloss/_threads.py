@@ -70,7 +70,8 @@ def resolve(n_threads: int | None = None, work: int = sys.maxsize) -> int:
 def spread(work: Callable[[int, int], None], n: int, block: int, n_threads: int, size: int) -> None:
     """work(start, stop) over [0, n) in at most n_threads parts, each of whole blocks, on plain threads.
 
-    `size` is the number of elements of all the work: it takes some to be worth starting a thread.  For what stands between matrix products: OpenMP's threads would go on spinning on the cores that BLAS needs next.
+    `size` is the number of elements of all the work: it takes some to be worth starting a thread.  For what stands
+    between matrix products: OpenMP's threads would go on spinning on the cores that BLAS needs next.
     """
     count = -(-n // block)
     parts = min(n_threads - 1, count, size // PART)  # BLAS's own threads spin on: two beside them are slower than one

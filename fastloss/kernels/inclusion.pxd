@@ -5,8 +5,8 @@ draws.  An id is among the first k with the probability
 
     pi = integral of p exp(-p t) S(t) dt,   S(t) the probability that fewer than k of the others have arrived by t.
 
-S comes from the characteristic function of the number that have arrived: summed over a circle, the error falls as fast as
-the function does, so that a dozen points do for any k.  Ids of nearly the same p are counted as one class, 32 an octave;
+S comes from the characteristic function of the number that have arrived: summed over a circle, the error falls as
+fast as the function does, so that a dozen points do for any k.  Ids of nearly the same p are one class, 32 an octave;
 written as 1 - exp(-p T), pi has a T which hardly depends on p, and is interpolated between the classes.
 """
 from libc.math cimport atan2, ceil, cos, exp, expm1, floor, log, log1p, sin, sqrt
@@ -43,9 +43,10 @@ cdef inline double _wait(const double* times, double p) noexcept nogil:
 
 
 cdef inline double _fewer(Crowd* c, double t, bint others) noexcept nogil:
-    """The probability that fewer than the wanted ids have arrived by t, for all ids; or of the others, for each class."""
+    """The probability that fewer than the wanted ids have arrived by t: all ids, or for each class the others."""
     cdef Py_ssize_t b, j, points
-    cdef double mean = 0, variance = 0, half, first, count, total, step, angle, x, y, size, turn, re, im, weight, all_ids
+    cdef double mean = 0, variance = 0, half, first, count, total, step, angle
+    cdef double x, y, size, turn, re, im, weight, all_ids
     for b in range(c.size):
         c.absent[b] = exp(-c.rate[b]*t)
         c.present[b] = -expm1(-c.rate[b]*t)
@@ -100,8 +101,9 @@ cdef inline double _falls(Crowd* c, double level, double low, double high) noexc
     return low
 
 
-cdef inline void _waits(Crowd* c, const double* node, const double* weight, Py_ssize_t nodes, double* wait) noexcept nogil:
-    """T of each class; the nodes and weights of a Gauss rule cover the time in which S falls, on a logarithmic scale."""
+cdef inline void _waits(Crowd* c, const double* node, const double* weight, Py_ssize_t nodes,
+                        double* wait) noexcept nogil:
+    """T of each class; the nodes of a Gauss rule cover the time in which S falls, on a logarithmic scale."""
     cdef Py_ssize_t b, j
     cdef double low, high, t, p, sum_of_rates = 0
     for b in range(c.size):

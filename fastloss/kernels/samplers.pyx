@@ -7,8 +7,8 @@ from libc.stdint cimport int64_t, uint32_t, uint64_t
 from libc.string cimport memset
 
 from draws cimport (
-    ALIAS, BUDGET, CACHED, CHUNK, COUNT, FIXED, INCLUSION, LEARNED, LOG_UNIFORM, PROBABILITY, SMALL, TILE, TRIES, UNIFORM,
-    Ids, Job, Law, _data, _fill, _has, _ids, _law, _mark, _pairs, _probability, _run, _set_size, _signals,
+    ALIAS, BUDGET, CACHED, CHUNK, COUNT, FIXED, INCLUSION, LEARNED, LOG_UNIFORM, PROBABILITY, SMALL, TILE, TRIES,
+    UNIFORM, Ids, Job, Law, _data, _fill, _has, _ids, _law, _mark, _pairs, _probability, _run, _set_size, _signals,
 )
 from inclusion cimport CLASSES, Crowd, _class, _interpolated, _wait, _waits
 from laws cimport fl_from_id, fl_one_minus_exp, fl_two_atanh
