@@ -162,7 +162,7 @@ def test_bits_do_not_depend_on_threads(loss):
 
 def test_bits_do_not_depend_on_the_split(loss):
     if not loss.apart:
-        return
+        pytest.skip("a product by BLAS joins the rows")
     n = 131
     kwargs = arguments(loss, n)
     want = run(loss, kwargs)
@@ -173,7 +173,7 @@ def test_bits_do_not_depend_on_the_split(loss):
 
 def test_rows_permute(loss):
     if not loss.apart:
-        return
+        pytest.skip("a product by BLAS joins the rows")
     n = 77
     kwargs = arguments(loss, n)
     order = np.random.default_rng(3).permutation(n)
@@ -305,15 +305,17 @@ def test_no_rows(loss):
 
 @pytest.mark.parametrize("poison", [np.nan, np.inf])
 def test_a_bad_row_harms_no_other(loss, poison):
-    if not loss.apart:
-        return
     n = 70
     kwargs = arguments(loss, n)
     bad = with_main(loss, kwargs, kwargs[loss.main].copy())
     bad[loss.main][33] = poison
     others = np.arange(n) != 33
-    for got, want in zip(run(loss, bad), run(loss, kwargs), strict=True):
-        assert same_bits(got[others], want[others])
+    results = list(zip(run(loss, bad), run(loss, kwargs), strict=True))
+    for got, want in results if loss.apart else results[:2]:  # in the batch, keys meet every query
+        if loss.apart:
+            assert same_bits(got[others], want[others])
+        else:
+            np.testing.assert_allclose(got[others], want[others], rtol=1e-4, atol=1e-6)
 
 
 def test_nan_stays_nan(loss):
