@@ -16,13 +16,13 @@ _MODULES = {
         "uniform_candidate_sampler"
     ),
     "_ctc": "ctc_beam_search_decode ctc_greedy_decode ctc_loss edit_distance",
+    "_deviances": "gamma_loss kl_divergence poisson_loss tweedie_loss",
     "_focal": "softmax_focal_loss",
     "_gradients": "value_and_grad",
     "_in_batch": "in_batch_softmax_loss",
     "_linear": "LinearStats linear_cross_entropy linear_partials loss_from_partials merge_partials",
     "_regression": (
-        "gamma_loss hinge_loss huber_loss kl_divergence log_cosh_loss mean_absolute_error mean_squared_error "
-        "poisson_loss quantile_loss squared_hinge_loss tweedie_loss"
+        "hinge_loss huber_loss log_cosh_loss mean_absolute_error mean_squared_error quantile_loss squared_hinge_loss"
     ),
     "_sampled": "nce_loss sampled_softmax_loss",
     "_samplers": "FixedUnigramSampler LearnedUnigramSampler LogUniformSampler UniformSampler",

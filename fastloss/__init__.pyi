@@ -11,22 +11,19 @@ from fastloss._candidates import (
     uniform_candidate_sampler,
 )
 from fastloss._ctc import ctc_beam_search_decode, ctc_greedy_decode, ctc_loss, edit_distance
+from fastloss._deviances import gamma_loss, kl_divergence, poisson_loss, tweedie_loss
 from fastloss._focal import softmax_focal_loss
 from fastloss._gradients import value_and_grad
 from fastloss._in_batch import in_batch_softmax_loss
 from fastloss._linear import LinearStats, linear_cross_entropy, linear_partials, loss_from_partials, merge_partials
 from fastloss._regression import (
-    gamma_loss,
     hinge_loss,
     huber_loss,
-    kl_divergence,
     log_cosh_loss,
     mean_absolute_error,
     mean_squared_error,
-    poisson_loss,
     quantile_loss,
     squared_hinge_loss,
-    tweedie_loss,
 )
 from fastloss._sampled import nce_loss, sampled_softmax_loss
 from fastloss._samplers import FixedUnigramSampler, LearnedUnigramSampler, LogUniformSampler, UniformSampler

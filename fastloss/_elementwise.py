@@ -67,11 +67,11 @@ def evaluate(
     main: str,
     x: ArrayLike,
     labels: ArrayLike,
-    pos_weight: ArrayLike | None,
     sample_weight: ArrayLike | None,
     reduction: str,
     out: Array | None,
     n_threads: int | None,
+    pos_weight: ArrayLike | None = None,
 ) -> Any:
     """The loss `what` of the main input (of that name) and its labels; gradients go where `wants` says."""
     plain = sample_weight is pos_weight is out is None and reduction in KINDS and _is_plain(x, labels)

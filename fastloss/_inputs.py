@@ -175,11 +175,10 @@ def lengths(name: str, value: ArrayLike, size: int, most: int, unit: str) -> Arr
     a = integers(name, value)
     if a.shape not in ((), (size,)):
         raise ValueError(f"{name} must have shape ({size},), one length a row, got {a.shape}")
-    bad = (a < 0) | (a > most)
-    if bad.any():
-        row = int(np.argmax(bad))
+    if a.size and not (a.min() >= 0 and a.max() <= most):
+        row = int(np.argmax((a < 0) | (a > most)))
         raise ValueError(f"{name} must lie in [0, {most}], the number of {unit}, got {a.reshape(-1)[row]} at row {row}")
-    return packed(np.broadcast_to(a, (size,)), np.int64)
+    return packed(a, np.int64) if a.ndim else np.full(size, a, np.int64)
 
 
 def offsets(name: str, value: ArrayLike, most: int) -> Array:

@@ -78,9 +78,8 @@ def sigmoid_cross_entropy_with_logits(
     array([9.357623e-14, 6.931472e-01,          inf], dtype=float32)
     """
     return evaluate(
-        wants, _kernels.SIGMOID_CROSS_ENTROPY, (), "logits", logits, labels, None, sample_weight, reduction, out,
-        n_threads,
-    )  # fmt: skip
+        wants, _kernels.SIGMOID_CROSS_ENTROPY, (), "logits", logits, labels, sample_weight, reduction, out, n_threads
+    )
 
 
 @elementwise_loss("logits", "labels", "pos_weight")
@@ -145,10 +144,10 @@ def weighted_cross_entropy_with_logits(
     array([2.07944154e+00, 4.24835426e-18])
     """
     y = _inputs.one_of("labels", labels, "targets", targets)
+    q = _inputs.array("pos_weight", pos_weight)
     return evaluate(
-        wants, _kernels.WEIGHTED_CROSS_ENTROPY, (), "logits", logits, y, _inputs.array("pos_weight", pos_weight),
-        sample_weight, reduction, out, n_threads,
-    )  # fmt: skip
+        wants, _kernels.WEIGHTED_CROSS_ENTROPY, (), "logits", logits, y, sample_weight, reduction, out, n_threads, q
+    )
 
 
 @elementwise_loss("logits", "labels")
@@ -214,9 +213,8 @@ def sigmoid_focal_loss(
     g = _inputs.scalar("gamma", gamma, 0, float("inf"))
     weights = (1.0, 1.0) if a is None else (a, 1 - a)
     return evaluate(
-        wants, _kernels.SIGMOID_FOCAL, (g, *weights), "logits", logits, labels, None, sample_weight, reduction, out,
-        n_threads,
-    )  # fmt: skip
+        wants, _kernels.SIGMOID_FOCAL, (g, *weights), "logits", logits, labels, sample_weight, reduction, out, n_threads
+    )
 
 
 def sigmoid(x: ArrayLike, *, out: Array | None = None, n_threads: int | None = None) -> Any:

@@ -5,7 +5,7 @@ from libc.string cimport memset
 
 from fastloss.kernels.arrays cimport Rows, index_at, row_at, store
 from fastloss.kernels.frames cimport (
-    LANES, Frames, Softmax, fl_largest, fl_sum, padded, read_terms, whole,
+    LANES, Frames, Softmax, add_terms, exponentials, fl_largest, fl_sum, padded, read_logits, whole,
 )
 from fastloss.kernels.vmath cimport FL_BIAS, FL_PREFETCH, fl_exp, fl_lo, fl_magic
 
@@ -23,6 +23,7 @@ cdef extern from "lattice.h" nogil:
         double lost
 
 cdef enum:
+    GROUP = 4                   # frames read together at most
     AHEAD = 4                   # frames fetched in advance: they lie too far apart for the machine to guess
 
 cdef struct Job:
@@ -50,7 +51,7 @@ cdef struct Top:                # a frame's likeliest class where it has more th
     double others               # what the others have
 
 cdef struct Scratch:            # of one thread
-    double* x                   # a frame's logits, and their exp
+    double* x                   # a group's logits, and their exp
     double* e
     double* p                   # [frames, W] probabilities of the labels, times 2^pe
     double* pe
@@ -92,6 +93,11 @@ cdef struct Entry:
 
 # ------------------------------------------------------------------ scratch
 
+cdef inline Py_ssize_t group_of(const Job* job) noexcept nogil:
+    """Frames read together: what stays in the first-level cache."""
+    return GROUP if job.n_classes <= 256 else 1
+
+
 cdef inline char* part(char** free, size_t size) noexcept nogil:
     """The next `size` bytes, on a cache line."""
     cdef char* p = free[0]
@@ -103,8 +109,8 @@ cdef inline size_t lay_out(const Job* job, Scratch* s, char* memory) noexcept no
     """Divides the memory up; returns how much it takes."""
     cdef char* free = memory
     cdef size_t n = job.most_labels, W = padded(n + 1), T = job.most_frames, rows = T + 1 if job.grad.data else 2
-    s.x = <double*>part(&free, whole(job.n_classes)*8)
-    s.e = <double*>part(&free, whole(job.n_classes)*8)
+    s.x = <double*>part(&free, group_of(job)*whole(job.n_classes)*8)
+    s.e = <double*>part(&free, group_of(job)*whole(job.n_classes)*8)
     s.p = <double*>part(&free, T*W*8)
     s.pe = <double*>part(&free, T*W*8)
     s.blank = <double*>part(&free, T*16)
@@ -229,23 +235,14 @@ cdef inline void set_rest(double* e, Py_ssize_t n, double c, fl_rest* rest) noex
     rest.others = fl_sum(e, n)*c
 
 
-cdef inline bint read_frame(const Job* job, const Entry* it, Py_ssize_t t, Scratch* s) noexcept nogil:
-    """Probabilities of frame t; False if it has none."""
+cdef inline void settle_frame(const Job* job, const Entry* it, Py_ssize_t t, const Softmax* f, double* x, double* e,
+                              Scratch* s) noexcept nogil:
+    """What the lattice needs of a frame, and its gradient but for the blank and the labels; x and e are used up."""
     cdef Py_ssize_t c = job.n_classes, n = whole(c), k, u
-    cdef Softmax f
     cdef double scaled
-    cdef double* x = s.x
-    cdef double* e = s.e
     cdef double* p = s.p + t*it.W
     cdef double* pe = s.pe + t*it.W
-    cdef int64_t tiny
-    if t + AHEAD < it.frames:
-        fetch_ahead(it.logits + (t + AHEAD)*job.logits.frame, c*job.logits.step)
-        if it.grad != NULL:
-            fetch_ahead(it.grad + (t + AHEAD)*job.grad.frame, c*job.grad.step)
-    if not read_terms(&job.logits, it.logits + t*job.logits.frame, c, x, e, &f):
-        return False
-    tiny = fl_gather(e, s.label, it.n, f.c, p)
+    cdef int64_t tiny = fl_gather(e, s.label, it.n, f.c, p)
     for u in range(it.n, it.W):
         p[u] = 0
     s.wide[t] = tiny > 0
@@ -253,11 +250,12 @@ cdef inline bint read_frame(const Job* job, const Entry* it, Py_ssize_t t, Scrat
         for u in range(it.W):
             pe[u] = FL_NOTHING
         for u in range(it.n):
-            widen(p[u], x[s.label[u]], &f, &p[u], &pe[u])
-    widen(e[job.blank]*f.c, x[job.blank], &f, &s.blank[2*t], &s.blank[2*t + 1])
+            widen(p[u], x[s.label[u]], f, &p[u], &pe[u])
+    widen(e[job.blank]*f.c, x[job.blank], f, &s.blank[2*t], &s.blank[2*t + 1])
     if it.grad != NULL:
         s.top[t].k = -1
-        if fl_exp(f.top - f.shift, fl_lo(f.power), fl_magic(f.power))*f.c > 0.5:
+        # the first condition is weaker and needs no exp
+        if 1.5*2.0**FL_BIAS*f.c > 0.5 and fl_exp(f.top - f.shift, fl_lo(f.power), fl_magic(f.power))*f.c > 0.5:
             set_top(e, n, fl_find(x, n, f.top), f.c, &s.top[t])
         scaled = f.c*it.scale
         for k in range(c):
@@ -265,6 +263,32 @@ cdef inline bint read_frame(const Job* job, const Entry* it, Py_ssize_t t, Scrat
         store(it.grad + t*job.grad.frame, job.grad.step, job.grad.kind, x, c)
     if it.confident:
         set_rest(e, n, f.c, &s.rest[t])
+
+
+cdef inline bint read_frames(const Job* job, const Entry* it, Py_ssize_t start, Py_ssize_t stop,
+                             Scratch* s) noexcept nogil:
+    """Probabilities of at most GROUP frames; False if one has none.
+
+    Each step is done for all of them, for its last result is waited for before the next one.
+    """
+    cdef Py_ssize_t c = job.n_classes, n = whole(c), t, i
+    cdef bint good = True
+    cdef Softmax f[GROUP]
+    for i in range(stop - start):
+        read_logits(&job.logits, it.logits + (start + i)*job.logits.frame, c, s.x + i*n, &f[i])
+    for i in range(stop - start):
+        t = start + i + AHEAD
+        if t < it.frames:
+            fetch_ahead(it.logits + t*job.logits.frame, c*job.logits.step)
+            if it.grad != NULL:
+                fetch_ahead(it.grad + t*job.grad.frame, c*job.grad.step)
+        exponentials(c, s.x + i*n, s.e + i*n, &f[i])
+    for i in range(stop - start):
+        good = add_terms(c, s.e + i*n, &f[i]) and good
+    if not good:
+        return False
+    for i in range(stop - start):
+        settle_frame(job, it, start + i, &f[i], s.x + i*n, s.e + i*n, s)
     return True
 
 

@@ -9,8 +9,8 @@ from libc.stdint cimport int64_t
 from libc.string cimport memcpy, memset
 
 from fastloss.kernels.alignment cimport (
-    AHEAD, FL_NOTHING, FL_PART, FL_TINY, Entry, Job, Scratch, fetch_ahead, fill, find_classes, fl_rest, lay_out,
-    read_frame, read_labels, set_moves,
+    AHEAD, FL_NOTHING, FL_PART, FL_TINY, Entry, Job, Scratch, fetch_ahead, fill, find_classes, fl_rest, group_of,
+    lay_out, read_frames, read_labels, set_moves,
 )
 from fastloss.kernels.arrays cimport F32, F64, NO_AXIS, Held, Rows, index_at, release, row_at, store, take
 from fastloss.kernels.frames cimport LANES, fl_sum, padded, take_frames, whole
@@ -26,6 +26,7 @@ cdef extern from "lattice.h" nogil:
                             const double*, double*) noexcept
     void fl_lattice_backward(int64_t, const double*, const double*, const double*, const double*, double, double,
                              double, const double*, double, double*, double*, double*) noexcept
+    double fl_unit(const double*, int64_t) noexcept
     void fl_shares(const double*, const int64_t*, int64_t, double*) noexcept
     void fl_slopes(const double*, const double*, const int64_t*, int64_t, double, double, double*) noexcept
     void fl_scatterf(char*, int64_t, const int64_t*, const double*, int64_t) noexcept
@@ -122,7 +123,7 @@ cdef double put_slopes(const Job* job, const Entry* it, Scratch* s, Py_ssize_t t
     """The gradient of a frame whose s.mass is alpha beta, in any unit; returns its sum."""
     cdef Py_ssize_t M = whole(it.W), top = -1
     cdef const double* p = s.p + t*it.W
-    cdef const double* pe = exponents(it, s, t)
+    cdef const double* pe = s.pe + t*it.W if s.wide[t] else NULL
     cdef double blanks = fl_sum(s.mass, M), total = blanks + fl_sum(s.mass + M, M), c = 1/total, v, top_v = 0
     memset(s.share, 0, it.distinct*sizeof(double))
     fl_shares(s.mass + M, s.slot, it.n, s.share)
@@ -302,19 +303,6 @@ cdef enum:
     EVERY = 8           # frames after which the unit is chosen anew
 
 
-cdef double unit_of(const double* row, Py_ssize_t W) noexcept nogil:
-    """The power of two that brings the row's largest into [1, 2)."""
-    cdef Py_ssize_t k
-    cdef double top = 0, m, e
-    for k in range(W + 1):
-        top = row[k] if row[k] > top else top
-        top = row[FL_PART(W) + k] if row[FL_PART(W) + k] > top else top
-    if not FL_TINY <= top < INFINITY:
-        return 1
-    fl_normal(top, 0, &m, &e)
-    return fl_two_to(-e)
-
-
 cdef inline const double* plain_q(const Entry* it, Scratch* s, Py_ssize_t t) noexcept nogil:
     memcpy(s.q, s.p + t*it.W, it.W*sizeof(double))
     return s.q
@@ -322,7 +310,7 @@ cdef inline const double* plain_q(const Entry* it, Scratch* s, Py_ssize_t t) noe
 
 cdef bint scaled_forward(Entry* it, Scratch* s) noexcept nogil:
     """alpha of all frames, and the probability of the labelling; False where plain numbers do not do."""
-    cdef Py_ssize_t t, blanks = 0, labels = 0, first = 1
+    cdef Py_ssize_t t, k, blanks = 0, labels = 0, first = 1
     cdef double* row = plain_row(it, s, 0)
     cdef double* to
     cdef double scale = 1, e
@@ -334,8 +322,8 @@ cdef bint scaled_forward(Entry* it, Scratch* s) noexcept nogil:
         if s.wide[t] or s.blank[2*t + 1] != 0:
             return False
         to = plain_row(it, s, t + 1)
-        if it.grad != NULL:
-            memset(to, 0, 2*FL_PART(it.W)*sizeof(double))
+        for k in range(8 if it.grad != NULL else 0):    # what a step does not write, but the next one may read
+            to[it.W + k] = to[FL_PART(it.W) + it.W + k] = 0
         # states that t + 1 frames can reach: label u needs u + 1, and one more for every repeat up to it
         blanks = labels + 1
         while labels < it.n and first <= t + 1:
@@ -347,7 +335,7 @@ cdef bint scaled_forward(Entry* it, Scratch* s) noexcept nogil:
         row = to
         scale = 1
         if t % EVERY == EVERY - 1:
-            scale = unit_of(row, it.W)
+            scale = fl_unit(row, 2*FL_PART(it.W))
             fl_normal(scale, 0, &e, &e)
             it.e -= e
     it.m = row[it.n] + row[FL_PART(it.W) + it.n]
@@ -379,7 +367,7 @@ cdef bint scaled_backward(const Job* job, const Entry* it, Scratch* s) noexcept 
         fl_plain_backward(it.W, row, plain_q(it, s, t), s.blank[2*t], it.plain_stay, s.hop, to)
         row, to = to, row
         if t % EVERY == 0:
-            scale = unit_of(row, it.W)
+            scale = fl_unit(row, 2*FL_PART(it.W))
             for k in range(2*n):
                 row[k] *= scale
     return True
@@ -393,7 +381,7 @@ cdef void put_loss(const Job* job, Py_ssize_t b, double loss) noexcept nogil:
 
 cdef void run_entry(const Job* job, Py_ssize_t b, Scratch* s) noexcept nogil:
     cdef Entry it
-    cdef Py_ssize_t t
+    cdef Py_ssize_t t, start, stop = 0, group = group_of(job)
     cdef char* grad = job.grad.data + b*job.grad.entry if job.grad.data != NULL else NULL
     cdef double loss
     cdef bint plain = False
@@ -413,14 +401,17 @@ cdef void run_entry(const Job* job, Py_ssize_t b, Scratch* s) noexcept nogil:
     it.W = padded(it.n + 1)
     set_moves(job, &it, s)
     start_plain(&it, s)
-    for t in range(it.frames):
-        if not read_frame(job, &it, t, s):
+    while stop < it.frames:
+        start = stop
+        stop = start + group if start + group < it.frames else it.frames
+        if not read_frames(job, &it, start, stop, s):
             put_loss(job, b, NAN)
             if it.grad != NULL:
                 fill(job, grad, 0, it.frames, NAN)
             return
-        if it.confident:
-            plain_forward(job, &it, s, t)
+        for t in range(start, stop):
+            if it.confident:
+                plain_forward(job, &it, s, t)
     loss = plain_loss(&it, s) if it.confident else INFINITY
     if not it.confident:
         plain = scaled_forward(&it, s)
@@ -504,7 +495,7 @@ def ctc(logits, labels, const int64_t[::1] offset, const int64_t[::1] label_leng
             job.most_labels = max(job.most_labels, label_length[b])
             job.most_frames = max(job.most_frames, logit_length[b])
             work += logit_length[b]*(job.n_classes + label_length[b]*4)
-        if (job.most_frames + 1)*(job.most_labels + 16.0)*64 + job.n_classes*32.0 > 2.0**62:
+        if (job.most_frames + 1)*(job.most_labels + 16.0)*64 + job.n_classes*128.0 > 2.0**62:
             raise MemoryError()
         size = lay_out(&job, &s, NULL)
         if blocks(n, work//n + 1, n_threads) == 1:

@@ -4,13 +4,15 @@ A loss is a tag (a struct with its parameters) and an inline function from (pred
 type of the tags makes a loop of its own for each, without a call or a switch in it.  Operands have one shape and any
 layout and dtype: they are read in spans, in place where they can be, and so are results written.
 """
-from cpython.buffer cimport PyBUF_FORMAT, PyBUF_STRIDES, PyBUF_WRITABLE, PyObject_GetBuffer
 from cpython.mem cimport PyMem_RawFree, PyMem_RawMalloc
 from cython.parallel cimport prange
-from libc.stdint cimport uintptr_t
 from libc.string cimport memcpy
 
-from fastloss.kernels.arrays cimport F32, F64, MAX_DIMS, Held, kind_of, load, release, store
+from fastloss.kernels.arrays cimport F32, F64, Held, load, release, store
+from fastloss.kernels.operands cimport (
+    ABSENT, ARRAYS, CONSTANT, COTANGENT, DIRECT, EVEN, GRAD, HESSIAN, LABEL, LABEL_GRAD, LOSS, POS_WEIGHT,
+    POS_WEIGHT_GRAD, STRIP, UNEVEN, WEIGHT, X, Job, Operand, arrange, ask, hold, place, settle,
+)
 from fastloss.kernels.parallel cimport blocks, cut
 from fastloss.kernels.regression cimport (
     AbsoluteError, Divergence, Gamma, Hinge, Huber, LogCosh, Poisson, Quantile, SquaredError, SquaredHinge, Tweedie,
@@ -21,7 +23,7 @@ from fastloss.kernels.sigmoid cimport (
     sigmoid_cross_entropy, sigmoid_focal, softplus, weighted_cross_entropy,
 )
 from fastloss.kernels.special cimport exp_minus, exp_scaled
-from fastloss.kernels.vmath cimport FL_PREFETCH, magnitude, real
+from fastloss.kernels.vmath cimport magnitude, real
 
 cdef extern from *:
     """
@@ -42,28 +44,7 @@ cdef enum:
     SPAN = 512              # elements computed at a time, in scratch of the first-level cache
     PART = 16384            # elements whose sum is one term of the total; a multiple of SPAN
     LANES = 16
-    STRIP = 32              # elements between two rounds of prefetching
     STREAMED = 32 << 20     # bytes of output from which stores bypass the caches
-
-cdef enum:                  # arrays of a call
-    X
-    LABEL
-    POS_WEIGHT
-    WEIGHT                  # of the loss, and of its gradients
-    COTANGENT               # of the gradients
-    LOSS
-    GRAD
-    LABEL_GRAD
-    POS_WEIGHT_GRAD
-    HESSIAN
-    ARRAYS
-
-cdef enum:                  # how an operand lies
-    ABSENT
-    DIRECT                  # as the kernel computes: contiguous, aligned, its own type
-    EVEN                    # at one stride
-    CONSTANT                # one element for all
-    UNEVEN
 
 cpdef enum:                 # losses
     SIGMOID
@@ -122,26 +103,6 @@ cdef union Parameters:       # one loss's tag
     SquaredHinge squared_hinge
     Divergence divergence
 
-cdef struct Operand:
-    char* data
-    int kind
-    int lies
-    Py_ssize_t itemsize
-    Py_ssize_t step                 # of an EVEN one
-    Py_ssize_t stride[MAX_DIMS]
-
-cdef struct Job:
-    Operand a[ARRAYS]
-    int ndim                        # axes merged where that is possible in all operands
-    Py_ssize_t shape[MAX_DIMS]
-    Py_ssize_t n
-    double factor                   # of all gradients
-    bint total                      # the sum of the losses is asked for
-    bint stream
-    int n_asked
-    const char* asked[ARRAYS]       # what is worth prefetching
-
-
 # ------------------------------------------------------------------ the losses
 
 cdef inline Terms terms(const Loss* loss, real x, real y, real q, real u) noexcept nogil:
@@ -187,43 +148,6 @@ cdef inline Terms terms(const Loss* loss, real x, real y, real q, real u) noexce
 
 
 # ------------------------------------------------------------------ spans in, spans out
-
-cdef inline bint is_even(const Job* job, const Operand* a) noexcept nogil:
-    """Whether one stride serves all axes."""
-    cdef int d
-    for d in range(job.ndim - 1):
-        if a.stride[d] != a.stride[d + 1]*job.shape[d + 1]:
-            return False
-    return True
-
-
-cdef void settle(Job* job, Operand* a, int own_kind) noexcept nogil:
-    if a.data == NULL:
-        a.lies = ABSENT
-        return
-    a.step = a.stride[job.ndim - 1]
-    a.lies = EVEN if is_even(job, a) else UNEVEN
-    if a.lies == EVEN:
-        if a.step == 0:
-            a.lies = CONSTANT
-        elif a.kind == own_kind and a.step == a.itemsize and <uintptr_t>a.data % <uintptr_t>a.itemsize == 0:
-            a.lies = DIRECT
-
-
-cdef char* place(const Job* job, const Operand* a, Py_ssize_t i, Py_ssize_t* left) noexcept nogil:
-    """Where element i lies, and how many follow it on the innermost axis."""
-    cdef char* p = a.data
-    cdef int d = job.ndim - 1
-    cdef Py_ssize_t k = i % job.shape[d]
-    left[0] = job.shape[d] - k
-    p += k*a.stride[d]
-    i = i//job.shape[d]
-    while i > 0:
-        d -= 1
-        p += i % job.shape[d]*a.stride[d]
-        i = i//job.shape[d]
-    return p
-
 
 cdef void fill(const Operand* a, Py_ssize_t n, real* scratch) noexcept nogil:
     """What a CONSTANT leaves in scratch, once for all spans."""
@@ -271,14 +195,6 @@ cdef void put(const Job* job, const Operand* a, Py_ssize_t i, Py_ssize_t n, cons
 
 
 # ------------------------------------------------------------------ loops over a span
-
-cdef inline void ask(const Job* job, Py_ssize_t i, real dummy) noexcept nogil:
-    """Prefetches STRIP elements of every array, from i on."""
-    cdef Py_ssize_t k, a
-    for a in range(job.n_asked):
-        for k in range(STRIP*<Py_ssize_t>sizeof(real)//64):
-            FL_PREFETCH(job.asked[a] + i*<Py_ssize_t>sizeof(real) + k*64)
-
 
 cdef inline void exponentials(const Job* job, const Loss* loss, Py_ssize_t i, const real* x, real* u,
                               Py_ssize_t n) noexcept nogil:
@@ -528,74 +444,6 @@ cdef double start(Job* job, const Loss* loss, int n_threads) except? -1:
     if job.a[X].kind == F64:
         return over[Loss, double](job, loss, n_threads, 0)
     return over[Loss, float](job, loss, n_threads, 0)
-
-
-cdef int hold(Held* held, object array, bint writable, Job* job, Operand* a) except -1:
-    """Fills the operand from an array; the first one gives the shape."""
-    cdef Py_buffer* view
-    cdef int d
-    a.data = NULL
-    if array is None:
-        return 0
-    view = &held.view[held.count]
-    PyObject_GetBuffer(array, view, PyBUF_FORMAT | PyBUF_STRIDES | (PyBUF_WRITABLE if writable else 0))
-    held.count += 1
-    if held.count == 1:
-        job.ndim = view.ndim
-        job.n = 1
-        for d in range(view.ndim):
-            job.shape[d] = view.shape[d]
-            job.n *= view.shape[d]
-    a.kind = kind_of(view)
-    a.data = <char*>view.buf
-    a.itemsize = view.itemsize
-    for d in range(job.ndim):
-        a.stride[d] = view.strides[d]
-    return 0
-
-
-cdef void swap_axes(Job* job, int c, int d) noexcept:
-    cdef int k
-    job.shape[c], job.shape[d] = job.shape[d], job.shape[c]
-    for k in range(ARRAYS):
-        if job.a[k].data != NULL:
-            job.a[k].stride[c], job.a[k].stride[d] = job.a[k].stride[d], job.a[k].stride[c]
-
-
-cdef void arrange(Job* job) noexcept:
-    """Axes of length 1 go, those that lie together in all operands are merged; without a sum, whose order is that of
-    the indices, they are first sorted by the strides of x."""
-    cdef int d, k, last = -1
-    cdef bint together
-    cdef Operand* a
-    if not job.total:
-        for k in range(1, job.ndim):
-            d = k
-            while d > 0 and abs(job.a[X].stride[d - 1]) < abs(job.a[X].stride[d]):
-                swap_axes(job, d - 1, d)
-                d -= 1
-    for d in range(job.ndim):
-        if job.shape[d] == 1:
-            continue
-        together = last >= 0
-        for k in range(ARRAYS):
-            a = &job.a[k]
-            if together and a.data != NULL:
-                together = a.stride[last] == job.shape[d]*a.stride[d]
-        if together:
-            job.shape[last] *= job.shape[d]
-        else:
-            last += 1
-            job.shape[last] = job.shape[d]
-        for k in range(ARRAYS):
-            if job.a[k].data != NULL:
-                job.a[k].stride[last] = job.a[k].stride[d]
-    if last < 0:
-        last = 0
-        job.shape[0] = 1
-        for k in range(ARRAYS):
-            job.a[k].stride[0] = 0
-    job.ndim = last + 1
 
 
 def run(int what, tuple parameters, x, label, pos_weight, weight, cotangent, loss, grad, label_grad, pos_weight_grad,

@@ -46,23 +46,37 @@ cdef inline Py_ssize_t whole(Py_ssize_t n) noexcept nogil:
     return (n + LANES - 1)//LANES*LANES
 
 
-cdef inline bint read_terms(const Frames* frames, const char* frame, Py_ssize_t c, double* x, double* e,
-                            Softmax* s) noexcept nogil:
-    """x = the frame's logits, e = its terms, 0 past the classes; False if it has none: NaN, +inf, nothing but -inf."""
+cdef inline void read_logits(const Frames* frames, const char* frame, Py_ssize_t c, double* x,
+                             Softmax* s) noexcept nogil:
+    """x = a frame's logits, -inf past the classes."""
     cdef Py_ssize_t k, n = whole(c)
-    cdef double shift, lo, magic, total
     load(x, frame, frames.step, c, frames.kind)
     for k in range(c, n):
         x[k] = -INFINITY
     s.top = fl_largest(x, n)
-    s.shift = shift = fl_shift(s.top)
-    s.power = fl_power(s.top, shift)
-    lo = fl_lo(s.power)
-    magic = fl_magic(s.power)
-    for k in range(padded(c)):
+    s.shift = fl_shift(s.top)
+    s.power = fl_power(s.top, s.shift)
+
+
+cdef inline void exponentials(Py_ssize_t c, const double* x, double* e, const Softmax* s) noexcept nogil:
+    """e = the frame's terms, 0 past the classes."""
+    cdef Py_ssize_t k, n = padded(c)
+    cdef double shift = s.shift, lo = fl_lo(s.power), magic = fl_magic(s.power)
+    for k in range(n):
         e[k] = fl_exp(x[k] - shift, lo, magic)
-    for k in range(padded(c), n):
+    for k in range(n, whole(c)):
         e[k] = 0
-    total = fl_sum(e, n)
-    s.c = 1/total
-    return total < INFINITY
+
+
+cdef inline bint add_terms(Py_ssize_t c, const double* e, Softmax* s) noexcept nogil:
+    """s.c; False where there is none: NaN, +inf, nothing but -inf."""
+    s.c = 1/fl_sum(e, whole(c))
+    return s.c > 0
+
+
+cdef inline bint read_terms(const Frames* frames, const char* frame, Py_ssize_t c, double* x, double* e,
+                            Softmax* s) noexcept nogil:
+    """All of it."""
+    read_logits(frames, frame, c, x, s)
+    exponentials(c, x, e, s)
+    return add_terms(c, e, s)

@@ -7,6 +7,7 @@
  */
 #ifndef FL_LATTICE_H
 #define FL_LATTICE_H
+#include "lanes.h"
 #include "vmath.h"
 
 #define FL_NOTHING (-1e308)
@@ -119,12 +120,6 @@ FL_NO_INLINE static void fl_lattice_backward(int64_t W, const double *FL_APART f
 
 /* ---- frames: sums and maxima of n elements, n a multiple of 32, in one fixed order; NaN is left aside by a maximum ---- */
 #define FL_LANES 32
-#define FL_FOLD(op) \
-    for (j = 0; j < 16; j++) lane[j] = op(lane[j], lane[j + 16]); \
-    for (j = 0; j < 8; j++) lane[j] = op(lane[j], lane[j + 8]); \
-    for (j = 0; j < 4; j++) lane[j] = op(lane[j], lane[j + 4]); \
-    for (j = 0; j < 2; j++) lane[j] = op(lane[j], lane[j + 2])
-#define FL_PLUS(a, b) ((a) + (b))
 
 static double fl_largest(const double *x, int64_t n) {
     double lane[FL_LANES];
@@ -133,7 +128,10 @@ static double fl_largest(const double *x, int64_t n) {
     for (j = 0; j < FL_LANES; j++) lane[j] = x[j];
     for (k = FL_LANES; k < n; k += FL_LANES)
         for (j = 0; j < FL_LANES; j++) lane[j] = fl_larger(x[k + j], lane[j]);
-    FL_FOLD(fl_larger);
+    fl_halve_max(lane, 16);
+    fl_halve_max(lane, 8);
+    fl_halve_max(lane, 4);
+    fl_halve_max(lane, 2);
     return fl_larger(lane[0], lane[1]);
 }
 
@@ -146,10 +144,30 @@ static double fl_sum(const double *x, int64_t n) {
         for (j = 0; j < FL_LANES; j++) lane[j] = x[k + j];
         for (k += FL_LANES; k < stop; k += FL_LANES)
             for (j = 0; j < FL_LANES; j++) lane[j] += x[k + j];
-        FL_FOLD(FL_PLUS);
+        fl_halve_sum(lane, 16);
+        fl_halve_sum(lane, 8);
+        fl_halve_sum(lane, 4);
+        fl_halve_sum(lane, 2);
         total += lane[0] + lane[1];
     }
     return total;
+}
+
+/* The power of two that brings the largest of n elements, a multiple of 8 and none negative, into [1, 2); 1 where there
+ * is none such */
+static double fl_unit(const double *x, int64_t n) {
+    double lane[8], top, m, e;
+    int64_t k;
+    int j;
+    for (j = 0; j < 8; j++) lane[j] = x[j];
+    for (k = 8; k < n; k += 8)
+        FL_KEEP_LOOP for (j = 0; j < 8; j++) lane[j] = fl_larger(x[k + j], lane[j]);
+    fl_halve_max(lane, 4);
+    fl_halve_max(lane, 2);
+    top = fl_larger(lane[0], lane[1]);
+    if (!(top >= FL_TINY && top <= 1.7976931348623157e308)) return 1.0;
+    fl_normal(top, 0.0, &m, &e);
+    return fl_two_to(-e);
 }
 
 /* ---- the gradient at the labels -------------------------------------------------------------------------------- */
@@ -159,11 +177,14 @@ static void fl_shares(const double *FL_APART mass, const int64_t *FL_APART slot,
     for (u = 0; u < n; u++) share[slot[u]] += mass[u];
 }
 
-/* share[j] = (p of the label that stands first - c share[j]) scale */
+/* share[j] = (p of the label that stands first - c share[j]) scale; all pe are 0 where it is NULL */
 static void fl_slopes(const double *FL_APART p, const double *FL_APART pe, const int64_t *FL_APART first, int64_t n,
                       double c, double scale, double *FL_APART share) {
     int64_t j;
-    for (j = 0; j < n; j++) share[j] = (p[first[j]] * fl_two_to(pe[first[j]]) - share[j] * c) * scale;
+    if (!pe)
+        for (j = 0; j < n; j++) share[j] = (p[first[j]] - share[j] * c) * scale;
+    else
+        for (j = 0; j < n; j++) share[j] = (p[first[j]] * fl_two_to(pe[first[j]]) - share[j] * c) * scale;
 }
 
 /* the element at row + classes[j] step = v[j] */

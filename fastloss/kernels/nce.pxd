@@ -5,6 +5,7 @@ type of z, then in float64.
 """
 from libc.math cimport fabs
 
+from fastloss.kernels.lanes cimport fl_halve_product, fl_halve_sum
 from fastloss.kernels.special cimport fma
 from fastloss.kernels.terms cimport L, ROWS
 from fastloss.kernels.vmath cimport (
@@ -28,7 +29,7 @@ cdef inline double nce_row(real* z, Py_ssize_t n, real s, bint kept, double* pro
     cdef double top[L]
     cdef double w
     cdef real bias = bias_of(s), lo = lo_of(bias), magic = magic_of(bias), v, c, d
-    cdef Py_ssize_t g, end = (n + 4*L - 1)//(4*L)*4*L
+    cdef Py_ssize_t g, whole = n//(4*L)*(4*L)
     cdef Py_ssize_t j
     for j in range(n):
         v = z[j]
@@ -40,11 +41,9 @@ cdef inline double nce_row(real* z, Py_ssize_t n, real s, bint kept, double* pro
             c = 1 + q[j]
             d = v/c
             z[j] = s*d
-    for j in range(n, end):
-        q[j] = above[j] = 0
     for j in range(L):
         u[j] = top[j] = 0
-    for g in range(0, end, 128):    # 4 L
+    for g in range(0, whole, 128):  # 4 L
         for j in range(L):
             c = joined(q[g + j], q[g + L + j])
             d = joined(q[g + 2*L + j], q[g + 3*L + j])
@@ -52,19 +51,21 @@ cdef inline double nce_row(real* z, Py_ssize_t n, real s, bint kept, double* pro
             u[j] = joined(u[j], w)
             v = (above[g + j] + above[g + L + j]) + (above[g + 2*L + j] + above[g + 3*L + j])
             top[j] = top[j] + <double>v
-    fold_both(u, top, 16)
-    fold_both(u, top, 8)
-    fold_both(u, top, 4)
-    fold_both(u, top, 2)
+    for g in range(whole, n, 32):   # L
+        for j in range(L):
+            w = q[g + j]
+            u[j] = joined(u[j], w)
+            top[j] = top[j] + <double>above[g + j]
+    fl_halve_product(u, 16)
+    fl_halve_product(u, 8)
+    fl_halve_product(u, 4)
+    fl_halve_product(u, 2)
+    fl_halve_sum(top, 16)
+    fl_halve_sum(top, 8)
+    fl_halve_sum(top, 4)
+    fl_halve_sum(top, 2)
     product[0] = joined(u[0], u[1])
     return top[0] + top[1]
-
-
-cdef inline void fold_both(double* u, double* top, Py_ssize_t n) noexcept nogil:
-    cdef Py_ssize_t j
-    for j in range(n):
-        u[j] = joined(u[j], u[j + n])
-        top[j] = top[j] + top[j + n]
 
 
 cdef inline void nce_true(const double* zt, Py_ssize_t n, double num_true, const double* s, double* term,

@@ -11,7 +11,9 @@ from libc.string cimport memcpy
 
 from fastloss.kernels.arrays cimport Held, Rows, is_direct, load, release, row_at, store, take
 from fastloss.kernels.due cimport Due
+from fastloss.kernels.lanes cimport halve_sum
 from fastloss.kernels.nce cimport FACTORS, nce_row, nce_true
+from fastloss.kernels.special cimport fma
 from fastloss.kernels.terms cimport (
     BLOCK, HEADROOM, HEADROOMF, L, ROWS, Groups, Terms, add_block, exp_block, exp_block_kept, label_of_terms,
     log_ratios, row_max, settled,
@@ -68,28 +70,28 @@ def gather(table, int axis, const int64_t[::1] rows, places, real[:, ::1] out):
 
 
 cdef inline double dot(const real* a, const real* b, Py_ssize_t n) noexcept nogil:
-    cdef double lane[16]
-    cdef Py_ssize_t g, k
-    cdef Py_ssize_t j
-    for j in range(16):
+    """n <= WIDE: a lane sums 8 products at most, as rounded as those of a matrix product."""
+    cdef real lane[32]
+    cdef double rest = 0
+    cdef Py_ssize_t g, j
+    for j in range(32):
         lane[j] = 0
-    for g in range(n//16):
-        for j in range(16):
-            lane[j] = lane[j] + <double>a[g*16 + j]*<double>b[g*16 + j]
-    for k in range(n//16*16, n):
-        lane[k % 16] += <double>a[k]*<double>b[k]
-    for j in range(8):
-        lane[j] = lane[j] + lane[j + 8]
-    for j in range(4):
-        lane[j] = lane[j] + lane[j + 4]
-    return (lane[0] + lane[2]) + (lane[1] + lane[3])
+    for g in range(0, n//32*32, 32):
+        for j in range(32):
+            lane[j] = fma(a[g + j], b[g + j], lane[j])
+    for g in range(n//32*32, n):
+        rest += <double>a[g]*<double>b[g]
+    halve_sum(lane, 16)
+    halve_sum(lane, 8)
+    halve_sum(lane, 4)
+    return rest + ((<double>lane[0] + <double>lane[2]) + (<double>lane[1] + <double>lane[3]))
 
 
 def dots(table, const int64_t[::1] rows, places, Py_ssize_t num_true, const real[:, ::1] x, double[::1] out):
     """out[p] += x[p // num_true] . table[rows[k]], p = places[k]: true products, row by row of the table."""
     cdef Held held
     cdef Rows t
-    cdef Py_ssize_t k, p, b, m, n = rows.shape[0], d = x.shape[1]
+    cdef Py_ssize_t k, p, i, b, m, n = rows.shape[0], d = x.shape[1]
     cdef const int64_t[::1] at = places
     cdef bint all_of_them = places is None, direct
     cdef real w[WIDE]
@@ -103,14 +105,15 @@ def dots(table, const int64_t[::1] rows, places, Py_ssize_t num_true, const real
                 if k + AHEAD < n:
                     ask_for(&t, rows[k + AHEAD])
                 p = k if all_of_them else at[k]
+                i = p if num_true == 1 else p//num_true
                 row = row_at(&t, rows[k])
                 for b in range(0, d, 256):      # WIDE, in the same parts for every kind of table: the same sums
                     m = d - b if d - b < WIDE else WIDE
                     if direct:
-                        out[p] += dot(&x[p//num_true, b], <const real*>row + b, m)
+                        out[p] += dot(&x[i, b], <const real*>row + b, m)
                     else:
                         load(w, row + b*t.step, t.step, m, t.kind)
-                        out[p] += dot(&x[p//num_true, b], w, m)
+                        out[p] += dot(&x[i, b], w, m)
     finally:
         release(&held)
 
