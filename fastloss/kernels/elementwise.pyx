@@ -6,9 +6,11 @@ layout and dtype: they are read in spans, in place where they can be, and so are
 """
 from cpython.mem cimport PyMem_RawFree, PyMem_RawMalloc
 from cython.parallel cimport prange
+from libc.math cimport fabs
 from libc.string cimport memcpy
 
 from fastloss.kernels.arrays cimport F32, F64, Held, load, release, store
+from fastloss.kernels.lanes cimport halve_sum
 from fastloss.kernels.operands cimport (
     ABSENT, ARRAYS, CONSTANT, COTANGENT, DIRECT, EVEN, GRAD, HESSIAN, LABEL, LABEL_GRAD, LOSS, POS_WEIGHT,
     POS_WEIGHT_GRAD, STRIP, UNEVEN, WEIGHT, X, Job, Operand, arrange, ask, hold, place, settle,
@@ -22,7 +24,7 @@ from fastloss.kernels.sigmoid cimport (
     LogSigmoid, Sigmoid, SigmoidCrossEntropy, SigmoidFocal, Softplus, Terms, WeightedCrossEntropy,
     sigmoid_cross_entropy, sigmoid_focal, softplus, weighted_cross_entropy,
 )
-from fastloss.kernels.special cimport exp_minus, exp_scaled
+from fastloss.kernels.special cimport exp_minus, exp_scaled, fma
 from fastloss.kernels.vmath cimport magnitude, real
 
 cdef extern from *:
@@ -43,7 +45,7 @@ cdef extern from "stream.h" nogil:
 cdef enum:
     SPAN = 512              # elements computed at a time, in scratch of the first-level cache
     PART = 16384            # elements whose sum is one term of the total; a multiple of SPAN
-    LANES = 16
+    LANES = 32
     STREAMED = 32 << 20     # bytes of output from which stores bypass the caches
 
 cpdef enum:                 # losses
@@ -194,6 +196,12 @@ cdef void put(const Job* job, const Operand* a, Py_ssize_t i, Py_ssize_t n, cons
             k += m
 
 
+cdef inline real* place_of(const Job* job, const Operand* a, Py_ssize_t i, const real* x, real* scratch) noexcept nogil:
+    """Where a span from i on can be computed: where it lies, or, if it must be put there or is x itself, in scratch."""
+    cdef real* p = <real*>a.data + i
+    return p if a.lies == DIRECT and a.itemsize == sizeof(real) and not job.stream and p != x else scratch
+
+
 # ------------------------------------------------------------------ loops over a span
 
 cdef inline void exponentials(const Job* job, const Loss* loss, Py_ssize_t i, const real* x, real* u,
@@ -233,15 +241,18 @@ cdef inline void wide_values(const Loss* loss, const real* x, const real* y, con
         value[k] = terms(loss, x[k], y[k], q[k], u[k]).value
 
 
-cdef inline void add_values(const Loss* loss, const real* x, const real* y, const real* q, const real* u,
-                            Py_ssize_t n, double* lane) noexcept nogil:
-    """wide_values and add_to in one, of a multiple of LANES elements."""
+cdef inline void add_values(const Job* job, const Loss* loss, Py_ssize_t i, const real* x, const real* y, const real* q,
+                            const real* u, Py_ssize_t n, double* lane) noexcept nogil:
+    """wide_values and add_to in one, of a multiple of LANES elements; prefetches where exponentials() does not."""
     cdef double sum[LANES]
     cdef Py_ssize_t g, k
     cdef int j
     for j in range(LANES):
         sum[j] = lane[j]
     for g in range(n//LANES):
+        if not (Loss is Sigmoid or Loss is LogSigmoid or Loss is Softplus or Loss is SigmoidCrossEntropy
+                or Loss is WeightedCrossEntropy):
+            ask(job, i + SPAN + g*LANES, x[0])
         for j in range(LANES):
             k = g*LANES + j
             sum[j] += terms(loss, x[k], y[k], q[k], u[k]).value
@@ -284,9 +295,15 @@ cdef void scale(real* v, const double* by, Py_ssize_t n) noexcept nogil:
 
 
 cdef void scale_all(real* v, double by, Py_ssize_t n) noexcept nogil:
+    """v = v by, rounded once."""
     cdef Py_ssize_t k
-    for k in range(n):
-        v[k] = <real>(v[k]*by)
+    cdef float high = <float>(by*(1 - 2.0**-23)), low = <float>(by - high)     # of one sign, and not 0: inf stays inf
+    if real is float and 1e-30 < fabs(by) < 1e30:
+        for k in range(n):
+            v[k] = fma(v[k], high, v[k]*low)
+    else:
+        for k in range(n):
+            v[k] = <real>(v[k]*by)
 
 
 cdef void add_to(double* lane, double* v, Py_ssize_t n) noexcept nogil:
@@ -301,12 +318,11 @@ cdef void add_to(double* lane, double* v, Py_ssize_t n) noexcept nogil:
 
 
 cdef double lanes_sum(double* lane) noexcept nogil:
-    cdef int j
-    for j in range(8):
-        lane[j] += lane[j + 8]
-    for j in range(4):
-        lane[j] += lane[j + 4]
-    return (lane[0] + lane[2]) + (lane[1] + lane[3])
+    halve_sum(lane, 16)
+    halve_sum(lane, 8)
+    halve_sum(lane, 4)
+    halve_sum(lane, 2)
+    return lane[0] + lane[1]
 
 
 cdef void finish(const Job* job, const Operand* a, Py_ssize_t i, Py_ssize_t n, real* v,
@@ -332,6 +348,7 @@ cdef double part(const Job* job, const Loss* loss, Py_ssize_t start, Py_ssize_t 
     cdef double c_[SPAN]
     cdef double by[SPAN]
     cdef double lane[LANES]
+    cdef real* to
     cdef const real* x = x_
     cdef const real* y = x_
     cdef const real* q = x_
@@ -359,17 +376,19 @@ cdef double part(const Job* job, const Loss* loss, Py_ssize_t start, Py_ssize_t 
             c = fetch(job, &a[COTANGENT], i, n, c_)
         exponentials(job, loss, i, x, u, n)
         if job.total and w == NULL and n == SPAN:
-            add_values(loss, x, y, q, u, n, lane)
+            add_values(job, loss, i, x, y, q, u, n, lane)
         elif job.total:
             wide_values(loss, x, y, q, u, n, wide)
             if w != NULL:
                 scale(wide, w, n)
             add_to(lane, wide, n)
         if a[LOSS].lies != ABSENT:
-            values(loss, x, y, q, u, n, v)
+            to = place_of(job, &a[LOSS], i, x, v)
+            values(loss, x, y, q, u, n, to)
             if w != NULL:
-                scale(v, w, n)
-            put(job, &a[LOSS], i, n, v)
+                scale(to, w, n)
+            if to == v:
+                put(job, &a[LOSS], i, n, v)
         if each != NULL:
             for k in range(n):
                 by[k] = job.factor

@@ -42,9 +42,9 @@ cdef inline real times(real a, real b) noexcept nogil:
 
 cdef inline Terms softplus(real x, real u) noexcept nogil:
     cdef Terms t
-    cdef real low, s = log1p_unit(u, &low), v = 1 + u, near = 1 if x >= 0 else u, p = near/v
+    cdef real one = 1, low, s = log1p_unit(u, &low), v = one + u, near = one if x >= 0 else u, p = near/v
     t.value = s + (low + (x if x > 0 else <real>0))
-    t.slope = p - p*((1 - v) + u)                           # what 1 + u lost; only where 1/v is near 1 is it much
+    t.slope = p - p*((one - v) + u)                           # what 1 + u lost; only where 1/v is near 1 is it much
     t.curvature = u/(v*v)
     return t
 
@@ -64,7 +64,7 @@ cdef inline Terms weighted_cross_entropy(real x, real z, real q, real scaled) no
     """scaled is u times a power of two: where u is subnormal, q u need not be, and is rounded once."""
     cdef Terms t
     cdef real unit = scaled_unit(x), m = magnitude(x), u = scaled/unit, low, s = log1p_unit(u, &low)
-    cdef real a = q*z, a_rest = product_rest(q, z, a), c = 1 - z, c_rest = (1 - c) - z
+    cdef real one = 1, a = q*z, a_rest = product_rest(q, z, a), c = one - z, c_rest = (one - c) - z
     cdef real sum = a + c, v = sum - a, sum_rest = (a - (sum - v)) + (c - v)
     cdef real k = a if x < 0 else c, k_rest = a_rest if x < 0 else c_rest
     cdef real top = fma(c, scaled, -a*unit) if x < 0 else fma(-a, scaled, c*unit), v1 = unit + scaled
