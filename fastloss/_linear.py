@@ -16,7 +16,7 @@ from fastloss._reductions import Reduction
 
 Array = NDArray[Any]
 
-BLOCK_BYTES = 3 << 19  # of the table, packed at a time: the second-level cache and a share of the third
+BLOCK_BYTES = 3 << 18  # of the table, packed at a time
 DEFAULT_MEMORY = 64 << 20
 
 
@@ -86,19 +86,21 @@ class _Blocks:
         tile, pitch = _kernels.TILE, _kernels.PITCH
         chunks, panel = max(1, -(-d // _kernels.CHUNK)), -(-d // self.lanes) * self.lanes if dw else 0
         columns = chunks * _kernels.CHUNK if dx else 0
-        block = min(960, max(96, BLOCK_BYTES // (size * max(1, d)))) // tile * tile
+        block = min(960, max(96, BLOCK_BYTES // (size * max(1, d)) // 96 * 96))  # in whole panels
         self.block = min(block, -(-max(1, table.n_classes) // tile) * tile)
         fixed = size * self.block * (chunks * pitch + panel)
         row = size * (d + columns + panel)
         all_rows = -(-n // self.lanes) * self.lanes
         least = min(all_rows, _kernels.ROW_STEP)
         self.pitch = table.n_classes + tile
-        limit = max(DEFAULT_MEMORY, fixed + 3 * least * (row + size * self.pitch)) if max_memory is None else max_memory
-        self.rows = self._fit(limit - fixed, row + size * self.pitch, all_rows)
+        if max_memory is None:  # a third of what others need, and few enough passes over the table and its gradient
+            usual = (4 if n >= 2048 else 3) * least
+            max_memory = max(DEFAULT_MEMORY, fixed + usual * (row + size * self.pitch))
+        self.rows = self._fit(max_memory - fixed, row + size * self.pitch, all_rows)
         self.kept = (dx or dw or db) and self.rows >= least and not (whole and self.rows < all_rows)
         if not self.kept:
             self.pitch = self.block
-            self.rows = all_rows if whole else max(least, self._fit(limit - fixed, row + size * self.pitch, all_rows))
+            self.rows = all_rows if whole else max(least, self._fit(max_memory - fixed, row + size * self.pitch, all_rows))
         self.xp = self._memory(self.rows * d * size)
         self.xr = self._memory(self.rows * panel * size) if dw else None
         self.dx = self._memory(self.rows * columns * size) if dx else None
@@ -355,13 +357,13 @@ def linear_cross_entropy(
     computed.  The products are the package's own, in the dtype of the result: bits depend neither on threads nor, for
     the loss and the gradient to `inputs`, on what other rows there are.
 
-    With s bytes a number, B = min(C, max(96, min(960, 1.5 MiB / (s D)))) classes a block and R rows a block, the
+    With s bytes a number, B = min(C, max(96, min(960, 0.75 MiB / (s D)))) classes a block and R rows a block, the
     scratch is ``s R (C + 3 D) + 2 s B D`` bytes (D rounded up to a multiple of 144 in places) where gradients are
     wanted, and ``s (R (B + D) + B D)`` for the loss alone, beside some numbers for each row and class.  R is as
     large as `max_memory` allows, a multiple of 128; where it does not allow 128, logits are computed a second time for
-    the gradients, and the first C is B.  The default is 64 MiB, or what 384 rows need.  A gradient to a table of half
-    type that takes more than one block of rows is likewise computed in one block of all rows, whatever they need,
-    for its sums are kept in float32.
+    the gradients, and the first C is B.  The default is 64 MiB, or what 384 rows need, 512 where there are 2048 or
+    more.  A gradient to a table of half type that takes more than one block of rows is likewise computed in one block
+    of all rows, whatever they need, for its sums are kept in float32.
 
     After ``tf.nn.sparse_softmax_cross_entropy_with_logits``; `z_loss` is that of PaLM (arXiv:2204.02311).
 

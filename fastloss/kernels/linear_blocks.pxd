@@ -10,7 +10,7 @@ A row's marked classes (its label, or the k best of a teacher) stay out of its s
 from libc.math cimport INFINITY, ldexp
 from libc.stdint cimport int64_t
 
-from fastloss.kernels.arrays cimport Rows, load, row_at, store
+from fastloss.kernels.arrays cimport Rows, is_direct, load, row_at, store
 from fastloss.kernels.terms cimport sum_rest
 from fastloss.kernels.vmath cimport (
     FL_LN2, bias_of, exp_of, fl_exp_label, lo_of, magic_of, power_of, real, shift_of,
@@ -454,9 +454,6 @@ cdef inline void inputs_product(const Job* job, Py_ssize_t g, Py_ssize_t q_start
             width = least(FL_CHUNK, job.d - q*FL_CHUNK)
             j = 0
             while j < width:
-                if not job.first_rows:
-                    fetch(&job.weights_grad, job.c, job.nc, ((g*parts + c//STEP*job.chunks + q)*FL_CHUNK + j)//FL_TILE,
-                          job.groups*parts*(FL_CHUNK//FL_TILE))
                 tile_columns(k, <const real*>job.wp + (q*job.block + c)*FL_PITCH + j, z + c*lanes, dx + j*lanes, True)
                 j += FL_TILE
         c += k
@@ -467,14 +464,21 @@ cdef inline void table_product(const Job* job, Py_ssize_t task, real dummy) noex
     cdef Py_ssize_t lanes = lanes_of(dummy), j
     cdef Py_ssize_t start = task*SHARE, stop = least(job.nc, start + SHARE), c, p, g, n, t
     cdef Py_ssize_t panels = panels_of(job.d, lanes), width = panels*lanes, step = ROWS//lanes, after = job.c + job.nc
-    cdef real* dw = <real*>job.dw
+    cdef real* dw = <real*>job.dw + start*width
+    cdef bint direct = False
     cdef const real* z = <const real*>job.z + job.place*lanes
     cdef const real* v
     cdef double sum[LANES]
     if job.xr != NULL:
-        if not job.first_rows:
+        # whole tiles of a table like ours are summed where they belong
+        direct = (stop - start) % FL_TILE == 0 and job.d % lanes == 0 and is_direct(&job.weights_grad, dummy)
+        direct = direct and job.weights_grad.ndim <= 1
+        if direct:
+            dw = <real*>row_at(&job.weights_grad, job.c + start)
+            width = job.weights_grad.stride[0]//<Py_ssize_t>sizeof(real)
+        elif not job.first_rows:
             for c in range(start, stop):
-                load(dw + c*width, row_at(&job.weights_grad, job.c + c), job.weights_grad.step, job.d,
+                load(dw + (c - start)*width, row_at(&job.weights_grad, job.c + c), job.weights_grad.step, job.d,
                      job.weights_grad.kind)
         g = 0
         while g < job.groups:
@@ -486,12 +490,12 @@ cdef inline void table_product(const Job* job, Py_ssize_t task, real dummy) noex
                 while t < stop:
                     tile_lanes(n, job.pitch, z + g*job.pitch + t*lanes,
                                <const real*>job.xr + (p*job.groups + g)*lanes*lanes,
-                               dw + t*width + p*lanes, width, g > 0 or not job.first_rows)
+                               dw + (t - start)*width + p*lanes, width, g > 0 or not job.first_rows)
                     t += FL_TILE
             g += n
-        for c in range(start, stop):
-            store(row_at(&job.weights_grad, job.c + c), job.weights_grad.step, job.weights_grad.kind, dw + c*width,
-                  job.d)
+        for c in range(start, start if direct else stop):
+            store(row_at(&job.weights_grad, job.c + c), job.weights_grad.step, job.weights_grad.kind,
+                  dw + (c - start)*width, job.d)
     if job.bias_grad != NULL:
         for c in range(start, stop):
             g = 0

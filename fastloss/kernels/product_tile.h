@@ -73,7 +73,7 @@ static void FL_NAME(fl_tile_rows)(ptrdiff_t K, const FL_T *A, const FL_T *B, FL_
 
 /* A: columns of a packed chunk; gradient to the inputs */
 static void FL_NAME(fl_tile_columns)(ptrdiff_t K, const FL_T *A, const FL_T *B, FL_T *C, int add) {
-    FL_NAME(fl_tile)(1, 0, K, A, 1, FL_PITCH, FL_TILE, FL_PITCH, B, C, FL_N, add);
+    FL_NAME(fl_tile)(1, 0, K, A, 1, FL_PITCH, 2 * FL_TILE - 1, FL_PITCH, B, C, FL_N, add);
 }
 
 /* A: panels themselves, n of them, `step` apart, their lanes being k; gradient to the table */
