@@ -100,7 +100,8 @@ class _Blocks:
         self.kept = (dx or dw or db) and self.rows >= least and not (whole and self.rows < all_rows)
         if not self.kept:
             self.pitch = self.block
-            self.rows = all_rows if whole else max(least, self._fit(max_memory - fixed, row + size * self.pitch, all_rows))
+            room = self._fit(max_memory - fixed, row + size * self.pitch, all_rows)
+            self.rows = all_rows if whole else max(least, room)
         self.xp = self._memory(self.rows * d * size)
         self.xr = self._memory(self.rows * panel * size) if dw else None
         self.dx = self._memory(self.rows * columns * size) if dx else None

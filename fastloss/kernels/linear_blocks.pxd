@@ -443,7 +443,7 @@ cdef inline void inputs_product(const Job* job, Py_ssize_t g, Py_ssize_t q_start
                                 real dummy) noexcept nogil:
     """dx += slopes w, of these chunks of columns."""
     cdef Py_ssize_t lanes = lanes_of(dummy)
-    cdef Py_ssize_t c, k, q, j, width, parts = (job.nc + STEP - 1)//STEP*job.chunks
+    cdef Py_ssize_t c, k, q, j, width
     cdef const real* z = group_of(job, g, dummy)
     cdef real* dx
     c = 0
