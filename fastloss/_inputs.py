@@ -441,9 +441,8 @@ def ids(name: str, value: ArrayLike, n: int) -> NDArray[np.int64]:
     """Integers in [0, n) as a contiguous int64 array."""
     a = integers(name, value)
     b = packed(a, np.int64)
-    outside = b.view(np.uint64) >= n  # or negative
-    if outside.any():
-        raise bad_label(name, a, int(outside.argmax()), n)
+    if b.size and b.view(np.uint64).max() >= n:  # or negative
+        raise bad_label(name, a, int((b.view(np.uint64) >= n).argmax()), n)
     return b
 
 
