@@ -9,6 +9,10 @@ from libc.string cimport memcpy
 
 from fastloss.kernels.vmath cimport fl_bfloat_of_float, fl_float_of_bfloat, fl_float_of_half, fl_half_of_float, real
 
+cdef extern from "halves.h" nogil:
+    void fl_widen_halves(const char*, float*, Py_ssize_t) noexcept
+    void fl_narrow_halves(const float*, char*, Py_ssize_t) noexcept
+
 cdef enum:
     MAX_DIMS = 64       # NumPy's own limit
     MAX_ARRAYS = 12     # arrays of one call
@@ -182,22 +186,18 @@ cdef inline void load_plain(real* target, const char* source, Py_ssize_t step, P
 
 
 cdef inline void load_half(real* target, const char* source, Py_ssize_t step, Py_ssize_t n, bint brain) noexcept nogil:
-    cdef uint16_t bits[SPAN]
-    cdef Py_ssize_t k = 0, m, j
-    while k < n:
-        m = n - k if n - k < SPAN else SPAN
-        if step == 2:
-            memcpy(bits, source + k*2, m*2)
-        else:
-            for j in range(m):
-                memcpy(&bits[j], source + (k + j)*step, 2)
-        if brain:
-            for j in range(m):
-                target[k + j] = fl_float_of_bfloat(bits[j])
-        else:
-            for j in range(m):
-                target[k + j] = fl_float_of_half(bits[j])
-        k += m
+    cdef Py_ssize_t k
+    cdef uint16_t bits
+    if step == 2 and brain:
+        for k in range(n):
+            memcpy(&bits, source + k*2, 2)
+            target[k] = fl_float_of_bfloat(bits)
+    elif step == 2 and real is float:
+        fl_widen_halves(source, <float*>target, n)
+    else:
+        for k in range(n):
+            memcpy(&bits, source + k*step, 2)
+            target[k] = fl_float_of_bfloat(bits) if brain else fl_float_of_half(bits)
 
 
 cdef inline void load(real* target, const char* source, Py_ssize_t step, Py_ssize_t n, int kind) noexcept nogil:
@@ -248,6 +248,8 @@ cdef inline void store(char* target, Py_ssize_t step, int kind, const real* sour
         for k in range(n):
             d = source[k]
             memcpy(target + k*step, &d, 8)
+    elif kind == F16 and step == 2 and real is float:
+        fl_narrow_halves(<const float*>source, target, n)
     else:
         while k < n:
             m = n - k if n - k < SPAN else SPAN
