@@ -106,9 +106,9 @@ class Table:
                 cells = [
                     f"{row['fastloss_ms']:.3g}",
                     f"{row['peer_ms']:.3g} ({row['best_peer']})",
-                    f"{row['ratio']:.1f}",
+                    f"{row['ratio']:.2f}",
                 ]
-            cells += [f"{by_threads[n]['ratio']:.1f}" if n in by_threads else "-" for n in more]
+            cells += [f"{by_threads[n]['ratio']:.2f}" if n in by_threads else "-" for n in more]
             lines.append(f"| {' | '.join([case, *cells])} |")
         if picture:
             lines += ["", f"![Best peer's time over fastloss's, case by case]({picture.as_posix()})"]

@@ -358,13 +358,13 @@ def linear_cross_entropy(
     computed.  The products are the package's own, in the dtype of the result: bits depend neither on threads nor, for
     the loss and the gradient to `inputs`, on what other rows there are.
 
-    With s bytes a number, B = min(C, max(96, min(960, 0.75 MiB / (s D)))) classes a block and R rows a block, the
-    scratch is ``s R (C + 3 D) + 2 s B D`` bytes (D rounded up to a multiple of 144 in places) where gradients are
-    wanted, and ``s (R (B + D) + B D)`` for the loss alone, beside some numbers for each row and class.  R is as
-    large as `max_memory` allows, a multiple of 128; where it does not allow 128, logits are computed a second time for
-    the gradients, and the first C is B.  The default is 64 MiB, or what 384 rows need, 512 where there are 2048 or
-    more.  A gradient to a table of half type that takes more than one block of rows is likewise computed in one block
-    of all rows, whatever they need, for its sums are kept in float32.
+    With s bytes a number, B = min(C, max(96, min(960, 0.75 MiB / (s D)))) classes a block, in whole 96s unless that
+    is C, and R rows a block, the scratch is ``s R (C + 3 D) + 2 s B D`` bytes (D rounded up to a multiple of 144 in
+    places) where gradients are wanted, and ``s (R (B + D) + B D)`` for the loss alone, beside some numbers for each
+    row and class.  R is as large as `max_memory` allows, a multiple of 128; where it does not allow 128, logits are
+    computed a second time for the gradients, and the first C is B.  The default is 64 MiB, or what 384 rows need,
+    512 where there are 2048 or more.  A gradient to a table of half type that takes more than one block of rows is
+    likewise computed in one block of all rows, whatever they need, for its sums are kept in float32.
 
     After ``tf.nn.sparse_softmax_cross_entropy_with_logits``; `z_loss` is that of PaLM (arXiv:2204.02311).
 

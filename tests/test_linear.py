@@ -400,6 +400,23 @@ def test_a_half_table_under_float_inputs():
     assert got[1][1].dtype == np.float16
 
 
+@pytest.mark.parametrize("dtype", [np.float32, np.float64])
+@pytest.mark.parametrize("d", [64, 65])  # whole lanes: the table's gradient may be summed in the buffer itself
+def test_table_gradient_however_the_buffer_lies(dtype, d):
+    n, c = 300, 250
+    kwargs = data(n, d, c, dtype)
+    want = BOTH(**kwargs)[1][1]
+    x, b = np.empty_like(kwargs["inputs"]), np.empty_like(kwargs["biases"])
+    shape = (2 * c, 2 * d)
+    for at in (np.s_[:c, :d], np.s_[::2, :d], np.s_[c - 1 :: -1, :d], np.s_[:c, ::2]):
+        memory = np.full(shape, 7, dtype)
+        for limit in (None, 1 << 18):  # several blocks of rows, added up
+            BOTH(**kwargs, grad_out=(x, memory[at], b), max_memory=limit)
+            assert bits([memory[at]]) == bits([want])
+        memory[at] = 7
+        assert (memory == 7).all()  # and nothing beside it is written
+
+
 DIGEST = """
 import hashlib, numpy as np, fastloss as fl
 rng = np.random.default_rng(0)

@@ -1,9 +1,9 @@
-"""The functions of vmath.h over arrays, for the tests."""
+"""The functions of vmath.h over arrays, for the tests; half types as arrays.pxd converts them."""
 from libc.stdint cimport uint16_t
 
+from fastloss.kernels.arrays cimport BF16, F16, load, store
 from fastloss.kernels.vmath cimport (
-    FL_BIAS, FL_BIASF, exp_fine, exp_of, fl_bfloat_of_float, fl_float_of_bfloat, fl_float_of_half, fl_half_of_float,
-    fl_log, fl_log1p, fl_log1p_short, lo_of, magic_of, real,
+    FL_BIAS, FL_BIASF, exp_fine, exp_of, fl_log, fl_log1p, fl_log1p_short, lo_of, magic_of, real,
 )
 
 BIAS = {"float32": FL_BIASF, "float64": FL_BIAS}
@@ -41,14 +41,10 @@ def log1p(const double[::1] x, double[::1] out, bint short):
 
 
 def widen(const uint16_t[::1] x, float[::1] out, bint brain):
-    cdef Py_ssize_t k
     with nogil:
-        for k in range(x.shape[0]):
-            out[k] = fl_float_of_bfloat(x[k]) if brain else fl_float_of_half(x[k])
+        load(&out[0], <const char*>&x[0], 2, x.shape[0], BF16 if brain else F16)
 
 
 def narrow(const float[::1] x, uint16_t[::1] out, bint brain):
-    cdef Py_ssize_t k
     with nogil:
-        for k in range(x.shape[0]):
-            out[k] = fl_bfloat_of_float(x[k]) if brain else fl_half_of_float(x[k])
+        store(<char*>&out[0], 2, BF16 if brain else F16, &x[0], x.shape[0])
