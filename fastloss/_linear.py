@@ -78,14 +78,15 @@ class _Blocks:
     """Sizes of blocks, and scratch for one of them."""
 
     def __init__(
-        self, table: _Table, n: int, d: int, max_memory: int | None, dx: bool, dw: bool, db: bool, whole: bool
+        self, table: _Table, n: int, d: int, max_memory: int | None, dx: bool, dw: list[Array] | None, db: bool
     ) -> None:
         size = table.dtype.itemsize
         self.wide = size == 8
         self.lanes = 128 // size
         tile, pitch = _kernels.TILE, _kernels.PITCH
-        chunks, panel = max(1, -(-d // _kernels.CHUNK)), -(-d // self.lanes) * self.lanes if dw else 0
+        chunks, panel = max(1, -(-d // _kernels.CHUNK)), -(-d // self.lanes) * self.lanes if dw is not None else 0
         columns = chunks * _kernels.CHUNK if dx else 0
+        whole = dw is not None and any(a.dtype.itemsize < size for a in dw)
         block = min(960, max(96, BLOCK_BYTES // (size * max(1, d)) // 96 * 96))  # in whole panels
         self.block = min(block, -(-max(1, table.n_classes) // tile) * tile)
         fixed = size * self.block * (chunks * pitch + panel)
@@ -97,17 +98,18 @@ class _Blocks:
             usual = (4 if n >= 2048 else 3) * least
             max_memory = max(DEFAULT_MEMORY, fixed + usual * (row + size * self.pitch))
         self.rows = self._fit(max_memory - fixed, row + size * self.pitch, all_rows)
-        self.kept = (dx or dw or db) and self.rows >= least and not (whole and self.rows < all_rows)
+        self.kept = (dx or dw is not None or db) and self.rows >= least and not (whole and self.rows < all_rows)
         if not self.kept:
             self.pitch = self.block
             room = self._fit(max_memory - fixed, row + size * self.pitch, all_rows)
             self.rows = all_rows if whole else max(least, room)
+        self.turn = self._turn(dw[0], table.dtype) if dw and d % self.lanes == 0 else 0
         self.xp = self._memory(self.rows * d * size)
-        self.xr = self._memory(self.rows * panel * size) if dw else None
+        self.xr = self._memory(self.rows * panel * size) if dw is not None else None
         self.dx = self._memory(self.rows * columns * size) if dx else None
         self.z = self._memory(self.rows * self.pitch * size)
         self.wp = self._memory(chunks * self.block * pitch * size)
-        self.dw = self._memory(self.block * panel * size) if dw else None
+        self.dw = self._memory(self.block * panel * size) if dw is not None else None
 
     @staticmethod
     def _fit(memory: int, row: int, rows: int) -> int:
@@ -117,6 +119,12 @@ class _Blocks:
         if most < rows:
             return int(-(-rows // -(-rows // most) // step) * step) if most else 0
         return rows
+
+    @staticmethod
+    def _turn(dw: Array, dtype: np.dtype[Any]) -> int:
+        """By how many columns the rows of a gradient stored like the sums start after a cache line."""
+        like = dw.dtype == dtype and dw.strides[1] == dtype.itemsize and dw.strides[0] % 64 == 0
+        return int(dw.__array_interface__["data"][0] % 64 // dtype.itemsize) if like else 0
 
     @staticmethod
     def _memory(size: int) -> Array:
@@ -207,7 +215,9 @@ class _Call:
         """The rows' sums over all classes."""
         n = min(blocks.rows, self.n - start)
         marks = self.marks[start : start + n]
-        plan = (n, self.d, marks.shape[1], blocks.block, blocks.pitch, blocks.kept, self.cap, self.heat, stats)
+        plan = (
+            n, self.d, marks.shape[1], blocks.block, blocks.pitch, blocks.turn, blocks.kept, self.cap, self.heat, stats
+        )  # fmt: skip
         state, marked = blocks.state(n), np.full(marks.shape, -np.inf)
         _kernels.pack(
             plan, blocks.wide, _inputs.raw(self.inputs), self.inputs.ndim - 1, start, blocks.xp, blocks.xr, self.threads
@@ -223,8 +233,7 @@ class _Call:
                stats: LinearStats | None, memory: int | None) -> None:  # fmt: skip
         """Fills `rows.loss`, gradients and statistics."""
         dx, dw, db = (None, None, None) if wanted is None else (wanted.inputs, wanted.weights, wanted.biases)
-        whole = dw is not None and any(a.dtype.itemsize < self.table.dtype.itemsize for a in dw)
-        blocks = _Blocks(self.table, self.n, self.d, memory, dx is not None, dw is not None, db is not None, whole)
+        blocks = _Blocks(self.table, self.n, self.d, memory, dx is not None, dw, db is not None)
         loss = np.empty(self.n)
         bias_sums = None if db is None else np.zeros(self.table.n_classes)
         for a in [] if dw is None or self.n else dw:
@@ -359,7 +368,7 @@ def linear_cross_entropy(
     the loss and the gradient to `inputs`, on what other rows there are.
 
     With s bytes a number, B = min(C, max(96, min(960, 0.75 MiB / (s D)))) classes a block, in whole 96s unless that
-    is C, and R rows a block, the scratch is ``s R (C + 3 D) + 2 s B D`` bytes (D rounded up to a multiple of 144 in
+    is C, and R rows a block, the scratch is ``s R (C + 3 D) + 2 s B D`` bytes (D rounded up to a multiple of 132 in
     places) where gradients are wanted, and ``s (R (B + D) + B D)`` for the loss alone, beside some numbers for each
     row and class.  R is as large as `max_memory` allows, a multiple of 128; where it does not allow 128, logits are
     computed a second time for the gradients, and the first C is B.  The default is 64 MiB, or what 384 rows need,
@@ -482,7 +491,7 @@ def linear_partials(
     memory = None if max_memory is None else int(_inputs.positive("max_memory", max_memory))
     threads = _threads.resolve(n_threads, len(ids) * table.n_classes)
     call = _Call(x, table, ids, cap, heat, threads)
-    blocks = _Blocks(table, call.n, call.d, memory, False, False, False, False)
+    blocks = _Blocks(table, call.n, call.d, memory, False, None, False)
     result = np.empty((call.n, 4))
     for start in range(0, call.n, max(1, blocks.rows)):
         _, state, marks, marked = call.sums(blocks, start, None, False)

@@ -401,20 +401,33 @@ def test_a_half_table_under_float_inputs():
 
 
 @pytest.mark.parametrize("dtype", [np.float32, np.float64])
-@pytest.mark.parametrize("d", [64, 65])  # whole lanes: the table's gradient may be summed in the buffer itself
-def test_table_gradient_however_the_buffer_lies(dtype, d):
+@pytest.mark.parametrize("d", [64, 65, 320])  # whole lanes: the table's gradient may be summed in the buffer itself
+@pytest.mark.parametrize("first", [0, 1, 4, 15])  # elements from an even place
+def test_table_gradient_however_the_buffer_lies(dtype, d, first):
     n, c = 300, 250
     kwargs = data(n, d, c, dtype)
     want = BOTH(**kwargs)[1][1]
     x, b = np.empty_like(kwargs["inputs"]), np.empty_like(kwargs["biases"])
-    shape = (2 * c, 2 * d)
     for at in (np.s_[:c, :d], np.s_[::2, :d], np.s_[c - 1 :: -1, :d], np.s_[:c, ::2]):
-        memory = np.full(shape, 7, dtype)
+        memory = np.full(4 * c * d + 16, 7, dtype)
+        target = memory[first : first + 4 * c * d].reshape(2 * c, 2 * d)[at]
         for limit in (None, 1 << 18):  # several blocks of rows, added up
-            BOTH(**kwargs, grad_out=(x, memory[at], b), max_memory=limit)
-            assert bits([memory[at]]) == bits([want])
-        memory[at] = 7
+            BOTH(**kwargs, grad_out=(x, target, b), max_memory=limit)
+            assert bits([target]) == bits([want])
+        target[...] = 7
         assert (memory == 7).all()  # and nothing beside it is written
+
+
+def test_shards_whose_gradients_lie_differently():
+    kwargs = data(300, 320, 250, np.float32)
+    w = kwargs.pop("weights")
+    kwargs["weights"] = [w[:100], w[100:]]
+    want = BOTH(**kwargs)[1][1]
+    memory = np.full(250 * 320 + 16, 7, np.float32)
+    first, second = memory[3 : 3 + 100 * 320].reshape(100, 320), memory[-150 * 320 :].reshape(150, 320)
+    buffers = (np.empty_like(kwargs["inputs"]), [first, second], np.empty_like(kwargs["biases"]))
+    BOTH(**kwargs, grad_out=buffers)
+    assert bits([first, second]) == bits(want)
 
 
 DIGEST = """

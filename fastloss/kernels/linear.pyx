@@ -9,9 +9,9 @@ from libc.stdint cimport int64_t
 
 from fastloss.kernels.arrays cimport Held, release, take
 from fastloss.kernels.linear_blocks cimport (
-    ARGMAX, FIELDS, FL_CHUNK, FL_PITCH, FL_TILE, LANES, REST, ROWS, SCALE, SHARE, SLOPE, SPREAD, STEP, SUM, TILT, TOP,
-    Job, group_of, inputs_product, lanes_of, least, logits, pack_inputs_group, pack_table_tile, panels_of,
-    settle_logits, slopes, sums, table_product, unpack_inputs_group,
+    ARGMAX, FIELDS, FL_CHUNK, FL_PITCH, FL_TILE, LANES, REST, ROWS, SCALE, SLOPE, SPREAD, STEP, SUM, TILT, TOP, Job,
+    biases_gradient, group_of, inputs_product, lanes_of, least, logits, pack_inputs_group, pack_table_tile, panels_of,
+    parts_of_columns, settle_logits, slopes, sums, table_product, table_tasks, unpack_inputs_group,
 )
 from fastloss.kernels.terms cimport Terms, log_ratios, sum_rest
 from fastloss.kernels.vmath cimport (
@@ -63,7 +63,10 @@ cdef void run_task(const Job* job, int what, Py_ssize_t i, real dummy) noexcept 
         if job.dx != NULL:
             inputs_product(job, i, 0, job.chunks, dummy)
     elif what == TABLE:
-        table_product(job, i, dummy)
+        if job.xr != NULL:
+            table_product(job, i, dummy)
+        if job.bias_grad != NULL and i % parts_of_columns(job, dummy) == 0:
+            biases_gradient(job, i//parts_of_columns(job, dummy), dummy)
     elif what == PACK_INPUTS:
         pack_inputs_group(job, i, dummy)
     else:
@@ -129,7 +132,7 @@ cdef void run_backward(Job* job, int n_threads, real dummy) noexcept nogil:
             if job.dx != NULL:
                 run_tasks(job, INPUTS, job.groups*job.chunks, n_threads, dummy)
         if job.xr != NULL or job.bias_grad != NULL:
-            run_tasks(job, TABLE, (job.nc + SHARE - 1)//SHARE, n_threads, dummy)
+            run_tasks(job, TABLE, table_tasks(job, dummy), n_threads, dummy)
         c += job.nc
 
 
@@ -258,7 +261,7 @@ cdef inline void* at(unsigned char[::1] memory):
 cdef inline int set_plan(Job* job, tuple plan, real dummy) except -1:
     """Sizes that all steps share."""
     cdef Py_ssize_t lanes = lanes_of(dummy)
-    job.n, job.d, job.k, job.block, job.pitch, job.kept, job.cap, job.temperature, job.stats = plan
+    job.n, job.d, job.k, job.block, job.pitch, job.turn, job.kept, job.cap, job.temperature, job.stats = plan
     job.groups = panels_of(job.n, lanes)
     job.chunks = panels_of(job.d, FL_CHUNK) if job.d > 0 else 1    # of no columns: zeros
     job.pitch = job.pitch*lanes

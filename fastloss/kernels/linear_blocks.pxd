@@ -21,18 +21,20 @@ cdef extern from "product.h" nogil:
         FL_TILE
         FL_CHUNK
         FL_PITCH
-    void FL_PREFETCH_FAR(const void*) noexcept
     void fl_tile_rowsf(Py_ssize_t, const float*, const float*, float*, int) noexcept
     void fl_tile_rows(Py_ssize_t, const double*, const double*, double*, int) noexcept
     void fl_tile_columnsf(Py_ssize_t, const float*, const float*, float*, int) noexcept
     void fl_tile_columns(Py_ssize_t, const double*, const double*, double*, int) noexcept
-    void fl_tile_lanesf(Py_ssize_t, Py_ssize_t, const float*, const float*, float*, Py_ssize_t, int) noexcept
-    void fl_tile_lanes(Py_ssize_t, Py_ssize_t, const double*, const double*, double*, Py_ssize_t, int) noexcept
+    void fl_tile_lanesf(Py_ssize_t, Py_ssize_t, const float*, const float*, float*, Py_ssize_t, int,
+                        const float*) noexcept
+    void fl_tile_lanes(Py_ssize_t, Py_ssize_t, const double*, const double*, double*, Py_ssize_t, int,
+                       const double*) noexcept
 
 cdef enum:
     LANES = 32              # of float; half as many of double
     STEP = 96               # classes of a panel that fits the first-level cache, and of a task
-    SHARE = 48              # classes of a task of the table's gradient
+    SHARE = 96              # classes of a task of the table's gradient
+    PANELS = 8              # and panels of columns
     ROWS = 128              # rows of the batch whose products are one chain: block sizes are multiples of it
 
 cdef enum:                  # rows of `state`, one number for each row of the batch
@@ -62,6 +64,7 @@ cdef struct Job:
     Py_ssize_t nc           # and how many it has
     Py_ssize_t place        # where its logits stand in a group's
     Py_ssize_t pitch        # elements from group to group of z
+    Py_ssize_t turn         # columns stand this far to the right in xr and dw, the last ones first: see table_product
     Py_ssize_t k            # marked classes of a row
     Py_ssize_t parts        # into which a group's logits are cut
     const double* bias      # [classes of the shard] or NULL
@@ -76,7 +79,7 @@ cdef struct Job:
     bint first_rows         # the table's gradient starts here
     bint kept               # z holds the logits of all classes
     void* xp                # [groups, d, LANES]: inputs, rows as lanes
-    void* xr                # [panels, groups*LANES, LANES]: inputs, columns as lanes; or NULL
+    void* xr                # [panels, groups*LANES, LANES]: inputs, columns as lanes, turned; or NULL
     void* z                 # [groups, pitch]
     void* dx                # [groups, chunks*FL_CHUNK, LANES] or NULL
     void* wp                # [chunks, block, FL_PITCH]
@@ -107,11 +110,11 @@ cdef inline void tile_columns(Py_ssize_t k, const real* a, const real* b, real* 
 
 
 cdef inline void tile_lanes(Py_ssize_t n, Py_ssize_t step, const real* a, const real* b, real* c, Py_ssize_t pitch,
-                            bint add) noexcept nogil:
+                            bint add, const real* later) noexcept nogil:
     if real is float:
-        fl_tile_lanesf(n, step, a, b, c, pitch, add)
+        fl_tile_lanesf(n, step, a, b, c, pitch, add, later)
     else:
-        fl_tile_lanes(n, step, a, b, c, pitch, add)
+        fl_tile_lanes(n, step, a, b, c, pitch, add, later)
 
 
 cdef inline Py_ssize_t least(Py_ssize_t a, Py_ssize_t b) noexcept nogil:
@@ -122,28 +125,13 @@ cdef inline Py_ssize_t panels_of(Py_ssize_t d, Py_ssize_t lanes) noexcept nogil:
     return (d + lanes - 1)//lanes
 
 
-cdef inline void fetch(const Rows* rows, Py_ssize_t start, Py_ssize_t n, Py_ssize_t part,
-                       Py_ssize_t parts) noexcept nogil:
-    """A part of n rows on their way from memory, while the products keep the cores busy."""
-    cdef Py_ssize_t lines, k, stop
-    if rows.data == NULL or n <= 0 or rows.step != rows.itemsize:
-        return
-    lines = (rows.width*rows.itemsize + 63)//64
-    part = least(part, parts - 1)
-    k = n*lines*part//parts
-    stop = n*lines*(part + 1)//parts
-    while k < stop:
-        FL_PREFETCH_FAR(row_at(rows, start + k//lines) + k % lines*64)
-        k += 1
-
-
 # ------------------------------------------------------------------ packing
 
 cdef inline void pack_inputs_group(const Job* job, Py_ssize_t g, real dummy) noexcept nogil:
     """Rows of one group, as lanes and, if asked for, as they are in panels; zeros where there is none."""
     cdef real part[256]
     cdef Py_ssize_t lanes = lanes_of(dummy), r
-    cdef Py_ssize_t k, j, m, row, rows = job.groups*lanes, width = panels_of(job.d, lanes)*lanes
+    cdef Py_ssize_t k, j, m, i, row, rows = job.groups*lanes, width = panels_of(job.d, lanes)*lanes
     cdef real* p = <real*>job.xp + g*job.d*lanes
     cdef real* q
     cdef char* source
@@ -161,8 +149,10 @@ cdef inline void pack_inputs_group(const Job* job, Py_ssize_t g, real dummy) noe
                 p[(k + j)*lanes + r] = part[j]
             if job.xr != NULL:
                 for j in range(m):
-                    q = <real*>job.xr + ((k + j)//lanes*rows + row)*lanes
-                    q[(k + j) % lanes] = part[j]
+                    i = k + j + job.turn
+                    i = i - width if i >= width else i
+                    q = <real*>job.xr + (i//lanes*rows + row)*lanes
+                    q[i % lanes] = part[j]
             k += m
 
 
@@ -208,15 +198,13 @@ cdef inline real* group_of(const Job* job, Py_ssize_t g, real dummy) noexcept no
 cdef inline void logits(const Job* job, Py_ssize_t g, Py_ssize_t start, Py_ssize_t stop, real dummy) noexcept nogil:
     """z = x w, of tiles start .. stop."""
     cdef Py_ssize_t lanes = lanes_of(dummy)
-    cdef Py_ssize_t q, t, k, tiles = (job.nc + FL_TILE - 1)//FL_TILE, after = job.c + job.nc
+    cdef Py_ssize_t q, t, k
     cdef real* z = group_of(job, g, dummy)
     cdef const real* x
     for q in range(job.chunks):
         k = least(FL_CHUNK, job.d - q*FL_CHUNK)
         x = <const real*>job.xp + (g*job.d + q*FL_CHUNK)*lanes
         for t in range(start, stop):
-            fetch(&job.weights, after, least(job.block, job.weights.n - after), (g*job.chunks + q)*tiles + t,
-                  job.groups*job.chunks*tiles)
             tile_rows(k, <const real*>job.wp + (q*job.block + t*FL_TILE)*FL_PITCH, x, z + t*FL_TILE*lanes, q > 0)
 
 
@@ -459,55 +447,95 @@ cdef inline void inputs_product(const Job* job, Py_ssize_t g, Py_ssize_t q_start
         c += k
 
 
+cdef inline Py_ssize_t parts_of_columns(const Job* job, real dummy) noexcept nogil:
+    return panels_of(panels_of(job.d, lanes_of(dummy)), PANELS) if job.xr != NULL and job.d > 0 else 1
+
+
+cdef inline Py_ssize_t table_tasks(const Job* job, real dummy) noexcept nogil:
+    return panels_of(job.nc, SHARE)*parts_of_columns(job, dummy)
+
+
+cdef inline void exchange(const Job* job, Py_ssize_t c, Py_ssize_t start, Py_ssize_t stop, real* row,
+                          bint out) noexcept nogil:
+    """Turned columns start .. stop of a class's gradient, between `row` and where they go."""
+    cdef Py_ssize_t step = job.weights_grad.step, n = least(stop, job.turn) - start, first
+    cdef char* place = row_at(&job.weights_grad, job.c + c)
+    if n > 0:
+        if out:
+            store(place + (job.d - job.turn + start)*step, step, job.weights_grad.kind, row, n)
+        else:
+            load(row, place + (job.d - job.turn + start)*step, step, n, job.weights_grad.kind)
+    first = start if start > job.turn else job.turn
+    n = least(stop, job.d) - first
+    if n > 0:
+        if out:
+            store(place + (first - job.turn)*step, step, job.weights_grad.kind, row + first - start, n)
+        else:
+            load(row + first - start, place + (first - job.turn)*step, step, n, job.weights_grad.kind)
+
+
 cdef inline void table_product(const Job* job, Py_ssize_t task, real dummy) noexcept nogil:
-    """Rows of the table's gradient, and of the biases': slopes times inputs, over the block's rows."""
-    cdef Py_ssize_t lanes = lanes_of(dummy), j
-    cdef Py_ssize_t start = task*SHARE, stop = least(job.nc, start + SHARE), c, p, g, n, t
-    cdef Py_ssize_t panels = panels_of(job.d, lanes), width = panels*lanes, step = ROWS//lanes, after = job.c + job.nc
+    """Some rows and columns of the table's gradient: slopes times inputs, over the block's rows.
+
+    Whole tiles of a gradient stored like ours are summed where they belong; columns are turned so that its panels lie
+    on whole cache lines there, all but the first, which holds both ends of a row.
+    """
+    cdef Py_ssize_t lanes = lanes_of(dummy), parts = parts_of_columns(job, dummy), step = ROWS//lanes
+    cdef Py_ssize_t start = task//parts*SHARE, stop = least(job.nc, start + SHARE), c, p, g, n, t
+    cdef Py_ssize_t first = task % parts*PANELS, last = least(panels_of(job.d, lanes), first + PANELS), copied = last
+    cdef Py_ssize_t width = panels_of(job.d, lanes)*lanes, pitch, next_row
     cdef real* dw = <real*>job.dw + start*width
-    cdef bint direct = False
+    cdef real* direct = NULL
+    cdef real* target
+    cdef const real* z = <const real*>job.z + job.place*lanes
+    cdef const real* x
+    if (stop - start) % FL_TILE == 0 and job.d % lanes == 0 and job.weights_grad.ndim <= 1:
+        if is_direct(&job.weights_grad, dummy):
+            direct = <real*>row_at(&job.weights_grad, job.c + start)
+            copied = 1 if first == 0 and job.turn > 0 else first
+    if copied > first and not job.first_rows:
+        for c in range(start, stop):
+            exchange(job, c, first*lanes, copied*lanes, dw + (c - start)*width + first*lanes, False)
+    g = 0
+    while g < job.groups:
+        n = least(step, job.groups - g)
+        for p in range(first, last):
+            x = <const real*>job.xr + (p*job.groups + g)*lanes*lanes
+            target = dw + p*lanes
+            pitch = width
+            if p >= copied:
+                target = direct + p*lanes - job.turn
+                pitch = job.weights_grad.stride[0]//<Py_ssize_t>sizeof(real)
+            t = start
+            while t < stop:
+                next_row = t + FL_TILE - start if t + FL_TILE < stop else 0
+                tile_lanes(n, job.pitch, z + g*job.pitch + t*lanes, x, target + (t - start)*pitch, pitch,
+                           g > 0 or not job.first_rows, target + next_row*pitch + (lanes if next_row == 0 else 0))
+                t += FL_TILE
+        g += n
+    if copied > first:
+        for c in range(start, stop):
+            exchange(job, c, first*lanes, copied*lanes, dw + (c - start)*width + first*lanes, True)
+
+
+cdef inline void biases_gradient(const Job* job, Py_ssize_t task, real dummy) noexcept nogil:
+    """The gradient of some classes' biases: slopes summed over the block's rows."""
+    cdef Py_ssize_t lanes = lanes_of(dummy), j
+    cdef Py_ssize_t start = task*SHARE, stop = least(job.nc, start + SHARE), step = ROWS//lanes, c, g, n, t
     cdef const real* z = <const real*>job.z + job.place*lanes
     cdef const real* v
     cdef double sum[LANES]
-    if job.xr != NULL:
-        # whole tiles of a table like ours are summed where they belong
-        direct = (stop - start) % FL_TILE == 0 and job.d % lanes == 0 and is_direct(&job.weights_grad, dummy)
-        direct = direct and job.weights_grad.ndim <= 1
-        if direct:
-            dw = <real*>row_at(&job.weights_grad, job.c + start)
-            width = job.weights_grad.stride[0]//<Py_ssize_t>sizeof(real)
-        elif not job.first_rows:
-            for c in range(start, stop):
-                load(dw + (c - start)*width, row_at(&job.weights_grad, job.c + c), job.weights_grad.step, job.d,
-                     job.weights_grad.kind)
+    for c in range(start, stop):
         g = 0
         while g < job.groups:
             n = least(step, job.groups - g)
-            for p in range(panels):
-                fetch(&job.weights, after, least(job.block, job.weights.n - after),
-                      (task*job.groups + g)*panels + p*step, (job.nc + SHARE - 1)//SHARE*job.groups*panels)
-                t = start
-                while t < stop:
-                    tile_lanes(n, job.pitch, z + g*job.pitch + t*lanes,
-                               <const real*>job.xr + (p*job.groups + g)*lanes*lanes,
-                               dw + (t - start)*width + p*lanes, width, g > 0 or not job.first_rows)
-                    t += FL_TILE
-            g += n
-        for c in range(start, start if direct else stop):
-            store(row_at(&job.weights_grad, job.c + c), job.weights_grad.step, job.weights_grad.kind,
-                  dw + (c - start)*width, job.d)
-    if job.bias_grad != NULL:
-        for c in range(start, stop):
-            g = 0
-            while g < job.groups:
-                n = least(step, job.groups - g)
+            for j in range(lanes):
+                sum[j] = 0
+            for t in range(g, g + n):
+                v = z + t*job.pitch + c*lanes
                 for j in range(lanes):
-                    sum[j] = 0
-                for t in range(g, g + n):
-                    v = z + t*job.pitch + c*lanes
-                    for j in range(lanes):
-                        sum[j] += v[j]
-                for j in range(1, lanes):
-                    sum[0] += sum[j]
-                job.bias_grad[job.c + c] += sum[0]
-                g += n
+                    sum[j] += v[j]
+            for j in range(1, lanes):
+                sum[0] += sum[j]
+            job.bias_grad[job.c + c] += sum[0]
+            g += n

@@ -10,8 +10,8 @@
 #include "vmath.h"
 
 #define FL_TILE 12      /* rows of a tile: 24 of 32 registers with AVX-512, twice 12 of 16 below */
-#define FL_CHUNK 144    /* elements of a row of the table packed together: a panel of X of that length fits level 1 */
-#define FL_PITCH 152    /* from row to row of a packed chunk: no power of two, or the rows share cache sets */
+#define FL_CHUNK 132    /* elements of a row of the table packed together: a panel of X of that length fits level 1 */
+#define FL_PITCH 136    /* from row to row of a packed chunk: no power of two, or the rows share cache sets */
 #define FL_LANESF 32
 #define FL_LANES 16
 
@@ -41,10 +41,8 @@ FL_INLINE __m128d fl_multiply_add_pd(__m128d a, __m128d b, __m128d c) { return _
 #endif
 
 #if defined(__GNUC__)
-#define FL_PREFETCH_FAR(p) __builtin_prefetch((const void *)(p), 0, 1)
 #define FL_UNROLL _Pragma("GCC unroll 12")
 #else
-#define FL_PREFETCH_FAR(p) ((void)(p))
 #define FL_UNROLL
 #endif
 

@@ -2,10 +2,12 @@
 
 /* C[i][lanes] = or += the sum over outer < n and k < K of A[outer*a_outer + i*ai + k*ak] B[outer*K + k][lanes]
  *
- * `ahead` and `pace`: where the next tile's A lies, and how much of it to fetch per k (worth a tenth).
+ * `ahead` and `pace`: where the next tile's A lies, and how much of it to fetch per k (worth a tenth). `later`: the
+ * next tile of C, if it has to be fetched too.
  */
 FL_INLINE void FL_NAME(fl_tile)(ptrdiff_t n, ptrdiff_t a_outer, ptrdiff_t K, const FL_T *A, ptrdiff_t ai, ptrdiff_t ak,
-                                ptrdiff_t ahead, ptrdiff_t pace, const FL_T *B, FL_T *C, ptrdiff_t pitch, int add) {
+                                ptrdiff_t ahead, ptrdiff_t pace, const FL_T *B, FL_T *C, ptrdiff_t pitch, int add,
+                                const FL_T *later) {
 #ifdef FL_PART
     enum { WIDE = (int)(sizeof(FL_VEC) / sizeof(FL_T)) };
     ptrdiff_t i0, j0, o, k;
@@ -22,6 +24,11 @@ FL_UNROLL
             }
             for (o = 0; o < n; o++) {
                 const FL_T *r = p + o * a_outer, *next = A + o * a_outer + ahead;
+                if (later && i0 + j0 == 0)
+                    for (k = o; k < FL_TILE; k += n) {
+                        FL_PREFETCH(later + k * pitch);
+                        FL_PREFETCH(later + k * pitch + FL_N / 2);
+                    }
                 for (k = 0; k < K; k++) {
                     b0 = FL_LOAD(q);
                     b1 = FL_LOAD(q + WIDE);
@@ -52,6 +59,7 @@ FL_UNROLL
     ptrdiff_t i, j, j0, o, k;
     (void)ahead;
     (void)pace;
+    (void)later;
     for (i = 0; i < FL_TILE; i++) {
         for (j0 = 0; j0 < FL_N; j0 += 16) {
             FL_T sum[16] = {0};
@@ -68,16 +76,16 @@ FL_UNROLL
 
 /* A: rows of a packed chunk; logits */
 static void FL_NAME(fl_tile_rows)(ptrdiff_t K, const FL_T *A, const FL_T *B, FL_T *C, int add) {
-    FL_NAME(fl_tile)(1, 0, K, A, FL_PITCH, 1, FL_TILE * FL_PITCH, 13, B, C, FL_N, add);
+    FL_NAME(fl_tile)(1, 0, K, A, FL_PITCH, 1, FL_TILE * FL_PITCH, 13, B, C, FL_N, add, NULL);
 }
 
 /* A: columns of a packed chunk; gradient to the inputs */
 static void FL_NAME(fl_tile_columns)(ptrdiff_t K, const FL_T *A, const FL_T *B, FL_T *C, int add) {
-    FL_NAME(fl_tile)(1, 0, K, A, 1, FL_PITCH, 2 * FL_TILE - 1, FL_PITCH, B, C, FL_N, add);
+    FL_NAME(fl_tile)(1, 0, K, A, 1, FL_PITCH, 2 * FL_TILE - 1, FL_PITCH, B, C, FL_N, add, NULL);
 }
 
 /* A: panels themselves, n of them, `step` apart, their lanes being k; gradient to the table */
 static void FL_NAME(fl_tile_lanes)(ptrdiff_t n, ptrdiff_t step, const FL_T *A, const FL_T *B, FL_T *C, ptrdiff_t pitch,
-                                   int add) {
-    FL_NAME(fl_tile)(n, step, FL_N, A, FL_N, 1, FL_TILE * FL_N, FL_TILE, B, C, pitch, add);
+                                   int add, const FL_T *later) {
+    FL_NAME(fl_tile)(n, step, FL_N, A, FL_N, 1, FL_TILE * FL_N, FL_TILE, B, C, pitch, add, later);
 }
