@@ -56,14 +56,13 @@ def value_grad_hess(loss: Callable[..., Any], hessian: str = "diagonal") -> Call
     if names is None:
         raise TypeError(f"loss must be a loss of fastloss, got {loss!r}")
     kind = _inputs.choice("hessian", hessian, loss.hessians)  # type: ignore[attr-defined]
-    implementation: Callable[..., Any] = loss.implementation  # type: ignore[attr-defined]
 
     @functools.wraps(loss)
     def value_gradient_hessian(
         *args: Any, cotangent: ArrayLike | None = None, grad_out: Any = None, hess_out: Any = None, **kwargs: Any
     ) -> Any:
         wants = Wants(names[:1], cotangent, {names[0]: grad_out, "hessian": hess_out}, False, kind)
-        value = implementation(wants, *args, **kwargs)
+        value = loss(*args, _wants=wants, **kwargs)
         return value, wants.grads[names[0]], wants.hessian
 
     return value_gradient_hessian

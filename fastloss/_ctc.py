@@ -73,8 +73,6 @@ def _gradient(wants: Wants, logits: Array, apart: dict[str, Array | None]) -> Ar
 
 @differentiable("logits")
 def ctc_loss(
-    wants: Wants | None,
-    /,
     *,
     labels: ArrayLike,
     logits: ArrayLike,
@@ -92,6 +90,7 @@ def ctc_loss(
     n_threads: int | None = None,
     unique: Any = None,
     name: str | None = None,
+    _wants: Wants | None = None,
 ) -> Any:
     """Connectionist temporal classification: minus the log-probability of a labelling, over all its alignments.
 
@@ -181,8 +180,8 @@ def ctc_loss(
     length = n_frames if logit_length is None else logit_length
     frames = _inputs.lengths("logit_length", length, size, n_frames, "frames")
     threads = _threads.resolve(n_threads, x.size + 4 * y.size * n_frames)
-    rows = Reduction(reduction, sample_weight, out, (size,), dtype, {"logits": x, "labels": y}, None, wants, threads)
-    grad = None if wants is None else _gradient(wants, given, {"labels": y, "out": rows.loss})
+    rows = Reduction(reduction, sample_weight, out, (size,), dtype, {"logits": x, "labels": y}, None, _wants, threads)
+    grad = None if _wants is None else _gradient(_wants, given, {"labels": y, "out": rows.loss})
     order = np.argsort(-frames * (n_classes + 4 * n_labels), kind="stable")
     _kernels.ctc(
         _inputs.raw(x), y, start, n_labels, frames, order, blank, preprocess_collapse_repeated, ctc_merge_repeated,

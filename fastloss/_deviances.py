@@ -17,8 +17,6 @@ _INF = float("inf")
 
 @elementwise_loss("predictions", "labels")
 def poisson_loss(
-    wants: Wants | None,
-    /,
     *,
     labels: ArrayLike,
     predictions: ArrayLike,
@@ -27,6 +25,7 @@ def poisson_loss(
     reduction: str = "mean",
     out: Array | None = None,
     n_threads: int | None = None,
+    _wants: Wants | None = None,
 ) -> Any:
     """Poisson loss of the logarithm of a rate.
 
@@ -69,14 +68,12 @@ def poisson_loss(
     """
     p = (float(compute_full_loss),)
     return evaluate(
-        wants, _kernels.POISSON, p, "predictions", predictions, labels, sample_weight, reduction, out, n_threads
+        _wants, _kernels.POISSON, p, "predictions", predictions, labels, sample_weight, reduction, out, n_threads
     )
 
 
 @elementwise_loss("predictions", "labels")
 def gamma_loss(
-    wants: Wants | None,
-    /,
     *,
     labels: ArrayLike,
     predictions: ArrayLike,
@@ -84,6 +81,7 @@ def gamma_loss(
     reduction: str = "mean",
     out: Array | None = None,
     n_threads: int | None = None,
+    _wants: Wants | None = None,
 ) -> Any:
     """Half the Gamma deviance of the logarithm of a mean, without its constant.
 
@@ -123,14 +121,12 @@ def gamma_loss(
     np.float64(2.0)
     """
     return evaluate(
-        wants, _kernels.GAMMA, (), "predictions", predictions, labels, sample_weight, reduction, out, n_threads
+        _wants, _kernels.GAMMA, (), "predictions", predictions, labels, sample_weight, reduction, out, n_threads
     )
 
 
 @elementwise_loss("predictions", "labels")
 def tweedie_loss(
-    wants: Wants | None,
-    /,
     *,
     labels: ArrayLike,
     predictions: ArrayLike,
@@ -139,6 +135,7 @@ def tweedie_loss(
     reduction: str = "mean",
     out: Array | None = None,
     n_threads: int | None = None,
+    _wants: Wants | None = None,
 ) -> Any:
     """Half the Tweedie deviance of the logarithm of a mean, without its constant.
 
@@ -183,13 +180,11 @@ def tweedie_loss(
     q = _inputs.scalar("power", power, -_INF, _INF)
     what = {1.0: _kernels.POISSON, 2.0: _kernels.GAMMA}.get(q, _kernels.TWEEDIE)
     p = (0.0 if q == 1 else q,)
-    return evaluate(wants, what, p, "predictions", predictions, labels, sample_weight, reduction, out, n_threads)
+    return evaluate(_wants, what, p, "predictions", predictions, labels, sample_weight, reduction, out, n_threads)
 
 
 @elementwise_loss("predictions", "labels")
 def kl_divergence(
-    wants: Wants | None,
-    /,
     *,
     labels: ArrayLike,
     predictions: ArrayLike,
@@ -197,6 +192,7 @@ def kl_divergence(
     reduction: str = "mean",
     out: Array | None = None,
     n_threads: int | None = None,
+    _wants: Wants | None = None,
 ) -> Any:
     """Kullback-Leibler divergence, element by element.
 
@@ -238,5 +234,5 @@ def kl_divergence(
     np.float64(0.14384103622589045)
     """
     return evaluate(
-        wants, _kernels.DIVERGENCE, (), "predictions", predictions, labels, sample_weight, reduction, out, n_threads
+        _wants, _kernels.DIVERGENCE, (), "predictions", predictions, labels, sample_weight, reduction, out, n_threads
     )

@@ -4,23 +4,22 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
-from typing import Any, Concatenate, ParamSpec
+from typing import Any
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 from fastloss import _inputs, _threads
-from fastloss._gradients import Wants, differentiable, sum_back
+from fastloss._gradients import Loss, Wants, differentiable, sum_back
 from fastloss._native import elementwise as _kernels
 from fastloss._reductions import KINDS, ElementReduction
 
 Array = NDArray[Any]
 
-P = ParamSpec("P")
 _PLAIN = (np.dtype(np.float32), np.dtype(np.float64))
 
 
-def elementwise_loss(*names: str) -> Callable[[Callable[Concatenate[Wants | None, P], Any]], Callable[P, Any]]:
+def elementwise_loss(*names: str) -> Callable[[Loss], Loss]:
     """differentiable, for a loss whose Hessian is diagonal."""
     return differentiable(*names, hessians=("diagonal",))
 

@@ -18,8 +18,6 @@ Array = NDArray[Any]
 
 @differentiable("logits")
 def softmax_focal_loss(
-    wants: Wants | None,
-    /,
     *,
     labels: ArrayLike,
     logits: ArrayLike,
@@ -32,6 +30,7 @@ def softmax_focal_loss(
     reduction: str = "none",
     out: Array | None = None,
     n_threads: int | None = None,
+    _wants: Wants | None = None,
 ) -> Any:
     """Softmax cross entropy in which rows that are known already count less.
 
@@ -89,8 +88,8 @@ def softmax_focal_loss(
     if bad >= 0:
         raise _inputs.bad_label("labels", y, bad, n_classes, ignore)
     apart = {"logits": x, "labels": y, "where": mask}
-    rows = Reduction(reduction, sample_weight, out, shape, dtype, apart, row_weight, wants, threads)
-    grad = None if wants is None else wants.main_buffer("logits", x, {"labels": y, "out": rows.loss})
+    rows = Reduction(reduction, sample_weight, out, shape, dtype, apart, row_weight, _wants, threads)
+    grad = None if _wants is None else _wants.main_buffer("logits", x, {"labels": y, "out": rows.loss})
     scale = None if rows.scale is None else rows.scale.reshape(-1)
     _kernels.softmax_focal(
         _inputs.raw(x), y, k, rows.loss, _inputs.raw(grad), g, weights, scale, rows.factor, mask, ignore, threads

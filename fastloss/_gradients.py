@@ -5,7 +5,7 @@ from __future__ import annotations
 import functools
 import inspect
 from collections.abc import Callable
-from typing import Any, Concatenate, ParamSpec
+from typing import Any, TypeVar
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
@@ -13,7 +13,7 @@ from numpy.typing import ArrayLike, NDArray
 from fastloss import _inputs
 
 Array = NDArray[Any]
-P = ParamSpec("P")
+Loss = TypeVar("Loss", bound=Callable[..., Any])
 
 
 class Wants:
@@ -67,22 +67,16 @@ class Wants:
         return self.hessian
 
 
-def differentiable(
-    *names: str, hessians: tuple[str, ...] = ()
-) -> Callable[[Callable[Concatenate[Wants | None, P], Any]], Callable[P, Any]]:
-    """Makes a public loss of a function that takes Wants first.
+def differentiable(*names: str, hessians: tuple[str, ...] = ()) -> Callable[[Loss], Loss]:
+    """Marks a loss that takes `_wants`: not for its callers, so its signature is without.
 
     `names` are the arguments that have a gradient, the loss's main input first; `hessians` what value_grad_hess offers.
     """
 
-    def decorate(implementation: Callable[Concatenate[Wants | None, P], Any]) -> Callable[P, Any]:
-        @functools.wraps(implementation)
-        def loss(*args: P.args, **kwargs: P.kwargs) -> Any:
-            return implementation(None, *args, **kwargs)
-
-        signature = inspect.signature(implementation)
-        loss.__signature__ = signature.replace(parameters=list(signature.parameters.values())[1:])  # type: ignore[attr-defined]
-        loss.implementation = implementation  # type: ignore[attr-defined]
+    def decorate(loss: Loss) -> Loss:
+        signature = inspect.signature(loss)
+        shown = [parameter for name, parameter in signature.parameters.items() if name != "_wants"]
+        loss.__signature__ = signature.replace(parameters=shown)  # type: ignore[attr-defined]
         loss.wrt = names  # type: ignore[attr-defined]
         loss.hessians = hessians  # type: ignore[attr-defined]
         return loss
@@ -135,7 +129,6 @@ def value_and_grad(loss: Callable[..., Any], wrt: str | tuple[str, ...] | None =
     names = getattr(loss, "wrt", None)
     if names is None:
         raise TypeError(f"loss must be a loss of fastloss, got {loss!r}")
-    implementation: Callable[..., Any] = loss.implementation  # type: ignore[attr-defined]
     asked = (names[0],) if wrt is None else (wrt,) if isinstance(wrt, str) else tuple(wrt)
     single = not isinstance(wrt, tuple)
     main = asked == names[:1]
@@ -156,7 +149,7 @@ def value_and_grad(loss: Callable[..., Any], wrt: str | tuple[str, ...] | None =
                 raise ValueError(f"grad_out must be a tuple of {len(asked)} arrays, as wrt, got {got}")
             buffers = dict(zip(asked, grad_out, strict=True))
         wants = Wants(asked, cotangent, buffers, main and cotangent is None)
-        value = implementation(wants, *args, **kwargs)
+        value = loss(*args, _wants=wants, **kwargs)
         if single:
             return value, wants.grads[asked[0]]
         return value, tuple(wants.grads[name] for name in asked)

@@ -17,8 +17,6 @@ Array = NDArray[Any]
 
 @differentiable("queries", "keys")
 def in_batch_softmax_loss(
-    wants: Wants | None,
-    /,
     queries: ArrayLike,
     keys: ArrayLike,
     item_ids: ArrayLike | None = None,
@@ -30,6 +28,7 @@ def in_batch_softmax_loss(
     out: Array | None = None,
     n_threads: int | None = None,
     name: str | None = None,
+    _wants: Wants | None = None,
 ) -> Any:
     """Softmax over the keys of the batch: query i belongs to key i, the other keys are its negatives.
 
@@ -99,19 +98,19 @@ def in_batch_softmax_loss(
     slope = 1 / _inputs.scalar("temperature", temperature, np.finfo(dtype).tiny, np.finfo(dtype).max)
     threads = _threads.resolve(n_threads, n * n)
     apart: dict[str, Array | None] = {"queries": q, "keys": k, "item_ids": items}
-    rows = Reduction(reduction, sample_weight, out, (n,), dtype, apart, None, wants, threads)
+    rows = Reduction(reduction, sample_weight, out, (n,), dtype, apart, None, _wants, threads)
     buffers: dict[str, Array] = {}
-    if wants is not None:
+    if _wants is not None:
         for wrt, a in (("queries", q), ("keys", k)):
-            if wrt in wants.wrt:
-                buffers[wrt] = buffer_of(wants, wrt, a, apart | {"out": rows.loss})
+            if wrt in _wants.wrt:
+                buffers[wrt] = buffer_of(_wants, wrt, a, apart | {"out": rows.loss})
 
     x, candidates = without_zeros(contiguous(q, dtype), rows.scale), contiguous(k, dtype)
     logits = Logits(
         x, n, candidates.__getitem__, shift, np.zeros((n, 1)), (None, items, None, None), slope, diagonal=True
     )
     slopes = None
-    if wants is not None:
+    if _wants is not None:
         slopes = Slopes(
             np.empty((n, 1)),
             np.empty_like(x) if "queries" in buffers else None,

@@ -274,8 +274,6 @@ def _part(a: Array | None, rows: slice) -> Array | None:
 
 @differentiable("inputs", "weights", "biases")
 def linear_cross_entropy(
-    wants: Wants | None,
-    /,
     *,
     inputs: ArrayLike,
     weights: ArrayLike | Sequence[Array],
@@ -295,6 +293,7 @@ def linear_cross_entropy(
     out: Array | None = None,
     n_threads: int | None = None,
     name: str | None = None,
+    _wants: Wants | None = None,
 ) -> Any:
     """Softmax cross entropy of a linear layer's logits, which are never stored.
 
@@ -407,9 +406,9 @@ def linear_cross_entropy(
     }
     rows = Reduction(
         reduction, sample_weight, out, shape, table.dtype, apart,
-        None if targets.row_weight is None else targets.row_weight.reshape(shape), wants, threads,
+        None if targets.row_weight is None else targets.row_weight.reshape(shape), _wants, threads,
     )  # fmt: skip
-    wanted = None if wants is None else _Wanted(wants, x, table, {**apart, "out": rows.loss})
+    wanted = None if _wants is None else _Wanted(_wants, x, table, {**apart, "out": rows.loss})
     stats = None
     if return_stats:
         log_prob = np.empty(y.ids.shape)

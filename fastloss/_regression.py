@@ -16,8 +16,6 @@ Array = NDArray[Any]
 
 @elementwise_loss("predictions", "labels")
 def mean_squared_error(
-    wants: Wants | None,
-    /,
     *,
     labels: ArrayLike,
     predictions: ArrayLike,
@@ -25,6 +23,7 @@ def mean_squared_error(
     reduction: str = "mean",
     out: Array | None = None,
     n_threads: int | None = None,
+    _wants: Wants | None = None,
 ) -> Any:
     """Squared error.
 
@@ -70,14 +69,12 @@ def mean_squared_error(
     np.float64(2.0)
     """
     return evaluate(
-        wants, _kernels.SQUARED_ERROR, (), "predictions", predictions, labels, sample_weight, reduction, out, n_threads
+        _wants, _kernels.SQUARED_ERROR, (), "predictions", predictions, labels, sample_weight, reduction, out, n_threads
     )
 
 
 @elementwise_loss("predictions", "labels")
 def mean_absolute_error(
-    wants: Wants | None,
-    /,
     *,
     labels: ArrayLike,
     predictions: ArrayLike,
@@ -85,6 +82,7 @@ def mean_absolute_error(
     reduction: str = "mean",
     out: Array | None = None,
     n_threads: int | None = None,
+    _wants: Wants | None = None,
 ) -> Any:
     """Absolute error.
 
@@ -122,14 +120,13 @@ def mean_absolute_error(
     np.float64(1.0)
     """
     return evaluate(
-        wants, _kernels.ABSOLUTE_ERROR, (), "predictions", predictions, labels, sample_weight, reduction, out, n_threads
-    )
+        _wants, _kernels.ABSOLUTE_ERROR, (), "predictions", predictions, labels, sample_weight, reduction, out,
+        n_threads,
+    )  # fmt: skip
 
 
 @elementwise_loss("predictions", "labels")
 def huber_loss(
-    wants: Wants | None,
-    /,
     *,
     labels: ArrayLike,
     predictions: ArrayLike,
@@ -138,6 +135,7 @@ def huber_loss(
     reduction: str = "mean",
     out: Array | None = None,
     n_threads: int | None = None,
+    _wants: Wants | None = None,
 ) -> Any:
     """Huber loss: square near the label, straight far from it.
 
@@ -177,14 +175,12 @@ def huber_loss(
     """
     p = (_inputs.positive("delta", delta),)
     return evaluate(
-        wants, _kernels.HUBER, p, "predictions", predictions, labels, sample_weight, reduction, out, n_threads
+        _wants, _kernels.HUBER, p, "predictions", predictions, labels, sample_weight, reduction, out, n_threads
     )
 
 
 @elementwise_loss("predictions", "labels")
 def log_cosh_loss(
-    wants: Wants | None,
-    /,
     *,
     labels: ArrayLike,
     predictions: ArrayLike,
@@ -192,6 +188,7 @@ def log_cosh_loss(
     reduction: str = "mean",
     out: Array | None = None,
     n_threads: int | None = None,
+    _wants: Wants | None = None,
 ) -> Any:
     """Logarithm of the hyperbolic cosine of the error.
 
@@ -228,14 +225,12 @@ def log_cosh_loss(
     array([5.00000000e-17, 9.99306853e+02])
     """
     return evaluate(
-        wants, _kernels.LOG_COSH, (), "predictions", predictions, labels, sample_weight, reduction, out, n_threads
+        _wants, _kernels.LOG_COSH, (), "predictions", predictions, labels, sample_weight, reduction, out, n_threads
     )
 
 
 @elementwise_loss("predictions", "labels")
 def quantile_loss(
-    wants: Wants | None,
-    /,
     *,
     labels: ArrayLike,
     predictions: ArrayLike,
@@ -244,6 +239,7 @@ def quantile_loss(
     reduction: str = "mean",
     out: Array | None = None,
     n_threads: int | None = None,
+    _wants: Wants | None = None,
 ) -> Any:
     """Quantile (pinball) loss.
 
@@ -284,14 +280,12 @@ def quantile_loss(
     """
     p = (_inputs.scalar("quantile", quantile, 0, 1),)
     return evaluate(
-        wants, _kernels.QUANTILE, p, "predictions", predictions, labels, sample_weight, reduction, out, n_threads
+        _wants, _kernels.QUANTILE, p, "predictions", predictions, labels, sample_weight, reduction, out, n_threads
     )
 
 
 @elementwise_loss("predictions", "labels")
 def hinge_loss(
-    wants: Wants | None,
-    /,
     *,
     labels: ArrayLike,
     predictions: ArrayLike,
@@ -299,6 +293,7 @@ def hinge_loss(
     reduction: str = "mean",
     out: Array | None = None,
     n_threads: int | None = None,
+    _wants: Wants | None = None,
 ) -> Any:
     """Hinge loss.
 
@@ -338,14 +333,12 @@ def hinge_loss(
     array([1.5, 0. ])
     """
     return evaluate(
-        wants, _kernels.HINGE, (), "predictions", predictions, labels, sample_weight, reduction, out, n_threads
+        _wants, _kernels.HINGE, (), "predictions", predictions, labels, sample_weight, reduction, out, n_threads
     )
 
 
 @elementwise_loss("predictions", "labels")
 def squared_hinge_loss(
-    wants: Wants | None,
-    /,
     *,
     labels: ArrayLike,
     predictions: ArrayLike,
@@ -353,6 +346,7 @@ def squared_hinge_loss(
     reduction: str = "mean",
     out: Array | None = None,
     n_threads: int | None = None,
+    _wants: Wants | None = None,
 ) -> Any:
     """Square of the hinge loss.
 
@@ -391,5 +385,5 @@ def squared_hinge_loss(
     array([2.25, 0.  ])
     """
     return evaluate(
-        wants, _kernels.SQUARED_HINGE, (), "predictions", predictions, labels, sample_weight, reduction, out, n_threads
+        _wants, _kernels.SQUARED_HINGE, (), "predictions", predictions, labels, sample_weight, reduction, out, n_threads
     )

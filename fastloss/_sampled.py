@@ -201,8 +201,6 @@ def _finish(
 
 @differentiable("inputs", "weights", "biases")
 def sampled_softmax_loss(
-    wants: Wants | None,
-    /,
     weights: Any,
     biases: Any,
     labels: ArrayLike,
@@ -222,6 +220,7 @@ def sampled_softmax_loss(
     out: Array | None = None,
     n_threads: int | None = None,
     name: str | None = None,
+    _wants: Wants | None = None,
 ) -> Any:
     """Softmax cross entropy over the true classes and a sample of the others.
 
@@ -305,7 +304,7 @@ def sampled_softmax_loss(
     array([0.13920631])
     """
     return _sampled(
-        wants, False, weights, biases, labels, inputs, num_sampled, num_classes, num_true, sampled_values,
+        _wants, False, weights, biases, labels, inputs, num_sampled, num_classes, num_true, sampled_values,
         remove_accidental_hits, partition_strategy, seed, subtract_log_q, sampler, sample_weight, reduction, out,
         n_threads,
     )  # fmt: skip
@@ -313,8 +312,6 @@ def sampled_softmax_loss(
 
 @differentiable("inputs", "weights", "biases")
 def nce_loss(
-    wants: Wants | None,
-    /,
     weights: Any,
     biases: Any,
     labels: ArrayLike,
@@ -334,6 +331,7 @@ def nce_loss(
     out: Array | None = None,
     n_threads: int | None = None,
     name: str | None = None,
+    _wants: Wants | None = None,
 ) -> Any:
     """Noise-contrastive estimation: tell the true classes from sampled ones.
 
@@ -376,7 +374,7 @@ def nce_loss(
     array([1.38629436])
     """
     return _sampled(
-        wants, True, weights, biases, labels, inputs, num_sampled, num_classes, num_true, sampled_values,
+        _wants, True, weights, biases, labels, inputs, num_sampled, num_classes, num_true, sampled_values,
         remove_accidental_hits, partition_strategy, seed, subtract_log_q, sampler, sample_weight, reduction, out,
         n_threads,
     )  # fmt: skip

@@ -161,8 +161,6 @@ class _Positions:
 
 @differentiable("logits", "weights")
 def sequence_loss(
-    wants: Wants | None,
-    /,
     logits: ArrayLike,
     targets: ArrayLike,
     weights: ArrayLike | None = None,
@@ -176,6 +174,7 @@ def sequence_loss(
     lengths: ArrayLike | None = None,
     out: Array | None = None,
     n_threads: int | None = None,
+    _wants: Wants | None = None,
 ) -> Any:
     """Weighted softmax cross entropy of batches of sequences.
 
@@ -255,12 +254,12 @@ def sequence_loss(
     positions = _Positions(w, lengths, x.shape[:2], *kind)
     apart = {"logits": x, "targets": y, "weights": w}
     _inputs.output("out", out, positions.shape, dtype, apart)
-    if w is None and wants is not None and "weights" in wants.wrt:
+    if w is None and _wants is not None and "weights" in _wants.wrt:
         raise TypeError("weights must be given to have a gradient")
     others = {"targets": y, "out": out}
-    grad = _buffer(wants, "logits", x, others | {"weights": w})
-    slopes = None if w is None else _buffer(wants, "weights", w, others | {"logits": x})
-    scale = None if wants is None else positions.scale(wants.cotangent)
+    grad = _buffer(_wants, "logits", x, others | {"weights": w})
+    slopes = None if w is None else _buffer(_wants, "weights", w, others | {"logits": x})
+    scale = None if _wants is None else positions.scale(_wants.cotangent)
     losses = np.zeros(x.shape[:2], dtype)
     if softmax_loss_function is None:
         _cross_entropies(x, _marked(y, positions.weights, x), losses, grad, scale, n_threads)
@@ -274,8 +273,6 @@ def sequence_loss(
 
 @differentiable("logits")
 def sequence_loss_by_example(
-    wants: Wants | None,
-    /,
     logits: Sequence[ArrayLike],
     targets: Sequence[ArrayLike],
     weights: Sequence[ArrayLike],
@@ -285,6 +282,7 @@ def sequence_loss_by_example(
     *,
     out: Array | None = None,
     n_threads: int | None = None,
+    _wants: Wants | None = None,
 ) -> Any:
     """Weighted softmax cross entropy of sequences given as lists over time: one value for each row of the batch.
 
@@ -355,9 +353,9 @@ def sequence_loss_by_example(
     _inputs.output("out", out, shape[:1], dtype, {f"logits[{t}]": x for t, x in enumerate(xs)})
     grads: list[Array | None] = [None] * len(xs)
     scale = None
-    if wants is not None:
-        grads = _lists(wants, xs)
-        scale = np.ascontiguousarray(positions.scale(wants.cotangent).T)
+    if _wants is not None:
+        grads = _lists(_wants, xs)
+        scale = np.ascontiguousarray(positions.scale(_wants.cotangent).T)
     losses = np.zeros(w.T.shape, dtype)
     for t, x in enumerate(xs):
         of_t = None if scale is None else scale[t]
@@ -384,8 +382,6 @@ def _lists(wants: Wants, xs: list[Array]) -> list[Array | None]:
 
 @differentiable("logits")
 def packed_sequence_loss(
-    wants: Wants | None,
-    /,
     logits: ArrayLike,
     targets: ArrayLike,
     offsets: ArrayLike,
@@ -394,6 +390,7 @@ def packed_sequence_loss(
     reduction: str = "mean",
     out: Array | None = None,
     n_threads: int | None = None,
+    _wants: Wants | None = None,
 ) -> Any:
     """Softmax cross entropy of sequences of any lengths, packed one after the other: one value for each sequence.
 
@@ -457,12 +454,12 @@ def packed_sequence_loss(
     marked = _marked(y, w, x)
     shape = (len(ends) - 1,)
     _inputs.output("out", out, shape, dtype, {"logits": x, "targets": y, "weights": given})
-    grad = _buffer(wants, "logits", x, {"targets": y, "out": out, "weights": given})
+    grad = _buffer(_wants, "logits", x, {"targets": y, "out": out, "weights": given})
     losses, value, denominator = np.zeros(x.shape[:1], dtype), np.empty(shape), np.empty(shape)
     scale = None
-    if wants is not None:
+    if _wants is not None:
         scale = np.empty(x.shape[0])
-        cotangent = None if wants.cotangent is None else _cotangent(wants.cotangent, shape)
+        cotangent = None if _wants.cotangent is None else _cotangent(_wants.cotangent, shape)
         if how == _kernels.PERPLEXITY:  # its gradient has its value as a factor, which comes first
             _cross_entropies(x, marked, losses, None, None, n_threads)
         _kernels.packed(w, losses, ends, how, value, denominator)

@@ -16,8 +16,6 @@ Array = NDArray[Any]
 
 @elementwise_loss("logits", "labels")
 def sigmoid_cross_entropy_with_logits(
-    wants: Wants | None,
-    /,
     *,
     labels: ArrayLike,
     logits: ArrayLike,
@@ -26,6 +24,7 @@ def sigmoid_cross_entropy_with_logits(
     out: Array | None = None,
     n_threads: int | None = None,
     name: str | None = None,
+    _wants: Wants | None = None,
 ) -> Any:
     """Cross entropy between labels and the sigmoid of logits, each element a decision of its own.
 
@@ -78,14 +77,12 @@ def sigmoid_cross_entropy_with_logits(
     array([9.357623e-14, 6.931472e-01,          inf], dtype=float32)
     """
     return evaluate(
-        wants, _kernels.SIGMOID_CROSS_ENTROPY, (), "logits", logits, labels, sample_weight, reduction, out, n_threads
+        _wants, _kernels.SIGMOID_CROSS_ENTROPY, (), "logits", logits, labels, sample_weight, reduction, out, n_threads
     )
 
 
 @elementwise_loss("logits", "labels", "pos_weight")
 def weighted_cross_entropy_with_logits(
-    wants: Wants | None,
-    /,
     *,
     labels: ArrayLike | None = None,
     logits: ArrayLike,
@@ -96,6 +93,7 @@ def weighted_cross_entropy_with_logits(
     n_threads: int | None = None,
     targets: ArrayLike | None = None,
     name: str | None = None,
+    _wants: Wants | None = None,
 ) -> Any:
     """Sigmoid cross entropy with a weight for the positive label.
 
@@ -146,14 +144,12 @@ def weighted_cross_entropy_with_logits(
     y = _inputs.one_of("labels", labels, "targets", targets)
     q = _inputs.array("pos_weight", pos_weight)
     return evaluate(
-        wants, _kernels.WEIGHTED_CROSS_ENTROPY, (), "logits", logits, y, sample_weight, reduction, out, n_threads, q
+        _wants, _kernels.WEIGHTED_CROSS_ENTROPY, (), "logits", logits, y, sample_weight, reduction, out, n_threads, q
     )
 
 
 @elementwise_loss("logits", "labels")
 def sigmoid_focal_loss(
-    wants: Wants | None,
-    /,
     *,
     labels: ArrayLike,
     logits: ArrayLike,
@@ -163,6 +159,7 @@ def sigmoid_focal_loss(
     reduction: str = "none",
     out: Array | None = None,
     n_threads: int | None = None,
+    _wants: Wants | None = None,
 ) -> Any:
     """Sigmoid cross entropy in which what is known already counts less.
 
@@ -213,8 +210,9 @@ def sigmoid_focal_loss(
     g = _inputs.scalar("gamma", gamma, 0, float("inf"))
     weights = (1.0, 1.0) if a is None else (a, 1 - a)
     return evaluate(
-        wants, _kernels.SIGMOID_FOCAL, (g, *weights), "logits", logits, labels, sample_weight, reduction, out, n_threads
-    )
+        _wants, _kernels.SIGMOID_FOCAL, (g, *weights), "logits", logits, labels, sample_weight, reduction, out,
+        n_threads,
+    )  # fmt: skip
 
 
 def sigmoid(x: ArrayLike, *, out: Array | None = None, n_threads: int | None = None) -> Any:

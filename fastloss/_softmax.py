@@ -119,8 +119,6 @@ def _gradient_buffers(
 
 @differentiable("logits", hessians=HESSIANS)
 def sparse_softmax_cross_entropy_with_logits(
-    wants: Wants | None,
-    /,
     *,
     labels: ArrayLike,
     logits: ArrayLike,
@@ -135,6 +133,7 @@ def sparse_softmax_cross_entropy_with_logits(
     n_threads: int | None = None,
     dim: int | None = None,
     name: str | None = None,
+    _wants: Wants | None = None,
 ) -> Any:
     """Softmax cross entropy between logits and class indices.
 
@@ -199,7 +198,7 @@ def sparse_softmax_cross_entropy_with_logits(
     x = logits if type(logits) is np.ndarray else _inputs.array("logits", logits)
     k = _inputs.axis_index(axis if dim is None else dim, x.ndim)
     y = _inputs.integers("labels", labels)
-    shape = x.shape[:k] + x.shape[k + 1 :]
+    shape = _inputs.without(x.shape, k)
     if y.shape != shape:
         _inputs.same_shape("labels", y, shape, "that of logits without axis")
     if (
@@ -207,19 +206,17 @@ def sparse_softmax_cross_entropy_with_logits(
         and reduction == "none"
         and label_smoothing == 0
         and x.dtype.kind == "f"
-        and (wants is None or wants.is_plain(x, y))
+        and (_wants is None or _wants.is_plain(x, y))
     ):
-        return _plain(wants, x, y, True, k, n_threads)
+        return _plain(_wants, x, y, True, k, n_threads)
     return _cross_entropy(
-        wants, x, y, True, k, ignore_index, sample_weight, class_weight, label_smoothing, where, reduction, out,
+        _wants, x, y, True, k, ignore_index, sample_weight, class_weight, label_smoothing, where, reduction, out,
         n_threads,
     )  # fmt: skip
 
 
 @differentiable("logits", "labels", hessians=HESSIANS)
 def softmax_cross_entropy_with_logits(
-    wants: Wants | None,
-    /,
     *,
     labels: ArrayLike,
     logits: ArrayLike,
@@ -233,6 +230,7 @@ def softmax_cross_entropy_with_logits(
     n_threads: int | None = None,
     dim: int | None = None,
     name: str | None = None,
+    _wants: Wants | None = None,
 ) -> Any:
     """Softmax cross entropy between logits and a target for every class.
 
@@ -291,11 +289,11 @@ def softmax_cross_entropy_with_logits(
         and x.dtype.kind == "f"
         and y.dtype.kind != "V"
         and x.size
-        and (wants is None or wants.is_plain(x, y))
+        and (_wants is None or _wants.is_plain(x, y))
     ):
-        return _plain(wants, x, y, False, k, n_threads)
+        return _plain(_wants, x, y, False, k, n_threads)
     return _cross_entropy(
-        wants, x, y, False, k, None, sample_weight, class_weight, label_smoothing, where, reduction, out, n_threads
+        _wants, x, y, False, k, None, sample_weight, class_weight, label_smoothing, where, reduction, out, n_threads
     )
 
 

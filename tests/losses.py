@@ -113,10 +113,6 @@ def _each(function: Callable[..., Any]) -> Callable[..., Any]:
     def loss(*args: Any, reduction: str = "none", **kwargs: Any) -> Any:
         return function(*args, reduction=reduction, **kwargs)
 
-    def implementation(wants: Any, *args: Any, reduction: str = "none", **kwargs: Any) -> Any:
-        return function.implementation(wants, *args, reduction=reduction, **kwargs)  # type: ignore[attr-defined]
-
-    loss.implementation = implementation  # type: ignore[attr-defined]
     return loss
 
 

@@ -25,6 +25,8 @@ cdef struct Due:
     Py_ssize_t n
     Py_ssize_t done     # elements written
     bint past           # the caches
+    const char* ahead   # what to fetch meanwhile instead of the logits further on, which are but copies; or NULL
+    Py_ssize_t pace     # bytes of it for each group of logits
 
 
 cdef inline void write_group(real* target, const real* terms, const Due* due, bint past) noexcept nogil:

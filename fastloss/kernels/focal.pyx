@@ -45,6 +45,7 @@ cdef double focal_row(const Job* job, double factor, Py_ssize_t y, real* x, real
     cdef double s, total, label, rest, lost, power, common
     cdef Py_ssize_t k, c = job.logits.width
     nothing.target = NULL
+    nothing.ahead = NULL
     row_terms(x, c, y, e, &terms, &nothing)
     log_ratios(1, &terms, &s, e[0])
     label = label_of_terms(&terms, e[0])

@@ -277,6 +277,7 @@ cdef inline bint softmax_terms(const Job* job, const real* z, const double* zt, 
     cdef Groups nowhere
     cdef Due nothing
     nothing.target = NULL
+    nothing.ahead = NULL
     nowhere.out = NONE
     nowhere.tail = NONE
     limit = (power + (HEADROOMF if real is float else HEADROOM))*<real>FL_LN2

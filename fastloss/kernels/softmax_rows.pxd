@@ -44,6 +44,13 @@ cdef inline void put_terms(const Job* job, Py_ssize_t i, const real* e, Py_ssize
         put_one(&job.grad, i, at, <real>entry)
 
 
+cdef inline const char* source_of(const Job* job, Py_ssize_t i, Py_ssize_t stop, real dummy) noexcept nogil:
+    """Row i of the logits if it will have to be converted and lies in one piece."""
+    if i >= stop or job.logits.step != job.logits.itemsize or is_direct(&job.logits, dummy):
+        return NULL
+    return row_at(&job.logits, i)
+
+
 cdef inline void index_rows(const Job* job, Py_ssize_t start, Py_ssize_t stop, real* scratch) noexcept nogil:
     cdef const real* row[ROWS]
     cdef Terms terms[ROWS]
@@ -56,6 +63,8 @@ cdef inline void index_rows(const Job* job, Py_ssize_t start, Py_ssize_t stop, r
     cdef real loss[ROWS]
     cdef double total, s
     due.target = NULL
+    due.ahead = NULL
+    due.pace = L*job.logits.itemsize
     while i < stop:
         n = stop - i if stop - i < job.group else job.group
         fetch(&job.logits, &job.where, i, n, scratch + job.fetched, row)
@@ -65,6 +74,7 @@ cdef inline void index_rows(const Job* job, Py_ssize_t start, Py_ssize_t stop, r
             if weight[r] == 0:
                 terms[r].others = terms[r].gap = terms[r].power = 0
             else:
+                due.ahead = source_of(job, i + n + r, stop, e[0])
                 row_terms(row[r], c, y[r], e if job.grad.data != NULL else NULL, &terms[r], &due)
             if job.grad.data == NULL:
                 continue
@@ -382,11 +392,14 @@ cdef inline void normal_rows(const Job* job, Py_ssize_t start, Py_ssize_t stop, 
     cdef real m
     cdef double total, ratio
     due.target = NULL
+    due.ahead = NULL
+    due.pace = L*job.logits.itemsize
     while i < stop:
         n = stop - i if stop - i < job.group else job.group
         fetch(&job.logits, &job.where, i, n, scratch + job.fetched, row)
         for r in range(n):
             if job.what == SOFTMAX:
+                due.ahead = source_of(job, i + n + r, stop, e[0])
                 row_terms(row[r], c, 0, e, &terms, &due)
                 total = total_of(&terms, e[0])
                 put_terms(job, i + r, e, c, 0, label_of_terms(&terms, e[0])/total,

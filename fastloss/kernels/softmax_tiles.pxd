@@ -9,7 +9,7 @@ from fastloss.kernels.softmax_job cimport (
 )
 from fastloss.kernels.softmax_rows cimport log_sum, put_labels_grad
 from fastloss.kernels.tiles cimport (
-    ASKS, LANES, TILE, TILE_SIZE, Ask, Lanes, S, ask_for, lanes_of, load_tile, rows_of_tile, store_tile, strip_sums,
+    LANES, TILE, TILE_SIZE, Asks, Lanes, S, ask_for, lanes_of, load_tile, rows_of_tile, store_tile, strip_sums,
     tile_argmax, tile_max, tile_ratios, tile_terms,
 )
 from fastloss.kernels.vmath cimport magnitude, real, scaled
@@ -29,6 +29,12 @@ cdef inline void load_masked(const Job* job, Py_ssize_t i, Py_ssize_t n, real* b
             for k in range(c):
                 if not p[k*job.where.step]:
                     b[r//S*S*c + k*S + r % S] = -INFINITY
+
+
+cdef inline void asks_of(const Job* job, Asks* asks, const real* otherwise) noexcept nogil:
+    asks.logits = ask_for(&job.logits, job.logits.width, otherwise)
+    asks.labels = ask_for(&job.labels, job.logits.width, otherwise)
+    asks.grad = ask_for(&job.grad, job.logits.width, otherwise)
 
 
 cdef inline void scale_tile(real* b, Py_ssize_t c, Py_ssize_t lanes, const double* scale, const double* inverse,
@@ -81,25 +87,23 @@ cdef inline void index_tiles(const Job* job, Py_ssize_t start, Py_ssize_t stop, 
     cdef double inverse[LANES]
     cdef double entry[LANES]
     cdef Lanes rows
-    cdef Ask asks[ASKS]
+    cdef Asks asks
     cdef Py_ssize_t i = start, c = job.logits.width, n, r
     cdef Py_ssize_t lanes, j
     cdef real v
     for j in range(LANES):
         y[j] = 0
         weight[j] = 0
+    asks_of(job, &asks, b)
     while i < stop:
         n = rows_of_tile(stop - i, dummy)
         lanes = lanes_of(n)
         load_masked(job, i, n, b)
-        asks[0] = ask_for(&job.logits, i + n, n)
-        asks[1] = ask_for(&job.grad, i, n)
-        asks[2] = ask_for(&job.labels, i + n, n)
         labels_of(job, i, n, y, weight)
         for j in range(lanes):
             label[j] = <real>y[j]
         tile_max(b, c, lanes, m)
-        tile_terms(b, c, lanes, m, label, &rows, asks)
+        tile_terms(b, c, lanes, m, label, &rows, &asks, i, n)
         tile_ratios(lanes, &rows, m[0])
         for j in range(lanes):
             v = <real>(rows.ratio[j]*weight[j])
@@ -189,19 +193,17 @@ cdef inline void target_tiles(const Job* job, Py_ssize_t start, Py_ssize_t stop,
     cdef double at_top[LANES]
     cdef double factor[LANES]
     cdef Lanes rows
-    cdef Ask asks[ASKS]
+    cdef Asks asks
     cdef Py_ssize_t i = start, c = job.logits.width, n, r, k
     cdef Py_ssize_t lanes, s, j
     for j in range(LANES):
         scale[j] = 1
+    asks_of(job, &asks, b)
     while i < stop:
         n = rows_of_tile(stop - i, dummy)
         lanes = lanes_of(n)
         load_masked(job, i, n, b)
         tile_argmax(b, c, lanes, m, top)
-        asks[0] = ask_for(&job.logits, i + n, n)
-        asks[1] = ask_for(&job.grad, i, n)
-        asks[2] = ask_for(&job.labels, i + n, n)
         if job.soft:
             memset(built, 0, c*lanes*sizeof(double))
             for r in range(n):
@@ -217,7 +219,7 @@ cdef inline void target_tiles(const Job* job, Py_ssize_t start, Py_ssize_t stop,
         if job.labels_grad.data != NULL:
             for k in range(c*lanes):
                 x[k] = b[k]
-        tile_terms(b, c, lanes, m, top, &rows, asks)
+        tile_terms(b, c, lanes, m, top, &rows, &asks, i, n)
         tile_ratios(lanes, &rows, m[0])
         for j in range(lanes):
             u[j] = <real>(dot[j] + (rest[j] + t_top[j])*rows.ratio[j])
@@ -273,23 +275,21 @@ cdef inline void normal_tiles(const Job* job, Py_ssize_t start, Py_ssize_t stop,
     cdef double entry[LANES]
     cdef double ones[LANES]
     cdef Lanes rows
-    cdef Ask asks[ASKS]
+    cdef Asks asks
     cdef Py_ssize_t i = start, c = job.logits.width, n, r, k
     cdef Py_ssize_t lanes, s, j
     for j in range(LANES):
         ones[j] = 1
+    asks_of(job, &asks, b)
     while i < stop:
         n = rows_of_tile(stop - i, dummy)
         lanes = lanes_of(n)
         load_masked(job, i, n, b)
         tile_argmax(b, c, lanes, m, top)
-        asks[0] = ask_for(&job.logits, i + n, n)
-        asks[1] = ask_for(&job.grad, i, n)
-        asks[2] = ask_for(&job.labels, i + n, n)
         if job.what != SOFTMAX:
             for k in range(c*lanes):
                 x[k] = b[k]
-        tile_terms(b, c, lanes, m, top, &rows, asks)
+        tile_terms(b, c, lanes, m, top, &rows, &asks, i, n)
         if job.what == SOFTMAX:
             for j in range(lanes):
                 inverse[j] = 1/rows.total[j]

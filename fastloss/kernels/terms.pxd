@@ -179,6 +179,8 @@ cdef inline double exp_block(const real* x, Py_ssize_t n_groups, Groups at, cons
     cdef real v
     cdef const real* p
     cdef const real* q
+    cdef const char* ahead = due.ahead if due.ahead != NULL else <const char*>(x + BLOCK)
+    cdef Py_ssize_t pace = due.pace if due.ahead != NULL else L*<Py_ssize_t>sizeof(real)
     for j in range(L):
         top[j] = -INFINITY
         total[j] = 0
@@ -197,10 +199,11 @@ cdef inline double exp_block(const real* x, Py_ssize_t n_groups, Groups at, cons
             q = out_group if g + 1 == at.out else q
             q = tail_group if g + 1 == at.tail else q
             q = empty_group if g + 1 == n_groups else q
-            FL_PREFETCH(x + g*L + BLOCK)
-            FL_PREFETCH(x + g*L + BLOCK + 16)
-            FL_PREFETCH(x + g*L + BLOCK + 32)
-            FL_PREFETCH(x + g*L + BLOCK + 48)
+            FL_PREFETCH(ahead)
+            FL_PREFETCH(ahead + 16*sizeof(real))
+            FL_PREFETCH(ahead + 32*sizeof(real))
+            FL_PREFETCH(ahead + 48*sizeof(real))
+            ahead += 2*pace
             for j in range(L):
                 v = p[j]
                 top[j] = v if v > top[j] else top[j]
@@ -240,14 +243,17 @@ cdef inline double exp_block_kept(const real* x, Py_ssize_t n_groups, Groups at,
     cdef Py_ssize_t j
     cdef real v
     cdef const real* p
+    cdef const char* ahead = due.ahead if due.ahead != NULL else <const char*>(x + BLOCK)
+    cdef Py_ssize_t pace = due.pace if due.ahead != NULL else L*<Py_ssize_t>sizeof(real)
     for j in range(L):
         top[j] = -INFINITY
     for g in range(n_groups):
         p = x + g*L
         p = out_group if g == at.out else p
         p = tail_group if g == at.tail else p
-        FL_PREFETCH(x + g*L + BLOCK)
-        FL_PREFETCH(x + g*L + BLOCK + 16)
+        FL_PREFETCH(ahead)
+        FL_PREFETCH(ahead + 16*sizeof(real))
+        ahead += pace
         for j in range(L):
             v = p[j]
             top[j] = v if v > top[j] else top[j]
@@ -313,6 +319,7 @@ cdef inline bint exp_row(const real* x, Py_ssize_t c, Py_ssize_t out, real m, re
             return False
         add_block(&total, &carry, t)
         b += n
+        due.ahead = due.ahead + n//L*due.pace if due.ahead != NULL else NULL
     terms.others = settled(total, carry)
     terms.gap = <double>x[out] - <double>shift
     terms.power = power

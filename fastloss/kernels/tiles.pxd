@@ -22,7 +22,6 @@ cdef enum:
     LANES = 64              # rows of a tile at most; half as many of float64
     S = 32                  # lanes of a strip, more than gcc unrolls; range() steps by 32, not by S, a Python object
     TILE_SIZE = 64*64
-    ASKS = 3                # arrays asked for
     NEAR = 8192             # bytes of a tile that the first-level cache takes besides the one in work
 
 
@@ -38,33 +37,38 @@ cdef inline Py_ssize_t lanes_of(Py_ssize_t n) noexcept nogil:
     return (n + S - 1)//S*S
 
 
-cdef struct Ask:            # lines to prefetch, a few at a time: all at once would fill the queue of misses
-    const char* next
-    Py_ssize_t left
+cdef struct Ask:            # rows to prefetch
+    const char* base
+    Py_ssize_t stride       # bytes from row to row; 0 where nothing is asked for
+    Py_ssize_t step         # bytes for each class of a strip, so that its classes go through its rows
 
 
-cdef inline Ask ask_for(const Rows* rows, Py_ssize_t i, Py_ssize_t n) noexcept nogil:
-    """The lines of rows i .. i + n, if these lie one behind the other."""
+cdef struct Asks:           # of a tile's gradient, and of the next tile's logits and labels
+    Ask logits
+    Ask labels
+    Ask grad
+
+
+cdef inline Ask ask_for(const Rows* rows, Py_ssize_t c, const real* otherwise) noexcept nogil:
+    """The rows, if they lie one behind the other and a tile of them is small."""
     cdef Ask ask
-    cdef Py_ssize_t size = n*rows.width*rows.itemsize
-    ask.next = rows.data
-    ask.left = 0
-    if (rows.data != NULL and rows.ndim <= 1 and run_stride(rows) == rows.width*rows.itemsize and i + n <= rows.n
-            and size <= NEAR):
-        ask.next = row_at(rows, i)
-        ask.left = size//64
+    cdef Py_ssize_t size = rows.width*rows.itemsize
+    ask.base = <const char*>otherwise
+    ask.stride = ask.step = 0
+    if (rows.data != NULL and rows.ndim <= 1 and run_stride(rows) == size
+            and size*rows_of_tile(LANES, otherwise[0]) <= NEAR):
+        ask.base = rows.data
+        ask.stride = size
+        ask.step = S*size//c
     return ask
 
 
-cdef inline void ask_more(Ask* asks, real dummy) noexcept nogil:
-    """As many lines of each as one class of a strip fills."""
-    cdef Py_ssize_t k, j
-    for k in range(ASKS):
-        if asks[k].left > 0:
-            for j in range(S*<Py_ssize_t>sizeof(real)//64):
-                FL_PREFETCH(asks[k].next + j*64)
-            asks[k].next += S*sizeof(real)
-            asks[k].left -= S*<Py_ssize_t>sizeof(real)//64
+cdef inline const char* ask_more(const char* next, const Ask* ask, real dummy) noexcept nogil:
+    """What one class of a strip lets pass: a few lines at a time, for all at once would fill the queue of misses."""
+    cdef Py_ssize_t j
+    for j in range(S*<Py_ssize_t>sizeof(real)//64):
+        FL_PREFETCH(next + j*64)
+    return next + ask.step
 
 
 cdef inline void load_tile(const Rows* rows, Py_ssize_t i, Py_ssize_t n, real* b) noexcept nogil:
@@ -216,7 +220,7 @@ cdef inline void tile_argmax(const real* b, Py_ssize_t c, Py_ssize_t lanes, real
 
 
 cdef inline void tile_terms(real* b, Py_ssize_t c, Py_ssize_t lanes, const real* m, const real* out, Lanes* rows,
-                            Ask* asks) noexcept nogil:
+                            const Asks* asks, Py_ssize_t i, Py_ssize_t n) noexcept nogil:
     """b becomes exp(b) in the unit of each lane's maximum m, 0 at class out[r]; sums of every lane, ratios not."""
     cdef real shift[S]
     cdef real power[S]
@@ -230,6 +234,9 @@ cdef inline void tile_terms(real* b, Py_ssize_t c, Py_ssize_t lanes, const real*
     cdef Py_ssize_t k
     cdef Py_ssize_t s, j
     cdef int bias = bias_of(b[0])
+    cdef const char* logits = asks.logits.base + (i + n)*asks.logits.stride
+    cdef const char* labels = asks.labels.base + (i + n)*asks.labels.stride
+    cdef const char* grad = asks.grad.base + i*asks.grad.stride
     for s in range(0, lanes, 32):
         p = b + s*c
         for j in range(S):
@@ -241,7 +248,9 @@ cdef inline void tile_terms(real* b, Py_ssize_t c, Py_ssize_t lanes, const real*
             x_out[j] = 0
             e_out[j] = 0
         for k in range(c):
-            ask_more(asks, shift[0])
+            logits = ask_more(logits, &asks.logits, shift[0])
+            labels = ask_more(labels, &asks.labels, shift[0])
+            grad = ask_more(grad, &asks.grad, shift[0])
             for j in range(S):
                 v = p[k*S + j]
                 e = exp_of(v - shift[j], lo[j], magic[j])
