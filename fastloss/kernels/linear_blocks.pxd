@@ -13,7 +13,7 @@ from libc.stdint cimport int64_t
 from fastloss.kernels.arrays cimport Rows, is_direct, load, row_at, store
 from fastloss.kernels.terms cimport sum_rest
 from fastloss.kernels.vmath cimport (
-    FL_LN2, bias_of, exp_of, fl_exp_label, lo_of, magic_of, power_of, real, shift_of,
+    FL_LN2, FL_PREFETCH, bias_of, exp_of, fl_exp_label, lo_of, magic_of, power_of, real, shift_of,
 )
 
 cdef extern from "product.h" nogil:
@@ -176,13 +176,16 @@ cdef inline void pack_table_tile(const Job* job, Py_ssize_t t, real dummy) noexc
     """Twelve classes of the block, chunk by chunk; zeros after the last."""
     cdef Py_ssize_t c, q, m, j, tail
     cdef real* p
+    cdef char* source
     for c in range(t*FL_TILE, (t + 1)*FL_TILE):
         for q in range(job.chunks):
             p = <real*>job.wp + (q*job.block + c)*FL_PITCH
             m = least(FL_CHUNK, job.d - q*FL_CHUNK) if c < job.nc else 0
             if m > 0:
-                load(p, row_at(&job.weights, job.c + c) + q*FL_CHUNK*job.weights.step, job.weights.step, m,
-                     job.weights.kind)
+                source = row_at(&job.weights, job.c + c) + q*FL_CHUNK*job.weights.step
+                for j in range(0, FL_CHUNK*job.weights.itemsize, 64):       # the next class: another page
+                    FL_PREFETCH(source + job.weights.stride[0] + j)
+                load(p, source, job.weights.step, m, job.weights.kind)
             tail = (m + FL_TILE - 1)//FL_TILE*FL_TILE if c < job.nc else FL_CHUNK
             for j in range(m, tail):
                 p[j] = 0
