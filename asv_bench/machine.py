@@ -7,6 +7,7 @@ import importlib.metadata
 import json
 import os
 import platform
+import random
 import subprocess
 import sys
 import time
@@ -56,7 +57,8 @@ def free_bytes() -> int:
 
 
 def interleave(contenders: dict[str, Callable[[], Any]], seconds: float, least: int = 7) -> dict[str, list[float]]:
-    """Seconds per call, one figure a round and contender."""
+    """Seconds per call, one figure a round and contender; each round in a new order, for whoever runs leaves caches,
+    freed memory and waking threads to the next."""
     times: dict[str, list[float]] = {name: [] for name in contenders}
     repeats = {}
     for name, f in contenders.items():
@@ -65,15 +67,16 @@ def interleave(contenders: dict[str, Callable[[], Any]], seconds: float, least: 
         f()
         repeats[name] = max(1, int(1e-3 / max(1e-9, time.perf_counter() - start)))
     end = time.perf_counter() + seconds
-    while time.perf_counter() < end or len(times[name]) < least:
-        for name, f in contenders.items():
-            n = repeats[name]
+    shuffled = random.Random(0)
+    for done in range(400):
+        if done >= least and time.perf_counter() >= end:
+            break
+        for name in shuffled.sample(list(contenders), len(contenders)):
+            f, n = contenders[name], repeats[name]
             start = time.perf_counter()
             for _ in range(n):
                 f()
             times[name].append((time.perf_counter() - start) / n)
-        if len(times[name]) >= 400:
-            break
     return times
 
 

@@ -3,10 +3,10 @@
     python -m asv_bench.race [--stem softmax] [--threads 1 2] [--seconds 2] [--only NAME]
                              [--json FILE] [--markdown FILE] [--plot FILE] [--readme] [--from FILE...]
 
-For every case of the targets' table each contender runs once per round (A B C A B C ...); what counts is the ratio of
-the medians, best peer over fastloss.  A thread count is a process of its own, pinned to as many cores, for most
-frameworks take what they see when they start.  The machine's own limits are measured in the same run, and each case
-shows how much of the limit that binds it it reaches.  A peer that is not installed is named and left out.
+For every case of the targets' table each contender runs once per round, in a new order each round; what counts is the
+ratio of the medians, best peer over fastloss.  A thread count is a process of its own, pinned to as many cores, for
+most frameworks take what they see when they start.  The machine's own limits are measured in the same run, and each
+case shows how much of the limit that binds it it reaches.  A peer that is not installed is named and left out.
 
 Stems may be run apart: ``--from`` draws and tabulates what earlier runs wrote with ``--json``, and runs nothing.
 """

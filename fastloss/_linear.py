@@ -104,12 +104,13 @@ class _Blocks:
             room = self._fit(max_memory - fixed, row + size * self.pitch, all_rows)
             self.rows = all_rows if whole else max(least, room)
         self.turn = self._turn(dw[0], table.dtype) if dw and d % self.lanes == 0 else 0
-        self.xp = self._memory(self.rows * d * size)
-        self.xr = self._memory(self.rows * panel * size) if dw is not None else None
-        self.dx = self._memory(self.rows * columns * size) if dx else None
-        self.z = self._memory(self.rows * self.pitch * size)
-        self.wp = self._memory(chunks * self.block * pitch * size)
-        self.dw = self._memory(self.block * panel * size) if dw is not None else None
+        self.z, self.wp, self.xp, inputs_sums, inputs_rows, table_sums = self._memory(
+            size, self.rows * self.pitch, chunks * self.block * pitch, self.rows * d, self.rows * columns,
+            self.rows * panel, self.block * panel,
+        )  # fmt: skip
+        self.dx = inputs_sums if dx else None
+        self.xr = None if dw is None else inputs_rows
+        self.dw = None if dw is None else table_sums
 
     @staticmethod
     def _fit(memory: int, row: int, rows: int) -> int:
@@ -127,11 +128,16 @@ class _Blocks:
         return int(dw.__array_interface__["data"][0] % 64 // dtype.itemsize) if like else 0
 
     @staticmethod
-    def _memory(size: int) -> Array:
-        """Bytes from the start of a cache line."""
-        memory = np.empty(size + 128, np.uint8)
-        start = -memory.__array_interface__["data"][0] % 64
-        return memory[start : start + size + 64]
+    def _memory(size: int, *counts: int) -> list[Array]:
+        """Bytes for so many numbers each, from the start of a cache line.
+
+        Parts of one piece, for only large arrays have huge pages: on small ones what is to stay in a cache collides.
+        """
+        sizes = [-(-n * size // 64) * 64 + 64 for n in counts]
+        memory = np.empty(sum(sizes) + 64, np.uint8)
+        first = -memory.__array_interface__["data"][0] % 64
+        ends = np.cumsum(sizes)
+        return [memory[first + end - n : first + end] for n, end in zip(sizes, ends.tolist(), strict=True)]
 
     def state(self, n: int) -> Array:
         """Sums over no class, for the lanes of n rows."""
