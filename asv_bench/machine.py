@@ -57,8 +57,10 @@ def free_bytes() -> int:
 
 
 def interleave(contenders: dict[str, Callable[[], Any]], seconds: float, least: int = 7) -> dict[str, list[float]]:
-    """Seconds per call, one figure a round and contender; each round in a new order, for whoever runs leaves caches,
-    freed memory and waking threads to the next."""
+    """Seconds per call, one figure a round and contender.
+
+    Each round has an order of its own, for whoever runs leaves caches, freed memory and waking threads to the next.
+    """
     times: dict[str, list[float]] = {name: [] for name in contenders}
     repeats = {}
     for name, f in contenders.items():

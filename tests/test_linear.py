@@ -420,14 +420,28 @@ def test_table_gradient_however_the_buffer_lies(dtype, d, first):
 
 def test_shards_whose_gradients_lie_differently():
     kwargs = data(300, 320, 250, np.float32)
-    w = kwargs.pop("weights")
-    kwargs["weights"] = [w[:100], w[100:]]
+    w = kwargs["weights"]
+    kwargs["weights"] = [w[:100], w[100:160].astype(np.float16), w[160:]]
     want = BOTH(**kwargs)[1][1]
     memory = np.full(250 * 320 + 16, 7, np.float32)
-    first, second = memory[3 : 3 + 100 * 320].reshape(100, 320), memory[-150 * 320 :].reshape(150, 320)
-    buffers = (np.empty_like(kwargs["inputs"]), [first, second], np.empty_like(kwargs["biases"]))
-    BOTH(**kwargs, grad_out=buffers)
-    assert bits([first, second]) == bits(want)
+    dx, db = np.empty_like(kwargs["inputs"]), np.empty_like(kwargs["biases"])
+    for first in (0, 3):
+        one = memory[first : first + 100 * 320].reshape(100, 320)
+        two = np.empty((60, 320), np.float16)
+        three = memory[100 * 320 + 16 :].reshape(150, 320)[60:]
+        BOTH(**kwargs, grad_out=(dx, [one, two, three], db))
+        assert bits([one, two, three]) == bits(want)
+
+
+@pytest.mark.parametrize("dtype", [np.float32, np.float64])
+def test_no_columns_write_nothing(dtype):
+    memory = np.full(48 * 64 + 16, 7, dtype)
+    kwargs = {"inputs": np.zeros((300, 0), dtype), "weights": np.zeros((48, 0), dtype), "labels": np.zeros(300, int)}
+    for first in range(16):
+        target = memory[first : first + 48 * 64].reshape(48, 64)[:, :0]
+        f = fl.value_and_grad(fl.linear_cross_entropy, ("inputs", "weights"))
+        close([f(**kwargs, grad_out=(np.zeros((300, 0), dtype), target))[0]], [np.full(300, np.log(48))], 1e-6)
+    assert (memory == 7).all()
 
 
 DIGEST = """

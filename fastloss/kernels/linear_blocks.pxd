@@ -485,7 +485,8 @@ cdef inline void table_product(const Job* job, Py_ssize_t task, real dummy) noex
     """
     cdef Py_ssize_t lanes = lanes_of(dummy), parts = parts_of_columns(job, dummy), step = ROWS//lanes
     cdef Py_ssize_t start = task//parts*SHARE, stop = least(job.nc, start + SHARE), c, p, g, n, t
-    cdef Py_ssize_t first = task % parts*PANELS, last = least(panels_of(job.d, lanes), first + PANELS), copied = last
+    cdef Py_ssize_t first = task % parts*PANELS, last = least(panels_of(job.d, lanes), first + PANELS)
+    cdef Py_ssize_t copied = last               # panels before this one are summed in scratch
     cdef Py_ssize_t width = panels_of(job.d, lanes)*lanes, pitch, next_row
     cdef real* dw = <real*>job.dw + start*width
     cdef real* direct = NULL
@@ -495,7 +496,7 @@ cdef inline void table_product(const Job* job, Py_ssize_t task, real dummy) noex
     if (stop - start) % FL_TILE == 0 and job.d % lanes == 0 and job.weights_grad.ndim <= 1:
         if is_direct(&job.weights_grad, dummy):
             direct = <real*>row_at(&job.weights_grad, job.c + start)
-            copied = 1 if first == 0 and job.turn > 0 else first
+            copied = least(last, 1) if first == 0 and job.turn > 0 else first
     if copied > first and not job.first_rows:
         for c in range(start, stop):
             exchange(job, c, first*lanes, copied*lanes, dw + (c - start)*width + first*lanes, False)

@@ -50,7 +50,7 @@ cdef struct Asks:           # of a tile's gradient, and of the next tile's logit
 
 
 cdef inline Ask ask_for(const Rows* rows, Py_ssize_t c, const real* otherwise) noexcept nogil:
-    """The rows, if they lie one behind the other and a tile of them is small."""
+    """The rows, if they lie one behind the other and a tile of them is small; else what is near anyway."""
     cdef Ask ask
     cdef Py_ssize_t size = rows.width*rows.itemsize
     ask.base = <const char*>otherwise
