@@ -42,18 +42,21 @@ def _plain(
     x: Any,
     labels: Any,
     reduction: str,
+    out: Array | None,
     n_threads: int | None,
+    pos_weight: Array | None,
 ) -> Any:
     """evaluate without options: what a call on a few elements costs is Python, so this is all of it."""
     threads = _threads.resolve(n_threads, x.size)
-    loss = np.empty_like(x) if reduction == "none" else None
+    loss = None if reduction != "none" else np.empty_like(x) if out is None else out
+    q = None if pos_weight is None else _inputs.broadcast("pos_weight", pos_weight.copy(), x.shape)
     grad = None if wants is None else wants.plain_buffer(x)
     factor = 1.0 / x.size if reduction == "mean" and x.size else 1.0
     total = _kernels.run(
-        what, parameters, x, labels, None, None, None, loss, grad, None, None, None, loss is None, factor, threads
+        what, parameters, x, labels, q, None, None, loss, grad, None, None, None, loss is None, factor, threads
     )
     if loss is not None:
-        return loss if loss.ndim else loss[()]
+        return loss if loss.ndim or out is not None else loss[()]
     if reduction == "mean":
         total = total / x.size if x.size else 0.0
     return x.dtype.type(total)
@@ -73,16 +76,20 @@ def evaluate(
     pos_weight: ArrayLike | None = None,
 ) -> Any:
     """The loss `what` of the main input (of that name) and its labels; gradients go where `wants` says."""
-    plain = sample_weight is pos_weight is out is None and reduction in KINDS and _is_plain(x, labels)
+    q = None if pos_weight is None else _inputs.numbers("pos_weight", pos_weight)
+    plain = sample_weight is None and reduction in KINDS and _is_plain(x, labels) and (q is None or q.ndim == 0)
+    if plain and out is not None:
+        simple = wants is None and reduction == "none" and out is not x
+        plain = simple and _inputs.fits(out, x, labels)  # type: ignore[arg-type]
     if plain and (wants is None or wants.is_plain(x, labels)):  # type: ignore[arg-type]
-        return _plain(wants, what, parameters, x, labels, reduction, n_threads)
+        return _plain(wants, what, parameters, x, labels, reduction, out, n_threads, q)
     a = _inputs.array(main, x)
     dtype = _inputs.loss_dtype(main, a.dtype)
     given = {main: a, "labels": _inputs.numbers("labels", labels)}
     shape = a.shape
-    if pos_weight is not None:
-        given["pos_weight"] = _inputs.numbers("pos_weight", pos_weight)
-        shape = _inputs.joint_shape(main, a, "pos_weight", given["pos_weight"])
+    if q is not None:
+        given["pos_weight"] = q
+        shape = _inputs.joint_shape(main, a, "pos_weight", q)
     full = {name: _inputs.raw(_inputs.broadcast(name, v, shape)) for name, v in given.items()}
     if wants is not None and wants.hessian_kind is not None:
         _inputs.same_shape(main, a, shape, "that of the result, to have a Hessian")

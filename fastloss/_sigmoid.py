@@ -142,10 +142,12 @@ def weighted_cross_entropy_with_logits(
     array([2.07944154e+00, 4.24835426e-18])
     """
     y = _inputs.one_of("labels", labels, "targets", targets)
-    q = _inputs.array("pos_weight", pos_weight)
+    if pos_weight is None:
+        raise TypeError("pos_weight must be given")
     return evaluate(
-        _wants, _kernels.WEIGHTED_CROSS_ENTROPY, (), "logits", logits, y, sample_weight, reduction, out, n_threads, q
-    )
+        _wants, _kernels.WEIGHTED_CROSS_ENTROPY, (), "logits", logits, y, sample_weight, reduction, out, n_threads,
+        pos_weight,
+    )  # fmt: skip
 
 
 @elementwise_loss("logits", "labels")

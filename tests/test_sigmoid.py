@@ -210,6 +210,27 @@ def test_softmax_focal_in_the_tails(gamma, dtype):
     np.testing.assert_array_equal(grad[:, 1], -grad[:, 0])
 
 
+@pytest.mark.parametrize("q", [1e-3, 0.7, 1, 3, 1e4, 0])
+@pytest.mark.parametrize("dtype", FLOATS)
+def test_whole_labels_cost_no_accuracy_and_change_no_bit(dtype, q):
+    """Spans with labels 0 and 1 only have a loop of their own."""
+    rng = np.random.default_rng(5)
+    x = np.concatenate([rng.normal(0, 4, 30_000), rng.choice([-1, 1], 30_000) * 2.0 ** rng.uniform(-40, 6, 30_000)])
+    x = x.astype(dtype)
+    z = (rng.random(x.size) < 0.5).astype(dtype)
+    loss = fl.weighted_cross_entropy_with_logits(labels=z, logits=x, pos_weight=dtype(q))
+    wide = reference.wide(x)
+    want = np.where(z != 0, reference.wide(dtype(q)) * reference.softplus(-wide), reference.softplus(wide))
+    assert reference.ulps(loss, want).max() <= LIMIT[dtype]
+    mixed, far = z.copy(), x.copy()
+    mixed[::100] = 0.3
+    far[::100] = -1e4
+    keep = np.arange(x.size) % 100 != 0
+    for labels, logits in [(mixed, x), (z, far)]:
+        again = fl.weighted_cross_entropy_with_logits(labels=labels, logits=logits, pos_weight=dtype(q))
+        np.testing.assert_array_equal(again[keep], loss[keep])
+
+
 # ------------------------------------------------------------------ the functions
 
 

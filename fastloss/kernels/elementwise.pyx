@@ -6,14 +6,15 @@ layout and dtype: they are read in spans, in place where they can be, and so are
 """
 from cpython.mem cimport PyMem_RawFree, PyMem_RawMalloc
 from cython.parallel cimport prange
-from libc.math cimport fabs
+from libc.math cimport INFINITY, fabs
+from libc.stdint cimport uintptr_t
 from libc.string cimport memcpy
 
 from fastloss.kernels.arrays cimport F32, F64, Held, load, release, store
 from fastloss.kernels.lanes cimport halve_sum
 from fastloss.kernels.operands cimport (
     ABSENT, ARRAYS, CONSTANT, COTANGENT, DIRECT, EVEN, GRAD, HESSIAN, LABEL, LABEL_GRAD, LOSS, POS_WEIGHT,
-    POS_WEIGHT_GRAD, STRIP, UNEVEN, WEIGHT, X, Job, Operand, arrange, ask, hold, place, settle,
+    POS_WEIGHT_GRAD, STRIP, UNEVEN, WEIGHT, X, Ahead, Job, Operand, arrange, ask, hold, place, settle,
 )
 from fastloss.kernels.parallel cimport blocks, cut
 from fastloss.kernels.regression cimport (
@@ -21,10 +22,11 @@ from fastloss.kernels.regression cimport (
     absolute_error, divergence, gamma, hinge, huber, log_cosh, poisson, quantile, squared_error, squared_hinge, tweedie,
 )
 from fastloss.kernels.sigmoid cimport (
-    LogSigmoid, Sigmoid, SigmoidCrossEntropy, SigmoidFocal, Softplus, Terms, WeightedCrossEntropy,
-    sigmoid_cross_entropy, sigmoid_focal, softplus, weighted_cross_entropy,
+    LogSigmoid, OrdinaryCrossEntropy, Sigmoid, SigmoidCrossEntropy, SigmoidFocal, Softplus, Terms,
+    WeightedCrossEntropy, is_ordinary, ordinary_cross_entropy, sigmoid_cross_entropy, sigmoid_focal, softplus,
+    weighted_cross_entropy,
 )
-from fastloss.kernels.special cimport exp_minus, exp_scaled, fma
+from fastloss.kernels.special cimport exp_minus, exp_scaled, far_of, fma
 from fastloss.kernels.vmath cimport magnitude, real
 
 cdef extern from *:
@@ -47,6 +49,14 @@ cdef enum:
     PART = 16384            # elements whose sum is one term of the total; a multiple of SPAN
     LANES = 32
     STREAMED = 32 << 20     # bytes of output from which stores bypass the caches
+    PAGE = 4096
+
+cdef enum:                  # fields of Terms
+    VALUE
+    SLOPE
+    CURVATURE
+    LABEL_SLOPE
+    WEIGHT_SLOPE
 
 cpdef enum:                 # losses
     SIGMOID
@@ -73,6 +83,7 @@ ctypedef fused Loss:
     Softplus
     SigmoidCrossEntropy
     WeightedCrossEntropy
+    OrdinaryCrossEntropy
     SigmoidFocal
     SquaredError
     AbsoluteError
@@ -123,6 +134,8 @@ cdef inline Terms terms(const Loss* loss, real x, real y, real q, real u) noexce
         return sigmoid_cross_entropy(x, y, u)
     elif Loss is WeightedCrossEntropy:
         return weighted_cross_entropy(x, y, q, u)
+    elif Loss is OrdinaryCrossEntropy:
+        return ordinary_cross_entropy(x, y, q, u)
     elif Loss is SigmoidFocal:
         return sigmoid_focal(loss, x, y)
     elif Loss is SquaredError:
@@ -149,24 +162,38 @@ cdef inline Terms terms(const Loss* loss, real x, real y, real q, real u) noexce
         return divergence(x, y)
 
 
+cdef inline bint takes_exp(const Loss* loss) noexcept nogil:
+    """Whether u is an exponential of the logit, and all is computed in the type of the logits."""
+    return (Loss is Sigmoid or Loss is LogSigmoid or Loss is Softplus or Loss is SigmoidCrossEntropy
+            or Loss is WeightedCrossEntropy or Loss is OrdinaryCrossEntropy)
+
+
 # ------------------------------------------------------------------ spans in, spans out
+
+cdef inline Py_ssize_t whole(Py_ssize_t n) noexcept nogil:
+    """n, up to a whole strip."""
+    return (n + STRIP - 1)//STRIP*STRIP
+
 
 cdef void fill(const Operand* a, Py_ssize_t n, real* scratch) noexcept nogil:
     """What a CONSTANT leaves in scratch, once for all spans."""
     cdef Py_ssize_t k
     if a.lies == CONSTANT:
         load(scratch, a.data, 0, 1, a.kind)
-        for k in range(1, n):
+        for k in range(1, whole(n)):
             scratch[k] = scratch[0]
 
 
 cdef const real* fetch(const Job* job, const Operand* a, Py_ssize_t i, Py_ssize_t n, real* scratch) noexcept nogil:
-    """Elements i .. i + n, where they lie or converted in scratch; a CONSTANT is there already."""
+    """Elements i .. i + n, where they lie or converted in scratch, there filled up to a whole strip; a CONSTANT is
+    there already."""
     cdef Py_ssize_t k = 0, m, left
     cdef const char* p
-    if a.lies == DIRECT:
+    if a.lies == DIRECT and n % STRIP == 0:
         return <const real*>a.data + i
-    if a.lies == EVEN:
+    if a.lies == DIRECT:
+        memcpy(scratch, a.data + i*<Py_ssize_t>sizeof(real), n*sizeof(real))
+    elif a.lies == EVEN:
         load(scratch, a.data + i*a.step, a.step, n, a.kind)
     elif a.lies == UNEVEN:
         while k < n:
@@ -174,6 +201,9 @@ cdef const real* fetch(const Job* job, const Operand* a, Py_ssize_t i, Py_ssize_
             m = left if left < n - k else n - k
             load(scratch + k, p, a.stride[job.ndim - 1], m, a.kind)
             k += m
+    if a.lies != CONSTANT:
+        for k in range(n, whole(n)):
+            scratch[k] = scratch[0]
     return scratch
 
 
@@ -196,96 +226,95 @@ cdef void put(const Job* job, const Operand* a, Py_ssize_t i, Py_ssize_t n, cons
             k += m
 
 
-cdef inline real* place_of(const Job* job, const Operand* a, Py_ssize_t i, const real* x, real* scratch) noexcept nogil:
-    """Where a span from i on can be computed: where it lies, or, if it must be put there or is x itself, in scratch."""
+cdef inline real* place_of(const Job* job, const Operand* a, Py_ssize_t i, Py_ssize_t n, const real* x,
+                           real* scratch) noexcept nogil:
+    """Where a span from i on can be written to: where it lies, or, if it must be put there or is x itself, scratch."""
     cdef real* p = <real*>a.data + i
-    return p if a.lies == DIRECT and a.itemsize == sizeof(real) and not job.stream and p != x else scratch
+    cdef bint whole_strips = n % STRIP == 0
+    return p if (a.lies == DIRECT and a.itemsize == sizeof(real) and whole_strips and not job.stream
+                 and p != x) else scratch
 
 
 # ------------------------------------------------------------------ loops over a span
+# of n elements, a multiple of STRIP: strips of constant length are unrolled, and their operations interleaved.
 
-cdef inline void exponentials(const Job* job, const Loss* loss, Py_ssize_t i, const real* x, real* u,
-                              Py_ssize_t n) noexcept nogil:
-    """What a loss takes as u.  In a loop of its own: together, the chain of operations is too long to overlap.
-
-    It has time to prefetch the next span of all arrays; all at once would fill the queue of misses.
-    """
-    cdef Py_ssize_t g, j, k, whole = n//STRIP*STRIP
-    if Loss is Sigmoid or Loss is LogSigmoid or Loss is Softplus or Loss is SigmoidCrossEntropy:
-        for g in range(0, whole, 32):
-            ask(job, i + SPAN + g, x[0])
+cdef inline void exponentials(const Job* job, const Loss* loss, const real* x, real* u, Py_ssize_t n,
+                              Ahead* ahead) noexcept nogil:
+    """What a loss takes as u.  In a loop of its own: together, the chain of operations is too long to overlap."""
+    cdef real v[STRIP]          # u itself might overlap x, for all that the compiler knows; likewise below
+    cdef Py_ssize_t g = 0, j
+    cdef real far = <real>job.far
+    if takes_exp(loss):
+        while g < n:
+            ask(job, ahead, x[0])
             for j in range(STRIP):
-                u[g + j] = exp_minus(magnitude(x[g + j]))
-        for k in range(whole, n):
-            u[k] = exp_minus(magnitude(x[k]))
-    elif Loss is WeightedCrossEntropy:
-        for g in range(0, whole, 32):
-            ask(job, i + SPAN + g, x[0])
+                if Loss is WeightedCrossEntropy or Loss is OrdinaryCrossEntropy:
+                    v[j] = exp_scaled(magnitude(x[g + j]), far)
+                else:
+                    v[j] = exp_minus(magnitude(x[g + j]), far)
             for j in range(STRIP):
-                u[g + j] = exp_scaled(magnitude(x[g + j]))
-        for k in range(whole, n):
-            u[k] = exp_scaled(magnitude(x[k]))
+                u[g + j] = v[j]
+            g += STRIP
 
 
-cdef inline void values(const Loss* loss, const real* x, const real* y, const real* q, const real* u, Py_ssize_t n,
-                        real* value) noexcept nogil:
-    cdef Py_ssize_t k
-    for k in range(n):
-        value[k] = <real>terms(loss, x[k], y[k], q[k], u[k]).value
+cdef inline void compute(const Job* job, const Loss* loss, int field, const real* x, const real* y, const real* q,
+                         const real* u, Py_ssize_t n, real* out, Ahead* ahead) noexcept nogil:
+    """One field of the Terms."""
+    cdef real v[STRIP]
+    cdef Terms t
+    cdef Py_ssize_t g = 0, j
+    while g < n:
+        ask(job, ahead, x[0])
+        if not takes_exp(loss):         # this may be the only loop
+            ask(job, ahead, x[0])
+        for j in range(STRIP):
+            t = terms(loss, x[g + j], y[g + j], q[g + j], u[g + j])
+            if field == VALUE:
+                v[j] = <real>t.value
+            elif field == SLOPE:
+                v[j] = <real>t.slope
+            elif field == CURVATURE:
+                v[j] = <real>t.curvature
+            elif field == LABEL_SLOPE:
+                v[j] = <real>t.label_slope
+            else:
+                v[j] = <real>t.weight_slope
+        for j in range(STRIP):
+            out[g + j] = v[j]
+        g += STRIP
 
 
-cdef inline void wide_values(const Loss* loss, const real* x, const real* y, const real* q, const real* u,
-                             Py_ssize_t n, double* value) noexcept nogil:
-    cdef Py_ssize_t k
-    for k in range(n):
-        value[k] = terms(loss, x[k], y[k], q[k], u[k]).value
+cdef inline void wide_values(const Job* job, const Loss* loss, const real* x, const real* y, const real* q,
+                             const real* u, Py_ssize_t n, double* value, Ahead* ahead) noexcept nogil:
+    cdef Py_ssize_t g = 0, j
+    while g < n:
+        ask(job, ahead, x[0])
+        for j in range(STRIP):
+            value[g + j] = terms(loss, x[g + j], y[g + j], q[g + j], u[g + j]).value
+        g += STRIP
 
 
-cdef inline void add_values(const Job* job, const Loss* loss, Py_ssize_t i, const real* x, const real* y, const real* q,
-                            const real* u, Py_ssize_t n, double* lane) noexcept nogil:
-    """wide_values and add_to in one, of a multiple of LANES elements; prefetches where exponentials() does not."""
+cdef inline void add_values(const Job* job, const Loss* loss, const real* x, const real* y, const real* q,
+                            const real* u, Py_ssize_t n, double* lane, Ahead* ahead) noexcept nogil:
+    """wide_values and add_to in one."""
     cdef double sum[LANES]
-    cdef Py_ssize_t g, k
+    cdef double v[STRIP]
+    cdef Py_ssize_t g = 0, k
     cdef int j
     for j in range(LANES):
         sum[j] = lane[j]
-    for g in range(n//LANES):
-        if not (Loss is Sigmoid or Loss is LogSigmoid or Loss is Softplus or Loss is SigmoidCrossEntropy
-                or Loss is WeightedCrossEntropy):
-            ask(job, i + SPAN + g*LANES, x[0])
-        for j in range(LANES):
-            k = g*LANES + j
-            sum[j] += terms(loss, x[k], y[k], q[k], u[k]).value
+    while g < n:
+        ask(job, ahead, x[0])
+        if not takes_exp(loss):
+            ask(job, ahead, x[0])
+        for j in range(STRIP):
+            v[j] = terms(loss, x[g + j], y[g + j], q[g + j], u[g + j]).value
+        for k in range(0, STRIP, 32):
+            for j in range(LANES):
+                sum[j] += v[k + j]
+        g += STRIP
     for j in range(LANES):
         lane[j] = sum[j]
-
-
-cdef inline void slopes(const Loss* loss, const real* x, const real* y, const real* q, const real* u, Py_ssize_t n,
-                        real* slope) noexcept nogil:
-    cdef Py_ssize_t k
-    for k in range(n):
-        slope[k] = <real>terms(loss, x[k], y[k], q[k], u[k]).slope
-
-
-cdef inline void curvatures(const Loss* loss, const real* x, const real* y, const real* q, const real* u,
-                            Py_ssize_t n, real* curvature) noexcept nogil:
-    cdef Py_ssize_t k
-    for k in range(n):
-        curvature[k] = <real>terms(loss, x[k], y[k], q[k], u[k]).curvature
-
-
-cdef inline void label_slopes(const Loss* loss, const real* x, const real* y, const real* q, const real* u,
-                              Py_ssize_t n, real* slope) noexcept nogil:
-    cdef Py_ssize_t k
-    for k in range(n):
-        slope[k] = <real>terms(loss, x[k], y[k], q[k], u[k]).label_slope
-
-
-cdef inline void weight_slopes(const Loss* loss, const real* x, const real* y, const real* q, const real* u,
-                               Py_ssize_t n, real* slope) noexcept nogil:
-    cdef Py_ssize_t k
-    for k in range(n):
-        slope[k] = <real>terms(loss, x[k], y[k], q[k], u[k]).weight_slope
 
 
 cdef void scale(real* v, const double* by, Py_ssize_t n) noexcept nogil:
@@ -294,16 +323,16 @@ cdef void scale(real* v, const double* by, Py_ssize_t n) noexcept nogil:
         v[k] = <real>(v[k]*by[k]) if by[k] != 0 else <real>0
 
 
-cdef void scale_all(real* v, double by, Py_ssize_t n) noexcept nogil:
-    """v = v by, rounded once."""
+cdef void scale_all(const real* v, double by, Py_ssize_t n, real* out) noexcept nogil:
+    """out = v by, rounded once."""
     cdef Py_ssize_t k
     cdef float high = <float>(by*(1 - 2.0**-23)), low = <float>(by - high)     # of one sign, and not 0: inf stays inf
     if real is float and 1e-30 < fabs(by) < 1e30:
         for k in range(n):
-            v[k] = fma(v[k], high, v[k]*low)
+            out[k] = fma(v[k], high, v[k]*low)
     else:
         for k in range(n):
-            v[k] = <real>(v[k]*by)
+            out[k] = <real>(v[k]*by)
 
 
 cdef void add_to(double* lane, double* v, Py_ssize_t n) noexcept nogil:
@@ -328,11 +357,22 @@ cdef double lanes_sum(double* lane) noexcept nogil:
 cdef void finish(const Job* job, const Operand* a, Py_ssize_t i, Py_ssize_t n, real* v,
                  const double* by) noexcept nogil:
     """A span of a gradient: scaled and written."""
+    cdef real* to = v
     if by != NULL:
         scale(v, by, n)
     elif job.factor != 1:
-        scale_all(v, job.factor, n)
-    put(job, a, i, n, v)
+        to = place_of(job, a, i, n, <const real*>NULL, v)
+        scale_all(v, job.factor, n, to)
+    if to == v:
+        put(job, a, i, n, v)
+
+
+cdef inline char* apart(double* room, const char* x) noexcept nogil:
+    """A place in the room half a span of floats off x, and off all arrays that lie like x, as large ones do.
+
+    A load waits for an earlier store whose address has the same last 12 bits.
+    """
+    return <char*>room + ((<uintptr_t>x//64*64 - <uintptr_t>room) & (PAGE//2 - 1)) + PAGE//4
 
 
 cdef double part(const Job* job, const Loss* loss, Py_ssize_t start, Py_ssize_t stop, real dummy) noexcept nogil:
@@ -340,15 +380,19 @@ cdef double part(const Job* job, const Loss* loss, Py_ssize_t start, Py_ssize_t 
     cdef real x_[SPAN]
     cdef real y_[SPAN]
     cdef real q_[SPAN]
-    cdef real u[SPAN]
-    cdef real v[SPAN]
-    cdef real g[SPAN]
+    cdef double room[4*SPAN]
     cdef double wide[SPAN]
     cdef double w_[SPAN]
     cdef double c_[SPAN]
     cdef double by[SPAN]
     cdef double lane[LANES]
+    cdef Ahead ahead
+    cdef OrdinaryCrossEntropy plain
+    cdef bint ordinary = False
     cdef real* to
+    cdef real* u = <real*>apart(room, job.a[X].data if job.a[X].lies == DIRECT else <char*>x_)
+    cdef real* v = <real*>(<char*>(u + SPAN) + PAGE//8)
+    cdef real* g = v + SPAN
     cdef const real* x = x_
     cdef const real* y = x_
     cdef const real* q = x_
@@ -356,7 +400,7 @@ cdef double part(const Job* job, const Loss* loss, Py_ssize_t start, Py_ssize_t 
     cdef const double* c = NULL
     cdef const double* each = by if job.a[WEIGHT].lies != ABSENT or job.a[COTANGENT].lies != ABSENT else NULL
     cdef const Operand* a = job.a
-    cdef Py_ssize_t i = start, n = stop - start if stop - start < SPAN else SPAN, k
+    cdef Py_ssize_t i = start, n = stop - start if stop - start < SPAN else SPAN, m, k
     cdef int j
     for j in range(LANES):
         lane[j] = 0
@@ -367,6 +411,9 @@ cdef double part(const Job* job, const Loss* loss, Py_ssize_t start, Py_ssize_t 
     fill(&a[COTANGENT], n, c_)
     while i < stop:
         n = stop - i if stop - i < SPAN else SPAN
+        m = whole(n)
+        ahead.next = (i + SPAN)*<Py_ssize_t>sizeof(real)
+        ahead.stop = ahead.next + m*<Py_ssize_t>sizeof(real)
         x = fetch(job, &a[X], i, n, x_)
         y = fetch(job, &a[LABEL], i, n, y_) if a[LABEL].lies != ABSENT else x
         q = fetch(job, &a[POS_WEIGHT], i, n, q_) if a[POS_WEIGHT].lies != ABSENT else x
@@ -374,17 +421,25 @@ cdef double part(const Job* job, const Loss* loss, Py_ssize_t start, Py_ssize_t 
             w = fetch(job, &a[WEIGHT], i, n, w_)
         if a[COTANGENT].lies != ABSENT:
             c = fetch(job, &a[COTANGENT], i, n, c_)
-        exponentials(job, loss, i, x, u, n)
-        if job.total and w == NULL and n == SPAN:
-            add_values(job, loss, i, x, y, q, u, n, lane)
+        exponentials(job, loss, x, u, m, &ahead)
+        if Loss is WeightedCrossEntropy:
+            ordinary = a[POS_WEIGHT].lies == CONSTANT and fabs(q[0]) < <double>INFINITY and is_ordinary(y, u, m)
+        if job.total and w == NULL and n == m:
+            if Loss is WeightedCrossEntropy and ordinary:
+                add_values(job, &plain, x, y, q, u, m, lane, &ahead)
+            else:
+                add_values(job, loss, x, y, q, u, m, lane, &ahead)
         elif job.total:
-            wide_values(loss, x, y, q, u, n, wide)
+            wide_values(job, loss, x, y, q, u, m, wide, &ahead)
             if w != NULL:
                 scale(wide, w, n)
             add_to(lane, wide, n)
         if a[LOSS].lies != ABSENT:
-            to = place_of(job, &a[LOSS], i, x, v)
-            values(loss, x, y, q, u, n, to)
+            to = place_of(job, &a[LOSS], i, n, x, v)
+            if Loss is WeightedCrossEntropy and ordinary:
+                compute(job, &plain, VALUE, x, y, q, u, m, to, &ahead)
+            else:
+                compute(job, loss, VALUE, x, y, q, u, m, to, &ahead)
             if w != NULL:
                 scale(to, w, n)
             if to == v:
@@ -397,16 +452,16 @@ cdef double part(const Job* job, const Loss* loss, Py_ssize_t start, Py_ssize_t 
             if c != NULL:
                 scale(by, c, n)
         if a[HESSIAN].lies != ABSENT:
-            curvatures(loss, x, y, q, u, n, v)
+            compute(job, loss, CURVATURE, x, y, q, u, m, v, &ahead)
             finish(job, &a[HESSIAN], i, n, v, each)
         if a[GRAD].lies != ABSENT:
-            slopes(loss, x, y, q, u, n, g)
+            compute(job, loss, SLOPE, x, y, q, u, m, g, &ahead)
         if a[LABEL_GRAD].lies != ABSENT:
-            label_slopes(loss, x, y, q, u, n, v)
+            compute(job, loss, LABEL_SLOPE, x, y, q, u, m, v, &ahead)
             finish(job, &a[LABEL_GRAD], i, n, v, each)
         if a[POS_WEIGHT_GRAD].lies != ABSENT:
             if Loss is WeightedCrossEntropy:
-                weight_slopes(loss, x, y, q, u, n, v)
+                compute(job, loss, WEIGHT_SLOPE, x, y, q, u, m, v, &ahead)
                 finish(job, &a[POS_WEIGHT_GRAD], i, n, v, each)
         if a[GRAD].lies != ABSENT:          # last, for it may be written over x
             finish(job, &a[GRAD], i, n, g, each)
@@ -426,6 +481,7 @@ cdef double over(Job* job, const Loss* loss, int n_threads, real dummy) except? 
     cdef double* sums = &one
     cdef double total = 0, carry = 0, y, z
     job.n_asked = 0
+    job.far = far_of(dummy)
     for b in range(ARRAYS):
         settle(job, &job.a[b], F64 if b == WEIGHT or b == COTANGENT else own)
         if job.a[b].lies == DIRECT and job.a[b].kind == own and not (job.stream and b >= LOSS):

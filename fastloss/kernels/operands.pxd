@@ -5,8 +5,16 @@ from libc.stdint cimport uintptr_t
 from fastloss.kernels.arrays cimport MAX_DIMS, Held, kind_of
 from fastloss.kernels.vmath cimport FL_PREFETCH, real
 
-cdef enum:
-    STRIP = 32              # elements between two rounds of prefetching
+cdef extern from *:
+    """
+    #if defined(__AVX512F__)
+    #define FL_STRIP 64
+    #else
+    #define FL_STRIP 32
+    #endif
+    """
+    enum:
+        STRIP "FL_STRIP"    # elements computed together: four registers, so that their chains of operations overlap
 
 cdef enum:                  # arrays of a call
     X
@@ -42,6 +50,7 @@ cdef struct Job:
     Py_ssize_t shape[MAX_DIMS]
     Py_ssize_t n
     double factor                   # of all gradients
+    double far                      # where exp(-a) ends
     bint total                      # the sum of the losses is asked for
     bint stream
     int n_asked
@@ -153,9 +162,17 @@ cdef inline char* place(const Job* job, const Operand* a, Py_ssize_t i, Py_ssize
     return p
 
 
-cdef inline void ask(const Job* job, Py_ssize_t i, real dummy) noexcept nogil:
-    """Prefetches STRIP elements of every array, from i on."""
+cdef struct Ahead:                  # bytes of every array to prefetch while a span is computed: the span after it
+    Py_ssize_t next
+    Py_ssize_t stop
+
+
+cdef inline void ask(const Job* job, Ahead* ahead, real dummy) noexcept nogil:
+    """Half a strip of every array: many lines at once would fill the queue of misses, and nothing would go on."""
     cdef Py_ssize_t k, a
+    if ahead.next >= ahead.stop:
+        return
     for a in range(job.n_asked):
-        for k in range(STRIP*<Py_ssize_t>sizeof(real)//64):
-            FL_PREFETCH(job.asked[a] + i*<Py_ssize_t>sizeof(real) + k*64)
+        for k in range(STRIP//2*<Py_ssize_t>sizeof(real)//64):
+            FL_PREFETCH(job.asked[a] + ahead.next + k*64)
+    ahead.next += STRIP//2*<Py_ssize_t>sizeof(real)

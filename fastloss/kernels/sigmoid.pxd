@@ -3,9 +3,10 @@
 With m = |x| and s = log(1 + u): softplus(x) = s + max(x, 0), softplus(-x) = s + max(-x, 0).
 """
 from libc.math cimport fabs
+from libc.stdint cimport uint32_t, uint64_t
 
 from fastloss.kernels.special cimport fl_exp_minus, fl_product_rest, fma, log1p_unit, product_rest, scaled_unit
-from fastloss.kernels.vmath cimport fl_log1p, magnitude, real
+from fastloss.kernels.vmath cimport fl_bits_of_double, fl_bits_of_float, fl_log1p, magnitude, real
 
 cdef struct Terms:          # of one element; what a loop does not use is not computed
     double value
@@ -27,6 +28,9 @@ cdef struct SigmoidCrossEntropy:
     char unused
 
 cdef struct WeightedCrossEntropy:
+    char unused
+
+cdef struct OrdinaryCrossEntropy:   # weighted, of spans that is_ordinary
     char unused
 
 cdef struct SigmoidFocal:
@@ -79,6 +83,34 @@ cdef inline Terms weighted_cross_entropy(real x, real z, real q, real scaled) no
     t.curvature = (sum*scaled/v1)*(unit/v1)
     t.label_slope = fma(q - 1, s, times(q, -x) if x < 0 else -x)
     t.weight_slope = times(z, s + (low + (-x if x < 0 else <real>0)))
+    return t
+
+
+cdef inline bint is_ordinary(const real* z, const real* scaled, Py_ssize_t n) noexcept nogil:
+    """Whether all labels are 0 or 1, and no u is subnormal or nearly."""
+    cdef uint32_t odd = 0, low = ~<uint32_t>0
+    cdef uint64_t odd2 = 0, low2 = ~<uint64_t>0
+    cdef Py_ssize_t k
+    if real is float:
+        for k in range(n):
+            odd |= fl_bits_of_float(fma(z[k], z[k], -z[k]))
+            low = fl_bits_of_float(scaled[k]) if fl_bits_of_float(scaled[k]) < low else low
+        return odd << 1 == 0 and low > fl_bits_of_float(1e-15)
+    else:
+        for k in range(n):
+            odd2 |= fl_bits_of_double(fma(z[k], z[k], -z[k]))
+            low2 = fl_bits_of_double(scaled[k]) if fl_bits_of_double(scaled[k]) < low2 else low2
+        return odd2 << 1 == 0 and low2 > fl_bits_of_double(1e-200)
+
+
+cdef inline Terms ordinary_cross_entropy(real x, real z, real q, real scaled) noexcept nogil:
+    """The value of weighted_cross_entropy, to the bit, where the labels' products are exact."""
+    cdef Terms t
+    cdef real low, s = log1p_unit(scaled/scaled_unit(x), &low), w = q if z != 0 else <real>1
+    cdef real m = -x if z != 0 else x, far
+    m = m if m > 0 else <real>0
+    far = w*m
+    t.value = fma(w, s, far + fma(w, low, product_rest(w, m, far)))
     return t
 
 

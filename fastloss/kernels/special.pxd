@@ -6,9 +6,11 @@ cdef extern from "special.h" nogil:
     double fl_product_rest(double, double, double) noexcept
     float FL_SCALEDF
     double FL_SCALED
-    float fl_exp_scaledf(float) noexcept
+    float FL_FARF
+    double FL_FAR
+    float fl_exp_scaledf(float, float) noexcept
     double fl_exp_scaled(double) noexcept
-    float fl_exp_minusf(float) noexcept
+    float fl_exp_minusf(float, float) noexcept
     double fl_exp_minus(double) noexcept
     double fl_exp_any(double, double) noexcept
     float fl_log1p_unitf(float, float*) noexcept
@@ -34,16 +36,24 @@ cdef inline real product_rest(real a, real b, real p) noexcept nogil:
         return fl_product_rest(a, b, p)
 
 
-cdef inline real exp_minus(real a) noexcept nogil:
+cdef inline real far_of(real dummy) noexcept nogil:
+    """Where exp(-a) ends."""
     if real is float:
-        return fl_exp_minusf(a)
+        return FL_FARF
+    else:
+        return FL_FAR
+
+
+cdef inline real exp_minus(real a, real far) noexcept nogil:
+    if real is float:
+        return fl_exp_minusf(a, far)
     else:
         return fl_exp_minus(a)
 
 
-cdef inline real exp_scaled(real a) noexcept nogil:
+cdef inline real exp_scaled(real a, real far) noexcept nogil:
     if real is float:
-        return fl_exp_scaledf(a)
+        return fl_exp_scaledf(a, far)
     else:
         return fl_exp_scaled(a)
 

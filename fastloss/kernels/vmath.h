@@ -63,44 +63,44 @@ FL_INLINE double fl_power(double m, double shift) { return FL_FMA(m - shift, 1.4
 FL_INLINE double fl_lo(double M) { return (M - (double)(FL_BIAS + 1023)) * FL_LN2; }
 FL_INLINE double fl_magic(double M) { return (FL_ROUND + (double)(FL_BIAS + 1023)) - M; }
 
-/* ---- exp ------------------------------------------------------------------------------------------------------- */
-FL_INLINE float fl_exp_series(float r) {                  /* exp(r) = 1 + r + r^2 series(r), |r| <= ln 2 / 2 */
+/* ---- exp -------------------------------------------------------------------------------------------------------
+ * A sign (1 or -1) goes into the constants: exp(sign d) costs no negation of d.
+ */
+FL_INLINE float fl_exp_reducedf(float d, float sign, float magic, float *power) {     /* the remainder, times the sign */
+    float t = FL_FMAF(d, sign * 1.44269504f, magic), n = t - magic;
+    *power = fl_float_of(fl_bits_of_float(t) << 23);
+    d = FL_FMAF(n, sign * -0.693115234375f, d);           /* ln 2 in 14 bits: exact for |n| < 1024 */
+    return FL_FMAF(n, sign * -3.19461833e-05f, d);
+}
+
+FL_INLINE float fl_exp_seriesf(float r, float sign) {     /* exp(sign r) = 1 + r (sign + r series), |r| <= ln 2 / 2 */
     float p = 0.00138144672637811823f;
-    p = FL_FMAF(p, r, 0.0083687803232603949f);
+    p = FL_FMAF(p, r, sign * 0.0083687803232603949f);
     p = FL_FMAF(p, r, 0.0416683941774088599f);
-    p = FL_FMAF(p, r, 0.166665201098895081f);
+    p = FL_FMAF(p, r, sign * 0.166665201098895081f);
     return FL_FMAF(p, r, 0.499999934129920636f);
 }
 
-/* 0.79 ulp: 1 + r in two words; a tenth slower than fl_expf where there is fma */
-FL_INLINE float fl_expf_unclamped(float d, float magic) {
-    float t, n, r, high, low;
-    t = FL_FMAF(d, 1.44269504f, magic);
-    n = t - magic;
-    r = FL_FMAF(n, -0.693115234375f, d);                  /* ln 2 in 14 bits: exact for |n| < 1024 */
-    r = FL_FMAF(n, -3.19461833e-05f, r);
-    high = 1.0f + r;
-    low = r - (high - 1.0f);
-    return (high + FL_FMAF(r * r, fl_exp_series(r), low)) * fl_float_of(fl_bits_of_float(t) << 23);
-}
-
-FL_INLINE float fl_expf_fine(float d, float lo, float magic) {
-    return fl_expf_unclamped(lo > d ? lo : d, magic);     /* NaN passes */
+/* 0.79 ulp: 1 + r in two words; a tenth slower than the next where there is fma. d in range, as below */
+FL_INLINE float fl_exp_signed_finef(float d, float sign, float magic) {
+    float power, r = fl_exp_reducedf(d, sign, magic, &power);
+    float high = 1.0f + sign * r, low = (1.0f - high) + sign * r;
+    return (high + FL_FMAF(r * r, fl_exp_seriesf(r, sign), low)) * power;
 }
 
 /* 0.88 ulp */
-FL_INLINE float fl_expf(float d, float lo, float magic) {
+FL_INLINE float fl_exp_signedf(float d, float sign, float magic) {
 #if FL_HAS_FMA
-    float t, n, r;
-    d = lo > d ? lo : d;
-    t = FL_FMAF(d, 1.44269504f, magic);
-    n = t - magic;
-    r = FL_FMAF(n, -0.693115234375f, d);
-    r = FL_FMAF(n, -3.19461833e-05f, r);
-    return FL_FMAF(FL_FMAF(fl_exp_series(r), r, 1.0f), r, 1.0f) * fl_float_of(fl_bits_of_float(t) << 23);
+    float power, r = fl_exp_reducedf(d, sign, magic, &power);
+    return FL_FMAF(FL_FMAF(fl_exp_seriesf(r, sign), r, sign), r, 1.0f) * power;
 #else
-    return fl_expf_fine(d, lo, magic);                    /* Horner's form would cost 1.2 ulp without fma */
+    return fl_exp_signed_finef(d, sign, magic);           /* Horner's form would cost 1.2 ulp without fma */
 #endif
+}
+
+FL_INLINE float fl_expf(float d, float lo, float magic) { return fl_exp_signedf(lo > d ? lo : d, 1.0f, magic); }
+FL_INLINE float fl_expf_fine(float d, float lo, float magic) {
+    return fl_exp_signed_finef(lo > d ? lo : d, 1.0f, magic);             /* NaN passes */
 }
 
 /* 0.7 ulp: r in two words, for a gradient entry of 4 ulp has room for two of these */

@@ -1,5 +1,5 @@
 from libc.math cimport fabs, fabsf
-from libc.stdint cimport uint16_t
+from libc.stdint cimport uint16_t, uint32_t, uint64_t
 
 ctypedef fused real:
     float
@@ -29,6 +29,8 @@ cdef extern from "vmath.h" nogil:
     double fl_log(double) noexcept
     double fl_quotient_rest(double, double, double) noexcept
     double fl_scaled(double, double, double) noexcept
+    uint32_t fl_bits_of_float(float) noexcept
+    uint64_t fl_bits_of_double(double) noexcept
     float fl_float_of_half(uint16_t) noexcept
     uint16_t fl_half_of_float(float) noexcept
     float fl_float_of_bfloat(uint16_t) noexcept
