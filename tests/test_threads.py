@@ -72,3 +72,39 @@ def test_many_python_threads_at_once():
     want = heavy(1)
     with ThreadPoolExecutor(4) as pool:
         assert all(got == want for got in pool.map(heavy, [1, 2, 1, 3, 2, 1, 1, 2]))
+
+
+@pytest.mark.parametrize("shape", [(9000, 1001), (70, 130_003)])
+def test_stores_past_the_caches_change_no_bit(shape):
+    """Large results of many threads bypass the caches; those of one thread may not, depending on the processor."""
+    rng = np.random.default_rng(0)
+    x = rng.normal(0, 3, shape).astype(np.float32)
+    z = rng.random(shape, dtype=np.float32)
+    y = rng.integers(0, shape[1], shape[0])
+    calls = [
+        lambda n: fl.softmax(x, n_threads=n),
+        lambda n: fl.log_softmax(x, n_threads=n),
+        lambda n: fl.sigmoid(x, n_threads=n),
+        lambda n: fl.sigmoid_cross_entropy_with_logits(labels=z, logits=x, n_threads=n),
+        lambda n: fl.value_and_grad(fl.sparse_softmax_cross_entropy_with_logits)(labels=y, logits=x, n_threads=n)[1],
+        lambda n: fl.value_and_grad(fl.softmax_cross_entropy_with_logits)(labels=z, logits=x, n_threads=n)[1],
+        lambda n: fl.value_and_grad(fl.mean_squared_error)(labels=z, predictions=x, n_threads=n)[1],
+    ]
+    for call in calls:
+        many = call(5)
+        assert many.nbytes > 32 << 20
+        np.testing.assert_array_equal(many, call(1))
+
+
+@pytest.mark.parametrize("dtype", [np.int32, np.int64])
+@pytest.mark.parametrize("row", [0, 99_999, 150_000, 199_999])
+def test_a_bad_label_is_found_by_whichever_thread(row, dtype):
+    labels = np.zeros(200_000, dtype)
+    labels[row] = 3
+    labels[-1] = -1
+    x = np.zeros((labels.size, 3), np.float32)
+    out = np.full(labels.size, 7, np.float32)
+    for n_threads in (1, 2, 3):
+        with pytest.raises(ValueError, match=rf"labels must lie in \[0, 3\), got {labels[row]} at row {row}"):
+            fl.sparse_softmax_cross_entropy_with_logits(labels=labels, logits=x, out=out, n_threads=n_threads)
+    assert (out == 7).all()

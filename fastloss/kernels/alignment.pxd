@@ -9,13 +9,15 @@ from fastloss.kernels.frames cimport (
 )
 from fastloss.kernels.vmath cimport FL_BIAS, FL_PREFETCH, fl_exp, fl_lo, fl_magic
 
+cdef extern from "find.h" nogil:
+    int64_t fl_find(const double*, int64_t, double) noexcept
+
 cdef extern from "lattice.h" nogil:
     double FL_NOTHING
     double FL_TINY
     int64_t FL_PART(int64_t) noexcept
     void fl_exp_wide(double, double*, double*) noexcept
     int64_t fl_gather(const double*, const int64_t*, int64_t, double, double*) noexcept
-    int64_t fl_find(const double*, int64_t, double) noexcept
     ctypedef struct fl_rest:
         int64_t k[3]
         double p[3]

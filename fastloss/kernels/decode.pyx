@@ -9,7 +9,7 @@ from fastloss.kernels.parallel cimport blocks
 from fastloss.kernels.scratch cimport free_scratch, new_scratch, scratch_of
 from fastloss.kernels.vmath cimport fl_log1p
 
-cdef extern from "lattice.h" nogil:
+cdef extern from "find.h" nogil:
     int64_t fl_find(const double*, int64_t, double) noexcept
 
 cdef struct Job:

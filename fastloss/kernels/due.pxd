@@ -4,7 +4,7 @@ Reading misses the caches and so does writing; one after the other would cost th
 """
 from libc.stdint cimport uintptr_t
 
-from fastloss.kernels.vmath cimport real, scaled
+from fastloss.kernels.vmath cimport FL_PREFETCH, real, scaled
 
 cdef extern from "stream.h" nogil:
     void fl_put_groupf(float*, const float*, float, float, int) noexcept
@@ -14,6 +14,7 @@ cdef extern from "stream.h" nogil:
 cdef enum:
     GROUP = 32          # elements written at a time: as many as terms.pxd reads
     LINE = 64           # bytes
+    AHEAD = 2048        # bytes
 
 cdef struct Due:
     void* target        # NULL: nothing is due
@@ -63,6 +64,9 @@ cdef inline void put_due(Due* due, real dummy) noexcept nogil:
         put_elements(due, n, dummy)
         return
     due.done += GROUP
+    if not due.past:                            # lines are read before they are written: in time
+        for k in range(0, GROUP*<Py_ssize_t>sizeof(real), 64):
+            FL_PREFETCH(<char*>target + AHEAD + k)
     if not 0 <= at < GROUP:
         write_group(target, terms, due, due.past)
         return

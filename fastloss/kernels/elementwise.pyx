@@ -41,6 +41,7 @@ cdef extern from *:
     """
 
 cdef extern from "stream.h" nogil:
+    int fl_streams(double, int) noexcept
     void fl_stream(void*, const void*, size_t) noexcept
     void fl_stream_end() noexcept
 
@@ -48,7 +49,6 @@ cdef enum:
     SPAN = 512              # elements computed at a time, in scratch of the first-level cache
     PART = 16384            # elements whose sum is one term of the total; a multiple of SPAN
     LANES = 32
-    STREAMED = 32 << 20     # bytes of output from which stores bypass the caches
     PAGE = 4096
 
 cdef enum:                  # fields of Terms
@@ -547,7 +547,7 @@ def run(int what, tuple parameters, x, label, pos_weight, weight, cotangent, los
         job.total = total
         job.factor = factor
         written = (loss is not None) + (grad is not None) + (label_grad is not None) + (hessian is not None)
-        job.stream = <double>written*<double>job.n*job.a[X].itemsize > STREAMED
+        job.stream = fl_streams(<double>written*<double>job.n*job.a[X].itemsize, n_threads)
         arrange(&job)
         if what == SIGMOID:
             return start(&job, &of.sigmoid, n_threads)

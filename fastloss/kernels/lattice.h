@@ -206,18 +206,6 @@ static void fl_scatter(char *row, int64_t step, const int64_t *classes, const do
  * the lattice, frame by frame, and what does not end where it should. Sums of positive terms, so that the loss and its
  * gradient keep their digits however small they are. Here plain probabilities do. Rows are blanks and labels, each
  * FL_PART(W); q is the emission of the labels, 0 past them; stay and hop, 0 or 1, are what stay and skip are above. */
-static int64_t fl_find(const double *x, int64_t n, double v) {
-    int64_t k, hits;
-    int j;
-    for (k = 0; k + FL_LANES < n; k += FL_LANES) {
-        for (hits = 0, j = 0; j < FL_LANES; j++) hits += x[k + j] == v;
-        if (hits) break;
-    }
-    for (; k < n - 1; k++)
-        if (x[k] == v) break;
-    return k;
-}
-
 typedef struct {            /* a frame's three likeliest classes, the sum of all others, and the mass lost before it */
     int64_t k[3];
     double p[3], others, lost;

@@ -20,10 +20,10 @@ from fastloss.kernels.tiles cimport TILE
 from fastloss.kernels.vmath cimport real
 
 cdef extern from "stream.h" nogil:
+    int fl_streams(double, int) noexcept
     void fl_stream_end() noexcept
 
 cdef enum:
-    STREAMED = 32 << 20         # bytes of output from which stores bypass the caches
     STRIDED = 1 << 20           # elements of scratch when rows are gathered from a strided class axis
 
 NORMALIZATIONS = {"softmax": SOFTMAX, "log_softmax": LOG_SOFTMAX, "logsumexp": LOGSUMEXP}
@@ -62,7 +62,7 @@ cdef int run(Job* job, real dummy, int n_threads) except -1:
         if c*ROWS > room:
             job.group = <int>(room//c) if c < room else 1
     job.stream = (c > TILE and job.grad.data != NULL and is_direct(&job.grad, dummy)
-                  and <double>n*<double>c*sizeof(real) > STREAMED)
+                  and fl_streams(<double>n*<double>c*sizeof(real), n_threads))
     kept = job.grad.data != NULL and job.what != LOG_SOFTMAX
     built = job.what == CROSS_ENTROPY and (job.soft or (not job.index and not is_direct(&job.labels, dummy)))
     job.built = 2*c if built else 0
@@ -94,16 +94,33 @@ cdef inline bint any_bad(const char* y, Py_ssize_t n, Py_ssize_t c, stored dummy
     return bad
 
 
-cdef Py_ssize_t first_bad(const Rows* labels, Py_ssize_t c, bint has_ignore, int64_t ignore) noexcept nogil:
+cdef bint all_good(const Rows* labels, Py_ssize_t c, int n_threads) noexcept nogil:
+    """Whether all labels are classes, at the speed of memory; False for layouts that are not the common ones."""
+    cdef int k = blocks(labels.n, 1, n_threads), b, bad = 0
+    if labels.ndim > 1 or labels.stride[0] != labels.itemsize:
+        return False
+    if labels.kind != I64 and (labels.kind != I32 or c > INT32_MAX):
+        return False
+    if k == 1:
+        return not part_bad(labels, c, 0, labels.n)
+    for b in prange(k, schedule="static", chunksize=1, num_threads=n_threads):
+        bad |= part_bad(labels, c, cut(labels.n, b, k), cut(labels.n, b + 1, k))
+    return not bad
+
+
+cdef bint part_bad(const Rows* labels, Py_ssize_t c, Py_ssize_t start, Py_ssize_t stop) noexcept nogil:
+    if labels.kind == I64:
+        return any_bad[int64_t](labels.data + start*8, stop - start, c, 0)
+    return any_bad[int32_t](labels.data + start*4, stop - start, c, 0)
+
+
+cdef Py_ssize_t first_bad(const Rows* labels, Py_ssize_t c, bint has_ignore, int64_t ignore,
+                          int n_threads) noexcept nogil:
     """First row whose label is no class, or -1."""
     cdef Py_ssize_t i
     cdef int64_t y
-    if labels.ndim <= 1 and not has_ignore:     # the common ones at the speed of memory
-        if labels.kind == I64 and labels.stride[0] == 8 and not any_bad[int64_t](labels.data, labels.n, c, 0):
-            return -1
-        if (labels.kind == I32 and labels.stride[0] == 4 and c <= INT32_MAX
-                and not any_bad[int32_t](labels.data, labels.n, c, 0)):
-            return -1
+    if not has_ignore and all_good(labels, c, n_threads):
+        return -1
     for i in range(labels.n):
         y = index_at(row_at(labels, i), labels.kind)
         if (y < 0 or y >= c) and not (has_ignore and y == ignore):
@@ -140,7 +157,7 @@ def cross_entropy(logits, labels, int axis, bint index, loss, grad, labels_grad,
         job.mean = mean
         if index:
             with nogil:
-                bad = first_bad(&job.labels, job.logits.width, job.has_ignore, job.ignore)
+                bad = first_bad(&job.labels, job.logits.width, job.has_ignore, job.ignore, n_threads)
         if bad < 0 and job.logits.n > 0 and job.logits.width > 0:
             if job.logits.kind == F64:
                 run[double](&job, 0, n_threads)
@@ -188,7 +205,7 @@ def class_weights(labels, int axis, bint index, const double[::1] class_weight, 
         take(&held, labels, NO_AXIS if index else axis, False, &rows)
         with nogil:
             if index:
-                bad = first_bad(&rows, c, has_ignore, ignored)
+                bad = first_bad(&rows, c, has_ignore, ignored, 1)
             for i in range(rows.n if bad < 0 else 0):
                 if index:
                     y = index_at(row_at(&rows, i), rows.kind)

@@ -136,6 +136,7 @@ cdef inline void target_block(const real* x, const target* t, Py_ssize_t n_group
     cdef const target* no_t = empty_t
     cdef target a, b, top = m
     for j in range(L):
+        dot[j] = rest[j] = 0
         exps[j] = exp_carry[j] = dots[j] = dot_carry[j] = rests[j] = rest_carry[j] = 0
         empty_x[j] = -INFINITY
         empty_t[j] = 0
@@ -145,7 +146,8 @@ cdef inline void target_block(const real* x, const target* t, Py_ssize_t n_group
             g_end = n_groups
         for j in range(L):
             part[j] = 0
-            dot[j] = rest[j] = 0
+            if target is float:
+                dot[j] = rest[j] = 0
         while g < g_end:
             p = tail_x if g == at.tail else x + g*L
             p = out_x if g == at.out else p
@@ -181,7 +183,7 @@ cdef inline void target_block(const real* x, const target* t, Py_ssize_t n_group
                 for j in range(L):
                     e[g*L + j] = v[j]
                     e[(g + 1)*L + j] = w[j]
-            if target is double:
+            if target is double and (g & 2 or g + 2 >= n_groups):
                 flush(dot, dots, dot_carry)
                 flush(rest, rests, rest_carry)
                 for j in range(L):

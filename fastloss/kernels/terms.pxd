@@ -26,6 +26,10 @@ cdef extern from *:
     enum:
         FL_MANY_REGISTERS
 
+cdef extern from "find.h" nogil:
+    Py_ssize_t fl_findf(const float*, Py_ssize_t, float) noexcept
+    Py_ssize_t fl_find(const double*, Py_ssize_t, double) noexcept
+
 cdef enum:
     L = 32              # lanes
     BLOCK = 2048        # terms whose exp stays in the first-level cache between its two uses
@@ -122,37 +126,42 @@ cdef inline real lanes_max(real* a) noexcept nogil:
 cdef inline real row_max(const real* x, Py_ssize_t n) noexcept nogil:
     """The largest element, NaN left aside; -inf where there is none."""
     cdef real top[L]
-    cdef Py_ssize_t g, k
+    cdef real more[L]           # a second set, for each waits for its last comparison
+    cdef Py_ssize_t k = 0
     cdef Py_ssize_t j
     cdef real v
     for j in range(L):
-        top[j] = -INFINITY
-    for g in range(n//L):
+        top[j] = more[j] = -INFINITY
+    if n < L:
+        for k in range(n):
+            top[0] = x[k] if x[k] > top[0] else top[0]
+        return top[0]
+    while k + 2*L <= n:
         for j in range(L):
-            v = x[g*L + j]
+            v = x[k + j]
             top[j] = v if v > top[j] else top[j]
-    for k in range(n//L*L, n):
-        top[0] = x[k] if x[k] > top[0] else top[0]
+        for j in range(L):
+            v = x[k + L + j]
+            more[j] = v if v > more[j] else more[j]
+        k += 2*L
+    if k + L <= n:
+        for j in range(L):
+            v = x[k + j]
+            top[j] = v if v > top[j] else top[j]
+    for j in range(L):          # the last group overlaps those before
+        v = x[n - L + j]
+        more[j] = v if v > more[j] else more[j]
+    for j in range(L):
+        top[j] = top[j] if top[j] > more[j] else more[j]
     return lanes_max(top)
 
 
 cdef inline Py_ssize_t find(const real* x, Py_ssize_t n, real v) noexcept nogil:
     """Where v first stands; n - 1 if nowhere."""
-    cdef Py_ssize_t g, k
-    cdef Py_ssize_t j
-    cdef int hits
-    for g in range(n//L):
-        hits = 0
-        for j in range(L):
-            hits += x[g*L + j] == v
-        if hits:
-            break
+    if real is float:
+        return fl_findf(x, n, v)
     else:
-        g = n//L
-    for k in range(g*L, n):
-        if x[k] == v:
-            return k
-    return n - 1
+        return fl_find(x, n, v)
 
 
 # ------------------------------------------------------------------ exp of one block
