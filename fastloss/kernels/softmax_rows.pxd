@@ -100,13 +100,25 @@ cdef struct Sums:       # over all elements but the maximum
     double rest         # of t_k
 
 
-cdef inline void flush(const target* part, double* total, double* carry) noexcept nogil:
+cdef inline void flush(const real* part, double* total, double* carry) noexcept nogil:
+    cdef double z
+    cdef Py_ssize_t j
+    for j in range(L):
+        z = total[j] + <double>part[j]
+        if real is double:
+            carry[j] = carry[j] + sum_rest(total[j], part[j], z)
+        total[j] = z
+
+
+cdef inline void flush_growing(const target* part, double* total, double* carry) noexcept nogil:
+    """The same in fewer operations where the total is the larger one; where it is not, as the sum then doubles, half a
+    unit of the part may be lost."""
     cdef double z
     cdef Py_ssize_t j
     for j in range(L):
         z = total[j] + <double>part[j]
         if target is double:
-            carry[j] = carry[j] + sum_rest(total[j], part[j], z)
+            carry[j] = carry[j] + (part[j] - (z - total[j]))
         total[j] = z
 
 
@@ -141,7 +153,7 @@ cdef inline void target_block(const real* x, const target* t, Py_ssize_t n_group
         empty_x[j] = -INFINITY
         empty_t[j] = 0
     while g < n_groups:
-        g_end = g + (2*PAIRS if real is float else 2)
+        g_end = g + (2*PAIRS if real is float else 4)
         if g_end > n_groups:
             g_end = n_groups
         for j in range(L):
@@ -184,15 +196,15 @@ cdef inline void target_block(const real* x, const target* t, Py_ssize_t n_group
                     e[g*L + j] = v[j]
                     e[(g + 1)*L + j] = w[j]
             if target is double and (g & 2 or g + 2 >= n_groups):
-                flush(dot, dots, dot_carry)
-                flush(rest, rests, rest_carry)
+                flush_growing(dot, dots, dot_carry)
+                flush_growing(rest, rests, rest_carry)
                 for j in range(L):
                     dot[j] = rest[j] = 0
             g = g + 2
         flush(part, exps, exp_carry)
         if target is float:
-            flush(dot, dots, dot_carry)
-            flush(rest, rests, rest_carry)
+            flush_growing(dot, dots, dot_carry)
+            flush_growing(rest, rests, rest_carry)
     sums.exps = lanes_sum(exps, exp_carry, real is double)
     sums.dots = lanes_sum(dots, dot_carry, target is double)
     sums.rest = lanes_sum(rests, rest_carry, target is double)

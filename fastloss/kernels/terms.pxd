@@ -4,7 +4,7 @@ The element left out (the label, or the maximum) is what makes the results exact
 all others, log-sum-exp minus its logit is log1p(T/E), and 1 - p = T/(T + E), at any margin.
 
 Sums have one fixed shape on every instruction set, for any number of threads: L lanes side by side; in a lane, pairs
-of terms, in float chains of PAIRS pairs, then float64; blocks of BLOCK terms; in float64 each pair is added with
+of terms, in float chains of PAIRS pairs, then float64; blocks of BLOCK terms; in float64 two pairs are added with
 compensation. In a longer chain equal terms (a constant background) would drift by many units in the last place.
 """
 from libc.math cimport INFINITY, fabs
@@ -91,7 +91,7 @@ cdef inline double sum_groups(const real* e, Py_ssize_t n_groups) noexcept nogil
         for j in range(L):
             (<real*>e)[n_groups*L + j] = 0
     while p < n_groups:
-        p_end = p + (2*PAIRS if real is float else 2)
+        p_end = p + (2*PAIRS if real is float else 4)
         if p_end > n_groups:
             p_end = n_groups
         for j in range(L):
@@ -195,7 +195,7 @@ cdef inline double exp_block(const real* x, Py_ssize_t n_groups, Groups at, cons
         total[j] = 0
         carry[j] = 0
     while g < n_groups:
-        g_end = g + (2*PAIRS if real is float else 2)
+        g_end = g + (2*PAIRS if real is float else 4)
         if g_end > n_groups:
             g_end = n_groups
         for j in range(L):
