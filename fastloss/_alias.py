@@ -100,7 +100,7 @@ class AliasTable:
         out = np.empty([as_integer("size", s, 0) for s in shape], np.int64)
         key, stream = resolve_seed(seed)
         few = n_threads is None and out.size < 65536  # one thread then; do not even ask how many there are
-        samplers.spread(*self._law, key, stream, out, 1 if few else _threads.resolve(n_threads))
+        samplers.spread(self._law, key, stream, out, 1 if few else _threads.resolve(n_threads))
         return out
 
     def sample_unique(self, k: int, seed: Seed = None) -> Ids:
@@ -131,7 +131,7 @@ class AliasTable:
         key, stream = resolve_seed(seed)
         out = np.empty(k, np.int64)
         limit = try_limit(len(self), k)
-        filled = samplers.sample(*self._law, key, stream, 0, out, True, limit, None, None, None)[1]
+        filled = samplers.sample(self._law, key, stream, 0, out, True, limit, None, None, None)[1]
         if filled < k:
             finish(self._law, key, stream, 0, out, filled)
         return out
@@ -146,5 +146,5 @@ class AliasTable:
         """
         array = as_ids("ids", ids, len(self))
         out = np.empty(array.shape)
-        samplers.measure(*self._law, array, out, samplers.MEASURES["probability"], 0.0, None)
+        samplers.measure(self._law, array, out, samplers.MEASURES["probability"], 0.0, None)
         return out

@@ -364,7 +364,7 @@ def sample_negatives(
         size = samplers.set_size(sampler._law[1], longest + num_sampled)
         seen = np.empty((threads, size), np.uint64)
         wanted = num_sampled if unique else 1
-        row, left = candidates.too_few(*sampler._law, starts, ids, sampler._drawable, wanted, seen[0])
+        row, left = candidates.too_few(sampler._law, starts, ids, sampler._drawable, wanted, seen[0])
         if row >= 0:
             raise ValueError(f"positives must leave at least {wanted} ids that can be drawn, left {left} at row {row}")
         place = sampler._reserve(num_sampled) if isinstance(sampler, _Sampler) else (*resolve_seed(seed), 0)
@@ -397,11 +397,11 @@ def _negatives(
 ) -> Ids:
     range_max, rows = law[1], starts.size - 1
     out, filled = np.empty((rows, num_sampled), np.int64), np.zeros(rows, np.int64)
-    candidates.negatives(*law, key, starts, ids, out, filled, seen, unique, try_limit(range_max, num_sampled))
+    candidates.negatives(law, key, starts, ids, out, filled, seen, unique, try_limit(range_max, num_sampled))
     for row in np.flatnonzero(filled < num_sampled):  # rows that hardly any weight is left to
         bits = np.zeros(range_max // 64 + 1, np.uint64)
         complete = samplers.race if unique else samplers.redraw
         scratch = np.empty(num_sampled if unique else range_max)
         avoid = ids[starts[row] : starts[row + 1]]
-        complete(*law, samplers.derive(key, row, 0), row, out[row], filled[row], avoid, bits, scratch)
+        complete(law, samplers.derive(key, row, 0), row, out[row], filled[row], avoid, bits, scratch)
     return out

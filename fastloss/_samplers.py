@@ -28,6 +28,7 @@ from fastloss._draws import (
 from fastloss._native import alias, samplers, unigram
 
 _LAWS, _MEASURES, _INT64 = samplers.LAWS, samplers.MEASURES, np.dtype(np.int64)
+_sample, _empty = samplers.sample, np.empty  # looked up once: a small call takes 4 us
 
 
 class Candidates(NamedTuple):
@@ -43,6 +44,7 @@ class _Sampler:
 
     _law: Law
     _drawable: int  # ids of positive probability
+    _learns = False  # from true classes
 
     def __init__(self, law: Law, drawable: int, seed: Seed, expected_count: str) -> None:
         if expected_count not in ("tries", "inclusion"):
@@ -54,6 +56,7 @@ class _Sampler:
         self._block = 0
         self._last: tuple[int, bool, float] | None = None
         self._times: tuple[int, float, Floats] | None = None
+        self._size: tuple[int, bool, int] = 0, False, 0  # what the last call asked for, and the draws it might take
         self._lock = Lock()
 
     @property
@@ -144,27 +147,32 @@ class _Sampler:
         Returns the position of the first true id out of range (nothing is done then) or -1, the sample, and the
         expected counts of true and sampled ids if the kernel gave them.
         """
-        num_sampled = as_integer("num_sampled", num_sampled, 1)
-        unique = as_bool("unique", unique)
-        if unique and num_sampled > self._drawable:
-            raise ValueError(
-                f"num_sampled must be at most {self._drawable}, the number of ids that can be drawn, "
-                f"when they are to be unique, got {num_sampled}"
-            )
-        out = np.empty(num_sampled, _INT64)
+        size, distinct, limit = self._size
+        if num_sampled is not size or unique is not distinct:  # the same objects as last time need no check
+            size, distinct, limit = self._size = self._checked(num_sampled, unique)
+        out = _empty(size, _INT64)
         of_true = counts = None
-        if true is not None and not (unique and self._inclusion):
-            of_true, counts = np.empty(true.shape), np.empty(num_sampled)
-        limit = try_limit(self._law[1], num_sampled) if unique else num_sampled
-        place = self._key, self._stream, self._block
-        bad, filled, tries = samplers.sample(*self._law, *place, out, unique, limit, true, of_true, counts)
+        if true is not None and not (distinct and self._inclusion):
+            of_true, counts = _empty(true.shape), _empty(size)
+        law, key, stream, block = self._law, self._key, self._stream, self._block
+        bad, filled, tries = _sample(law, key, stream, block, out, distinct, limit, true, of_true, counts)
         if bad >= 0:
             return bad, out, None
-        if filled < num_sampled:
-            tries, counts = tries + finish(self._law, *place, out, filled), None
-        self._block = (self._block + 512 * num_sampled) % 2**64  # as _reserve does
-        self._last = num_sampled, unique, tries
+        if filled < size:
+            tries, counts = tries + finish(law, key, stream, block, out, filled), None
+        self._block = (block + 512 * size) % 2**64  # as _reserve does
+        self._last = size, distinct, tries
         return -1, out, None if of_true is None or counts is None else (of_true, counts)
+
+    def _checked(self, num_sampled: int, unique: bool) -> tuple[int, bool, int]:
+        """A request for a sample, and how many draws it may take."""
+        size, distinct = as_integer("num_sampled", num_sampled, 1), as_bool("unique", unique)
+        if distinct and size > self._drawable:
+            raise ValueError(
+                f"num_sampled must be at most {self._drawable}, the number of ids that can be drawn, "
+                f"when they are to be unique, got {size}"
+            )
+        return size, distinct, try_limit(self._law[1], size) if distinct else size
 
     def _reserve(self, num_sampled: int) -> tuple[int, int, int]:
         """The place in the stream for one call; TensorFlow sets 2048 words aside for each id."""
@@ -184,7 +192,7 @@ class _Sampler:
 
     def _measure(self, ids: Ids, what: int, x: float, times: Floats | None = None) -> Floats:
         out = np.empty(ids.shape)
-        samplers.measure(*self._law, ids, out, what, x, times)
+        samplers.measure(self._law, ids, out, what, x, times)
         return out
 
     def expected_count(
@@ -249,7 +257,7 @@ class _Sampler:
         known = self._times
         if known is None or known[0] != num_sampled:
             times = np.empty(2**15 + 2)
-            x, used = samplers.inclusion_times(*self._law, num_sampled, *np.polynomial.legendre.leggauss(32), times)
+            x, used = samplers.inclusion_times(self._law, num_sampled, *np.polynomial.legendre.leggauss(32), times)
             known = self._times = num_sampled, x, times[:used].copy()
         return _MEASURES["inclusion"], *known[1:]
 
@@ -276,17 +284,23 @@ class _Sampler:
             If true_classes are not integers in [0, range_max), and as `sample`; nothing is drawn or learned then.
         """
         true = as_int64("true_classes", true_classes)
-        with self._lock:
+        lock = self._lock
+        lock.acquire()  # `with` would cost a twentieth of a small call
+        try:
             bad, ids, counts = self._draw(num_sampled, unique, true)
             if bad >= 0:
                 raise outside("true_classes", true_classes, self.range_max, bad)
             if counts is None:
                 counts = self._expected(true), self._expected(ids)
-            self._learn(true)
+            if self._learns:
+                self._learn(true)
+        finally:
+            lock.release()
         return tuple.__new__(Candidates, (ids, *counts))  # in a quarter of the time of NamedTuple's own constructor
 
     def _learn(self, ids: Ids) -> None:
-        """What a sampler does with the true classes that it has seen; the caller holds the lock."""
+        """What a sampler that `_learns` does with the true classes that it has seen; the caller holds the lock."""
+        raise NotImplementedError
 
 
 class UniformSampler(_Sampler):
@@ -369,7 +383,7 @@ class LearnedUnigramSampler(_Sampler):
     Parameters
     ----------
     range_max : int
-        At least 1, at most 2**40.  Memory: up to 8.6 bytes per id, of which the system gives only what is used.
+        At least 1, at most 2**40.  Memory: up to 9.2 bytes per id, of which the system gives only what is used.
     seed, expected_count : optional
         As for `UniformSampler`.
 
@@ -393,9 +407,11 @@ class LearnedUnigramSampler(_Sampler):
     array([3.])
     """
 
+    _learns = True
+
     def __init__(self, range_max: int, *, seed: Seed = None, expected_count: str = "tries") -> None:
         n = as_integer("range_max", range_max, 1, 2**40)
-        tree = np.zeros(unigram.tree_size(n), np.int64)
+        tree = _lines(unigram.tree_size(n))
         super().__init__((_LAWS["learned_unigram"], n, tree, None, 0.0), n, seed, expected_count)
 
     def __getstate__(self) -> dict[str, Any]:
@@ -404,6 +420,12 @@ class LearnedUnigramSampler(_Sampler):
             state["_law"] = (*self._law[:2], self._tree.copy(), *self._law[3:])
         del state["_lock"]
         return state
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        super().__setstate__(state)
+        tree = _lines(self._tree.size)
+        tree[:] = self._tree
+        self._law = (*self._law[:2], tree, *self._law[3:])
 
     @property
     def _tree(self) -> Ids:
@@ -436,7 +458,8 @@ class LearnedUnigramSampler(_Sampler):
 
     def _learn(self, ids: Ids) -> None:
         self._times = None
-        unigram.tree_add(self._tree, self.range_max, ids)
+        _, n, tree, _, _ = self._law
+        unigram.tree_add(tree, n, ids)
 
     def _state(self) -> dict[str, Any]:
         return {**super()._state(), "counts": self._counts()}
@@ -449,6 +472,13 @@ class LearnedUnigramSampler(_Sampler):
             raise ValueError(f"state['counts'] must be {self.range_max} positive numbers, got {counts!r}")
         self._times = None
         unigram.tree_build(self._tree, counts.astype(np.int64, order="C"))
+
+
+def _lines(size: int) -> Ids:
+    """Zeros that begin with a cache line, so that a node of a tree lies in one."""
+    room = np.zeros(size + 7, np.int64)
+    first = -room.__array_interface__["data"][0] % 64 // 8
+    return room[first : first + size]
 
 
 class FixedUnigramSampler(_Sampler):
@@ -590,9 +620,9 @@ def _fixed_law(counts: Floats, reserved: int, distortion: float) -> tuple[Law, i
         raise ValueError(f"unigrams**distortion must be finite in float32, got {weights[bad]} for id {bad}")
     if not 0 < total * n < 3e38:
         raise ValueError(f"unigrams**distortion must have a sum in (0, 3e38/{n}), got {total}")
-    table = np.empty(n, np.int64)
+    table = np.empty(2 * n, np.int64)
     alias.build_float(weights, np.empty(n), np.empty(n, np.int64), table)
-    return (_LAWS["fixed_unigram"], n, table, weights, total), drawable
+    return (_LAWS["fixed_unigram"], n, table, None, total), drawable
 
 
 def _as_tries(tries: float | None, num_sampled: int) -> float:

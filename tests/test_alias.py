@@ -101,7 +101,7 @@ def test_the_last_bits_of_a_threshold_count():
         words = np.array([threshold >> 32 | (1 - i) << 32 for i in range(2)] + [(threshold & 0xFFFFFFFF) * (1 + 2**32)],
                          np.uint64)  # fmt: skip
         out = np.empty(1, np.int64)
-        kernels.spread(kernels.LAWS["alias"], 2, words.view(np.int64), None, 1.0, 87654321, 12, out, 1)
+        kernels.spread((kernels.LAWS["alias"], 2, words.view(np.int64), None, 1.0), 87654321, 12, out, 1)
         assert out[0] == expected
 
 

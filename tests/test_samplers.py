@@ -53,8 +53,8 @@ def test_philox_known_answers():
 def test_kernel_reads_philox(blocks, first):
     out = np.empty(2 * blocks, np.int64)  # in a range of 2^62 a draw is the low bits of a pair of words
     key, stream = 0x0123456789ABCDEF, 0xFEDCBA9876543210
-    kernels.sample(kernels.LAWS["uniform"], 2**62, None, None, 0.0, key, stream, first, out, False, out.size,
-                   None, None, None)  # fmt: skip
+    law = (kernels.LAWS["uniform"], 2**62, None, None, 0.0)
+    kernels.sample(law, key, stream, first, out, False, out.size, None, None, None)
     words = slow.philox(key, stream, first, blocks).reshape(-1, 2).astype(np.uint64)
     assert out.tolist() == ((words[:, 1] << np.uint64(32) | words[:, 0]) & np.uint64(2**62 - 1)).tolist()
 
@@ -139,15 +139,12 @@ def test_learned_takes_no_time_or_memory_before_it_is_used():
 
 
 def test_a_word_below_the_limit_is_drawn_again_in_the_middle_of_a_tile():
-    n = 3 * 2**29 + 1  # the 32-bit law rejects more than half of the words
-    ids = np.arange(5)
-    table = np.zeros(n, np.int64)  # thresholds 0, all aliases 0: the draw gives 0, but consumes words
+    n = 2**32 * 100 // 2099  # the 32-bit law rejects a twentieth of the words
+    law = (kernels.LAWS["fixed_unigram"], n, np.zeros(2 * n, np.int64), None, 1.0)  # thresholds 0, all aliases 0
     out = np.empty(1000, np.int64)
-    kernels.sample(
-        kernels.LAWS["fixed_unigram"], n, table, None, 1.0, 87654321, 5, 0, out, False, 1000, None, None, None
-    )
+    kernels.sample(law, 87654321, 5, 0, out, False, 1000, None, None, None)
     assert (out == 0).all()
-    del table, ids
+    del law
     small = fl.FixedUnigramSampler(np.ones(7), seed=5)
     assert (
         small.sample(1000, unique=False).tolist() == slow.sample(slow.fixed_unigram(np.ones(7)), 5, 0, 1000, False)[0]

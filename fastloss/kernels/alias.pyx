@@ -7,6 +7,8 @@ from cpython.exc cimport PyErr_CheckSignals
 from libc.math cimport ceil, fma, powf
 from libc.stdint cimport int64_t, uint32_t, uint64_t
 
+from draws cimport CACHED
+
 cdef enum:
     CHUNK = 1 << 20     # ids between two looks at pending signals
 
@@ -144,10 +146,14 @@ def float_weights(const double[::1] counts, float distortion, int64_t reserved, 
 def build_float(const double[::1] weights, double[::1] share, int64_t[::1] stack, int64_t[::1] table):
     """TensorFlow's table of float32 weights, in its arithmetic; `share` and `stack` are scratch.
 
-    Thresholds are in units of 2^-23, the grain of the float that they are compared with.
+    Thresholds are in units of 2^-23, the grain of the float that they are compared with.  An entry goes with a word
+    of the weights of its two ids, as float32, so that a draw brings its weight along: in a large table it lies beside
+    its entry, in a small one all lie after the entries.
     """
-    cdef int64_t i, n = table.shape[0], lights = 0, heavies = n, light, heavy, drawable = 0
+    cdef int64_t i, n = weights.shape[0], lights = 0, heavies = n, light, heavy, drawable = 0
+    cdef int64_t step = 2 if n > CACHED else 1, beside = 1 if n > CACHED else n
     cdef double total = 0
+    cdef float* pair
     with nogil:
         for i in range(n):
             total += weights[i]
@@ -168,7 +174,7 @@ def build_float(const double[::1] weights, double[::1] share, int64_t[::1] stack
             light = stack[lights]
             heavy = stack[heavies]
             heavies += 1
-            table[light] = _entry(<uint64_t>ceil(<float>share[light]*8388608.0), heavy)
+            table[step*light] = _entry(<uint64_t>ceil(<float>share[light]*8388608.0), heavy)
             share[heavy] -= 1 - share[light]
             if share[heavy] < 1:
                 stack[lights] = heavy
@@ -180,4 +186,10 @@ def build_float(const double[::1] weights, double[::1] share, int64_t[::1] stack
             if i < lights or i >= heavies:
                 light = stack[i]
                 # TensorFlow would draw an id without weight that rounding left over
-                table[light] = _entry(0, light if weights[light] > 0 else drawable)
+                table[step*light] = _entry(0, light if weights[light] > 0 else drawable)
+        for i in range(n):
+            pair = <float*>&table[step*i + beside]
+            pair[0] = <float>weights[i]
+            pair[1] = <float>weights[<uint64_t>table[step*i] >> 32]
+            if i % CHUNK == CHUNK - 1:
+                _signals()

@@ -23,7 +23,7 @@ cdef void _row(const Law* w, uint64_t key, uint64_t stream, const int64_t* posit
     for i in range(known):
         _is_new(&s, <uint64_t>positives[i], True)
     fl_rng_start(&g, key, stream, 0)
-    job.out, job.size, job.filled, job.tries, job.limit, job.unique = out, size, 0, 0, limit, unique
+    job.out, job.size, job.filled, job.tries, job.limit, job.unique, job.weight = out, size, 0, 0, limit, unique, NULL
     _run(w, &g, &s, &job, limit)
     filled[0] = job.filled
 
@@ -37,9 +37,8 @@ cdef void _rows(const Law* w, uint64_t key, const int64_t* starts, const int64_t
              unique, limit)
 
 
-def negatives(int kind, int64_t n, object table, object weights, double total, uint64_t key,
-              const int64_t[::1] starts, const int64_t[::1] ids, int64_t[:, ::1] out, int64_t[::1] filled,
-              uint64_t[:, ::1] seen, bint unique, int64_t limit):
+def negatives(tuple law, uint64_t key, const int64_t[::1] starts, const int64_t[::1] ids, int64_t[:, ::1] out,
+              int64_t[::1] filled, uint64_t[:, ::1] seen, bint unique, int64_t limit):
     """Fill each row of out with ids that are not among its positives, ids[starts[i]:starts[i + 1]].
 
     Row i reads the stream i of the key, so the result does not depend on threads: one for each row of `seen`, scratch
@@ -51,7 +50,7 @@ def negatives(int kind, int64_t n, object table, object weights, double total, u
     cdef int k, count, n_threads = <int>seen.shape[0]
     if rows == 0 or size == 0:
         return
-    _law(&w, kind, n, table, weights, total)
+    _law(&w, law)
     step = 1 + BUDGET//(4*size)                     # rows between two looks at pending signals
     while first < rows:
         some = rows - first if rows - first < step else step
@@ -68,21 +67,21 @@ def negatives(int kind, int64_t n, object table, object weights, double total, u
         PyErr_CheckSignals()
 
 
-def too_few(int kind, int64_t n, object table, object weights, double total,
-            const int64_t[::1] starts, const int64_t[::1] ids, int64_t drawable, int64_t wanted, uint64_t[::1] seen):
+def too_few(tuple law, const int64_t[::1] starts, const int64_t[::1] ids, int64_t drawable, int64_t wanted,
+            uint64_t[::1] seen):
     """The first row whose positives leave fewer than `wanted` of the `drawable` ids, and how many; or (-1, 0)."""
     cdef Law w
     cdef Ids s
     cdef Py_ssize_t i, j, words
     cdef int64_t left
-    _law(&w, kind, n, table, weights, total)
+    _law(&w, law)
     for i in range(starts.shape[0] - 1):
         left = drawable
         if left - (starts[i + 1] - starts[i]) < wanted:
-            words = _set_size(n, starts[i + 1] - starts[i])
+            words = _set_size(w.n, starts[i + 1] - starts[i])
             with nogil:
                 memset(&seen[0], 0, <size_t>words*8)
-                _ids(&s, &seen[0], words, n)
+                _ids(&s, &seen[0], words, w.n)
                 for j in range(starts[i], starts[i + 1]):
                     left -= _is_new(&s, <uint64_t>ids[j], True) and _probability(&w, ids[j]) > 0
             if left < wanted:

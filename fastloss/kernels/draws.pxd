@@ -1,12 +1,12 @@
 """Laws and draws, shared by the kernels that sample.
 
-A law is a probability for each id in [0, n).  Kernels take one as five arguments: its kind, n, its table, and the
-weights and their total where it has any.  Random words come from Philox by (key, stream, block), in TensorFlow's order.
+A law is a probability for each id in [0, n).  Kernels take one as a tuple: its kind, n, its table, and the weights and
+their total where it has any.  Random words come from Philox by (key, stream, block), in TensorFlow's order.
 """
 from cpython.buffer cimport PyBUF_SIMPLE, PyBUF_WRITABLE, PyBuffer_Release, PyObject_GetBuffer
 from cpython.exc cimport PyErr_CheckSignals
 from libc.math cimport exp, log1p
-from libc.stdint cimport int64_t, uint32_t, uint64_t
+from libc.stdint cimport int64_t, uint8_t, uint32_t, uint64_t
 
 from laws cimport fl_child, fl_from_id, fl_log_uniform, fl_pick, fl_two_atanh
 from rng cimport (
@@ -15,13 +15,17 @@ from rng cimport (
 
 cdef enum:
     UNIFORM, LOG_UNIFORM, LEARNED, FIXED, ALIAS     # kinds of law
+    BYTES, BITS, TABLE                              # kinds of set: one for each id, or an open-addressing one of id + 1
     PROBABILITY, COUNT, TRIES, INCLUSION            # what `measure` gives
     TILE = 256                                      # draws whose memory accesses overlap
+    AHEAD = 32                                      # how many of them are under way
+    BATCH = 4*TILE
     FEW = 32                                        # below so many missing ids, look at each draw
-    FANOUT = 16                                     # children of a node of the tree of counts; laws.h counts on it
+    FANOUT = 8                                      # children of a node of the tree of counts; laws.h counts on it
     LEVELS = 16
     CHUNK = 1 << 16                                 # ids between two looks at pending signals
     FLOAT_BITS = 0x7FFFFF                           # of a word, for TensorFlow's float in [0, 1)
+    L1 = 1 << 14                                    # bytes of the first-level cache that a set may take
     CACHED = 1 << 14                                # entries of a table that need no prefetch
     SMALL = 512                                     # words of a set on the stack
     BUDGET = 1 << 20                                # draws between two looks at pending signals
@@ -36,16 +40,16 @@ cdef struct Law:
     double per_log
     const int64_t* table
     const uint32_t* low         # of an alias table: the lower halves of its thresholds
-    const double* weights
+    const double* weights       # of an alias table
     double total
     int levels
     int64_t start[LEVELS]       # of each level of the tree of counts
 
 
-cdef struct Ids:                # a set of ids: a bitmap, or for wide ranges an open-addressing table of id + 1
+cdef struct Ids:                # a set of ids
+    int kind
     uint64_t* word
-    bint bitmap
-    int shift
+    int shift                   # of a TABLE
     uint64_t mask
 
 
@@ -56,6 +60,7 @@ cdef struct Job:
     int64_t tries           # draws made
     int64_t limit           # draws allowed
     bint unique
+    double* weight          # of each id, or NULL; only of large ranges and laws that `_weighs`
 
 
 # --- the law ----------------------------------------------------------------------------------------------------------
@@ -97,28 +102,84 @@ cdef inline void* _data(object array, int64_t* size, bint write) except? NULL:
     return view.buf
 
 
-cdef inline int _law(Law* w, int kind, int64_t n, object table, object weights, double total) except -1:
+cdef inline int _law(Law* w, tuple law) except -1:
     cdef int64_t size
+    kind, n, table, weights, total = law
     w.kind, w.n, w.total, w.low = kind, n, total, NULL
     w.table = <const int64_t*>_data(table, &size, False)
     w.weights = <const double*>_data(weights, &size, False)
-    if kind == UNIFORM:
-        _uniform_below(w, n, <uint64_t>-1)
-        w.total = n
-    elif kind == LOG_UNIFORM:
-        w.log_range = log1p(<double>n)
+    if w.kind == UNIFORM:
+        _uniform_below(w, w.n, <uint64_t>-1)
+        w.total = <double>w.n
+    elif w.kind == LOG_UNIFORM:
+        w.log_range = log1p(<double>w.n)
         w.per_log = 1.0/w.log_range
-    elif kind == LEARNED:
-        size = _levels(n, w.start, &w.levels)
-        size = n + w.table[size - 1]                # the sum of all counts
+    elif w.kind == LEARNED:
+        size = _levels(w.n, w.start, &w.levels)
+        size = w.n + w.table[size - 1]                # the sum of all counts
         w.total = <double>size
         _uniform_below(w, size, <uint32_t>-1 if size <= <uint32_t>-1 else <uint64_t>-1)
-    elif kind == FIXED:
-        _uniform_below(w, n, <uint32_t>-1)
+    elif w.kind == FIXED:
+        _uniform_below(w, w.n, <uint32_t>-1)
     else:
-        w.size = n
-        w.low = <const uint32_t*>(w.table + n)
+        w.size = w.n
+        w.low = <const uint32_t*>(w.table + w.n)
     return 0
+
+
+# --- probabilities ----------------------------------------------------------------------------------------------------
+
+cdef inline bint _weighs(const Law* w) noexcept nogil:
+    """Whether probabilities are weights that lie in memory, over their total."""
+    return w.kind == LEARNED or w.kind == FIXED or w.kind == ALIAS
+
+
+cdef inline const float* _pair_of(const Law* w, int64_t v) noexcept nogil:
+    """The weights of the two ids of a fixed unigram's bucket: beside its entry, so that one access brings both, or, where
+    all lies in a cache anyway, after the last entry."""
+    return <const float*>(w.table + (2*v + 1 if w.n > CACHED else w.n + v))
+
+
+cdef inline double _weight(const Law* w, int64_t v) noexcept nogil:
+    cdef int64_t younger = v % FANOUT != 0          # no branch to mispredict
+    if w.kind == LEARNED:
+        return <double>(w.table[v] + 1 - (w.table[v - younger] & -younger))
+    if w.kind == FIXED:
+        return _pair_of(w, v)[0]
+    return w.weights[v]
+
+
+cdef inline double _probability(const Law* w, int64_t v) noexcept nogil:
+    if w.kind == UNIFORM:
+        return 1.0/w.total
+    if w.kind == LOG_UNIFORM:
+        return fl_two_atanh(1.0/(2.0*fl_from_id(v) + 3.0))*w.per_log
+    return _weight(w, v)/w.total
+
+
+cdef inline void _weights(const Law* w, const int64_t* ids, double* out, Py_ssize_t m) noexcept nogil:
+    cdef Py_ssize_t i
+    if w.n > CACHED:
+        for i in range(m if m < AHEAD else AHEAD):
+            _prefetch(w, ids[i])
+        for i in range(m - AHEAD):
+            _prefetch(w, ids[i + AHEAD])
+            out[i] = _weight(w, ids[i])
+        for i in range(m - AHEAD if m > AHEAD else 0, m):
+            out[i] = _weight(w, ids[i])
+    else:
+        for i in range(m):
+            out[i] = _weight(w, ids[i])
+
+
+cdef inline void _prefetch(const Law* w, int64_t v) noexcept nogil:
+    """What `_weight` reads."""
+    if w.kind == LEARNED:
+        fl_prefetch(w.table + v)
+    elif w.kind == FIXED:
+        fl_prefetch(w.table + 2*v)
+    else:
+        fl_prefetch(w.weights + v)
 
 
 # --- draws ------------------------------------------------------------------------------------------------------------
@@ -147,10 +208,11 @@ cdef inline void _fill_uniform(const Law* w, fl_rng* g, int64_t* out, Py_ssize_t
 
 
 cdef inline Py_ssize_t _fill_log_uniform(const Law* w, fl_rng* g, int64_t* out, Py_ssize_t m,
-                                         uint64_t skip) noexcept nogil:
+                                         uint64_t skip, int* place) noexcept nogil:
     """floor(exp(u log(n + 1))) - 1: where the vectorised exp could fall on the wrong side of an integer, ask libm.
 
-    Draws with 2^64 u below `skip` are left out.  Returns how many of the m are there.
+    Draws with 2^64 u below `skip` are left out; the places of the others among the m are given, if asked for.  Returns
+    how many are there.
     """
     cdef Py_ssize_t i = 0, j, ready, some, kept = 0
     cdef int64_t k, n = w.n, near
@@ -165,11 +227,13 @@ cdef inline Py_ssize_t _fill_log_uniform(const Law* w, fl_rng* g, int64_t* out, 
             ready = TILE
         p = g.word + g.next
         some = 0
-        if skip:
+        if skip or place != NULL:
             for j in range(ready):
                 x = fl_pair(p + 2*j)
                 x = (x << 32 | x >> 32) << 12
                 bits[some] = x
+                if place != NULL:
+                    place[kept + some] = <int>(i + j)
                 some += x >= skip
         else:
             some = ready
@@ -194,10 +258,12 @@ cdef inline Py_ssize_t _fill_log_uniform(const Law* w, fl_rng* g, int64_t* out, 
     return kept
 
 
-cdef inline uint64_t _all_seen(const Law* w, const uint64_t* word, int64_t* low) noexcept nogil:
+cdef inline uint64_t _all_seen(const Law* w, const Ids* s, int64_t* low) noexcept nogil:
     """A number below which log-uniform draws give seen ids; `low` and all ids below it are, as far as is known."""
-    while low[0] + 64 <= w.n and ~word[low[0] >> 6] == 0:
-        low[0] += 64
+    cdef int64_t ids = 8 if s.kind == BYTES else 64         # in a word
+    cdef uint64_t full = <uint64_t>0x0101010101010101 if s.kind == BYTES else ~<uint64_t>0
+    while low[0] + ids <= w.n and s.word[low[0]//ids] == full:
+        low[0] += ids
     return <uint64_t>(18446744073709551616.0*(1 - 1e-12)*(log1p(<double>low[0])/w.log_range)) if low[0] < w.n else 0
 
 
@@ -241,7 +307,7 @@ cdef inline void _integers32(const Law* w, fl_rng* g, int64_t* out, Py_ssize_t m
         i += ready
 
 
-cdef inline void _fill_learned(const Law* w, fl_rng* g, int64_t* out, Py_ssize_t m) noexcept nogil:
+cdef inline void _fill_learned(const Law* w, fl_rng* g, int64_t* out, Py_ssize_t m, double* weight) noexcept nogil:
     """Descend the tree of counts, TILE draws abreast so that their cache misses overlap.
 
     An entry holds what was added to the counts of its subtree and of its elder siblings'; the ones that every id begins
@@ -264,23 +330,37 @@ cdef inline void _fill_learned(const Law* w, fl_rng* g, int64_t* out, Py_ssize_t
         for level in range(w.levels - 1, -1, -1):
             for j in range(ready):
                 at = node[j]*FANOUT
-                at += fl_child(w.table + w.start[level] + at, 4*level, &left[j])
+                at += fl_child(w.table + w.start[level] + at, 3*level, &left[j])
                 node[j] = at
                 if level and w.n > CACHED:
                     fl_prefetch(w.table + w.start[level - 1] + at*FANOUT)
-                    fl_prefetch(w.table + w.start[level - 1] + at*FANOUT + FANOUT//2)
         for j in range(ready):
             out[i + j] = node[j]
+            if weight != NULL:
+                weight[i + j] = _weight(w, node[j])
         i += ready
 
 
-cdef inline void _fill_fixed(const Law* w, fl_rng* g, int64_t* out, Py_ssize_t m) noexcept nogil:
-    """TensorFlow's alias draw: first the float, then the bucket."""
-    cdef Py_ssize_t i = 0, j, ready
+cdef inline Py_ssize_t _fill_fixed(const Law* w, fl_rng* g, int64_t* out, Py_ssize_t m, double* weight,
+                                   const Ids* seen, int* place) noexcept nogil:
+    """TensorFlow's alias draw: first the float, then the bucket.
+
+    With a set `seen`, BYTES or BITS, draws that are in it are left out, and instead of weights the places of the others
+    among the m are given.  Returns how many are there.
+    """
+    cdef Py_ssize_t i = 0, j, ready, kept = 0
     cdef uint32_t share[TILE]
+    cdef uint32_t bucket[TILE + AHEAD]              # those past the end are prefetched for nothing
     cdef uint32_t x, n = <uint32_t>w.size, reciprocal = <uint32_t>w.reciprocal, limit = <uint32_t>w.limit
-    cdef int64_t redrawn
+    cdef int64_t redrawn, v
+    cdef bint cold = n > CACHED, bytes = seen != NULL and seen.kind == BYTES
+    cdef const uint64_t* word = seen.word if seen != NULL else NULL
+    cdef const uint8_t* byte = <const uint8_t*>word
+    cdef const int64_t* table = w.table
+    cdef const float* pair = _pair_of(w, 0)
     cdef const uint32_t* p
+    for j in range(TILE, TILE + AHEAD):
+        bucket[j] = 0
     while i < m:
         ready = _pairs(g, m - i)
         if ready > TILE:
@@ -291,19 +371,30 @@ cdef inline void _fill_fixed(const Law* w, fl_rng* g, int64_t* out, Py_ssize_t m
             x = p[2*j + 1]
             redrawn |= x < limit
             share[j] = p[2*j] & FLOAT_BITS
-            out[i + j] = fl_mod32(x, n, reciprocal)
+            bucket[j] = fl_mod32(x, n, reciprocal)
         if redrawn:                                 # rare: a draw takes more than two words
             for j in range(ready):
                 share[j] = fl_rng_word(g) & FLOAT_BITS
-                out[i + j] = <int64_t>_integer32(w, g)
+                bucket[j] = <uint32_t>_integer32(w, g)
         else:
             g.next += <int>(2*ready)
-        if n > CACHED:
-            for j in range(ready):
-                fl_prefetch(w.table + out[i + j])
+        if cold:
+            for j in range(ready if ready < AHEAD else AHEAD):
+                fl_prefetch(table + 2*<int64_t>bucket[j])
         for j in range(ready):
-            out[i + j] = fl_pick(w.table, <uint64_t>out[i + j], share[j])
+            if cold:
+                fl_prefetch(table + 2*<int64_t>bucket[j + AHEAD])
+            v = fl_pick(table[2*<int64_t>bucket[j]] if cold else table[bucket[j]], bucket[j], share[j])
+            out[kept] = v
+            if seen == NULL:
+                if cold and weight != NULL:
+                    weight[kept] = pair[4*<int64_t>bucket[j] + (v != <int64_t>bucket[j])]
+                kept += 1
+            else:
+                place[kept] = <int>(i + j)
+                kept += 1 - (byte[v] if bytes else word[<uint64_t>v >> 6] >> (v & 63) & 1)
         i += ready
+    return kept
 
 
 cdef inline void _fill_alias(const Law* w, fl_rng* g, int64_t* out, Py_ssize_t m) noexcept nogil:
@@ -321,23 +412,23 @@ cdef inline void _fill_alias(const Law* w, fl_rng* g, int64_t* out, Py_ssize_t m
                 fl_prefetch(w.table + fl_wide(fl_pair(p + 2*j), w.size, &share))
         for j in range(ready):
             bucket = fl_wide(fl_pair(p + 2*j), w.size, &share)
-            out[i + j] = fl_pick(w.table, bucket, <uint32_t>(share >> 32))
+            out[i + j] = fl_pick(w.table[bucket], <int64_t>bucket, <uint32_t>(share >> 32))
             if share >> 32 == <uint32_t>w.table[bucket] and <uint32_t>share < w.low[bucket]:
                 out[i + j] = <int64_t>bucket        # once in 2^32 draws the lower halves decide
         g.next += <int>(2*ready)
         i += ready
 
 
-cdef inline void _fill(const Law* w, fl_rng* g, int64_t* out, Py_ssize_t m) noexcept nogil:
-    """The next m draws."""
+cdef inline void _fill(const Law* w, fl_rng* g, int64_t* out, Py_ssize_t m, double* weight) noexcept nogil:
+    """The next m draws, with their weights if there is room for them, the law `_weighs`, and the range is large."""
     if w.kind == UNIFORM:
         _fill_uniform(w, g, out, m)
     elif w.kind == LOG_UNIFORM:
-        _fill_log_uniform(w, g, out, m, 0)
+        _fill_log_uniform(w, g, out, m, 0, NULL)
     elif w.kind == LEARNED:
-        _fill_learned(w, g, out, m)
+        _fill_learned(w, g, out, m, weight)
     elif w.kind == FIXED:
-        _fill_fixed(w, g, out, m)
+        _fill_fixed(w, g, out, m, weight, NULL, NULL)
     else:
         _fill_alias(w, g, out, m)
 
@@ -345,12 +436,12 @@ cdef inline void _fill(const Law* w, fl_rng* g, int64_t* out, Py_ssize_t m) noex
 # --- distinct draws ---------------------------------------------------------------------------------------------------
 
 cdef inline void _ids(Ids* s, uint64_t* word, Py_ssize_t size, int64_t n) noexcept nogil:
-    """A set in zeroed words: a bitmap where they suffice for n bits, else a table (their number is a power of two)."""
+    """A set in zeroed words: as many as `_set_size` says, for a table a power of two."""
     s.word = word
-    s.bitmap = n <= 64*size
+    s.kind = BYTES if n <= 8*size else BITS if n <= 64*size else TABLE
     s.mask = size - 1
     s.shift = 64
-    while not s.bitmap and size > 1:
+    while size > 1:
         size >>= 1
         s.shift -= 1
 
@@ -358,7 +449,12 @@ cdef inline void _ids(Ids* s, uint64_t* word, Py_ssize_t size, int64_t n) noexce
 cdef inline bint _is_new(const Ids* s, uint64_t v, bint insert) noexcept nogil:
     """Whether v is not in the set; puts it there if told to."""
     cdef uint64_t h, u
-    if s.bitmap:
+    cdef uint8_t* byte = <uint8_t*>s.word
+    if s.kind == BYTES:
+        h = byte[v]
+        byte[v] = <uint8_t>(h | insert)
+        return h == 0
+    if s.kind == BITS:
         u = s.word[v >> 6]
         h = <uint64_t>1 << (v & 63)
         if insert:
@@ -376,14 +472,28 @@ cdef inline bint _is_new(const Ids* s, uint64_t v, bint insert) noexcept nogil:
         h = (h + 1) & s.mask
 
 
-cdef inline Py_ssize_t _keep_new(const Ids* s, int64_t* ids, Py_ssize_t m, bint insert, bint rare) noexcept nogil:
-    """Moves the ids that are new to the front, in order; returns how many there are.  `rare`: hardly any are new."""
+cdef inline Py_ssize_t _keep_new(const Ids* s, int64_t* ids, double* weight, Py_ssize_t m, bint insert,
+                                 bint rare) noexcept nogil:
+    """Moves the ids that are new to the front, in order; returns how many there are.
+
+    Their weights, if there are any, go along.  `rare`: hardly any are new, and there are no weights.
+    """
     cdef Py_ssize_t i, size = m, kept = 0
     cdef uint64_t u, h, v
     cdef uint64_t put = <uint64_t>0 - <uint64_t>insert
     cdef uint64_t* word = s.word
-    if s.bitmap:                                     # no branch to mispredict
-        if rare:                                     # first without writes, for which reads of the same word wait
+    cdef uint8_t* byte = <uint8_t*>word
+    if s.kind == BYTES:                             # no branch to mispredict
+        for i in range(m):
+            v = <uint64_t>ids[i]
+            h = byte[v]
+            byte[v] = <uint8_t>(h | insert)
+            ids[kept] = <int64_t>v
+            if weight != NULL:
+                weight[kept] = weight[i]
+            kept += 1 - <Py_ssize_t>h
+    elif s.kind == BITS:
+        if rare:                                    # first without writes, for which reads of the same word wait
             size = 0
             for i in range(m):
                 v = <uint64_t>ids[i]
@@ -395,54 +505,101 @@ cdef inline Py_ssize_t _keep_new(const Ids* s, int64_t* ids, Py_ssize_t m, bint 
             h = <uint64_t>1 << (v & 63)
             word[v >> 6] = u | (h & put)
             ids[kept] = <int64_t>v
+            if weight != NULL:
+                weight[kept] = weight[i]
             kept += (u & h) == 0
     else:
         for i in range(m):
             v = <uint64_t>ids[i]
             if _is_new(s, v, insert):
                 ids[kept] = <int64_t>v
+                if weight != NULL:
+                    weight[kept] = weight[i]
                 kept += 1
+    return kept
+
+
+cdef inline Py_ssize_t _fill_rare(const Law* w, fl_rng* g, const Ids* s, int64_t* low, int64_t* ids, int* place,
+                                  bint placed, Py_ssize_t m) noexcept nogil:
+    """Those of the next m draws that may not be in the set; if `placed`, those that are not, and their places among
+    the m.  Returns how many there are."""
+    cdef Py_ssize_t i, there = m, kept = 0
+    cdef uint64_t v
+    cdef const uint8_t* byte = <const uint8_t*>s.word
+    if w.kind == FIXED and s.kind != TABLE:
+        return _fill_fixed(w, g, ids, m, NULL, s, place)
+    if w.kind == LOG_UNIFORM and s.kind != TABLE:
+        there = _fill_log_uniform(w, g, ids, m, _all_seen(w, s, low), place if placed else NULL)
+    else:
+        _fill(w, g, ids, m, NULL)
+        for i in range(m if placed else 0):
+            place[i] = <int>i
+    if not placed:
+        return there
+    for i in range(there):
+        v = <uint64_t>ids[i]
+        ids[kept] = <int64_t>v
+        place[kept] = place[i]
+        if s.kind == BYTES:
+            kept += 1 - byte[v]
+        elif s.kind == BITS:
+            kept += 1 - (s.word[v >> 6] >> (v & 63) & 1)
+        else:
+            kept += _is_new(s, v, False)
     return kept
 
 
 cdef inline void _run(const Law* w, fl_rng* g, const Ids* s, Job* job, int64_t budget) noexcept nogil:
     """Draws until the job is done, its limit is reached, or the budget is spent.
 
-    With a set, ids already in it are skipped, and `unique` adds the others to it; without one every draw counts.
+    With a set, ids already in it are skipped, and `unique` adds the others to it; without one every draw counts.  Draws
+    made in excess are forgotten: the stream of the next call begins elsewhere.
     """
-    cdef Py_ssize_t m, j, there, kept = job.size
+    cdef Py_ssize_t j, m, left, there, kept
     cdef int64_t low = 0
-    cdef int64_t few[FEW]
+    cdef int64_t some[BATCH]
+    cdef int place[BATCH]
     cdef int64_t stop = job.limit if job.limit - job.tries < budget else job.tries + budget
-    cdef bint rare
+    cdef bint rare = False                          # whether hardly any draw is new
+    cdef int64_t* ids
+    cdef double* weight
     while job.filled < job.size and job.tries < stop:
-        m = job.size - job.filled
-        if s == NULL or m > FEW:
-            there = m = m if m < 4*TILE else 4*TILE
-            rare = 4*kept < m
-            if rare and w.kind == LOG_UNIFORM and s.bitmap:
-                there = _fill_log_uniform(w, g, job.out + job.filled, m, _all_seen(w, s.word, &low))
+        left = job.size - job.filled
+        ids = job.out + job.filled
+        weight = job.weight + job.filled if job.weight != NULL else NULL
+        if s == NULL or left > FEW and not rare or left >= BATCH and w.kind == LOG_UNIFORM:
+            kept = there = m = left if left < BATCH else BATCH
+            if rare:
+                there = _fill_rare(w, g, s, &low, ids, place, False, m)
             else:
-                _fill(w, g, job.out + job.filled, m)
-            job.tries += m
-            kept = m if s == NULL else _keep_new(s, job.out + job.filled, there, job.unique, rare)
-            job.filled += kept
-        else:
-            # draws made in excess are forgotten: the stream of the next call begins elsewhere
-            m = FEW if job.tries else m
-            _fill(w, g, few, m)
-            for j in range(m):
-                job.tries += 1
-                if _is_new(s, <uint64_t>few[j], job.unique):
-                    job.out[job.filled] = few[j]
-                    job.filled += 1
-                    if job.filled == job.size:
+                _fill(w, g, ids, m, weight)
+            if s != NULL:
+                kept = _keep_new(s, ids, NULL if rare else weight, there, job.unique, rare)
+        else:                                       # more than are left, for most will be in the set
+            m = 4*left if rare else left if job.tries == 0 else FEW
+            m = FEW if rare and m < FEW else BATCH if m > BATCH else m
+            there = _fill_rare(w, g, s, &low, some, place, True, m)
+            kept = 0
+            for j in range(there):
+                if _is_new(s, <uint64_t>some[j], job.unique):
+                    ids[kept] = some[j]
+                    kept += 1
+                    if kept == left:
+                        m = place[j] + 1
                         break
+            rare = True
+        if rare and weight != NULL:
+            _weights(w, ids, weight, kept)
+        job.filled += kept
+        job.tries += m
+        rare = 4*kept < m
 
 
 cdef inline int64_t _set_size(int64_t n, int64_t ids) noexcept nogil:
-    """Words for a set of ids in [0, n): a bitmap if it is not much larger, else a table at most half full."""
+    """Words for a set of ids in [0, n): one for each where that is not much larger than a table at most half full."""
     cdef int64_t size = 8
+    if n <= L1 and n//8 <= 4*ids:
+        return n//8 + 1
     if n//64 <= 4*ids:
         return n//64 + 1
     while size < 2*ids:
@@ -450,21 +607,7 @@ cdef inline int64_t _set_size(int64_t n, int64_t ids) noexcept nogil:
     return size
 
 
-# --- probabilities ----------------------------------------------------------------------------------------------------
-
-cdef inline double _probability(const Law* w, int64_t v) noexcept nogil:
-    cdef int64_t c
-    if w.kind == UNIFORM:
-        return 1.0/w.total
-    if w.kind == LOG_UNIFORM:
-        return fl_two_atanh(1.0/(2.0*fl_from_id(v) + 3.0))*w.per_log
-    if w.kind == LEARNED:
-        c = w.table[v] + 1
-        if v % FANOUT:
-            c -= w.table[v - 1]
-        return <double>c/w.total
-    return w.weights[v]/w.total
-
+# --- bitmaps ----------------------------------------------------------------------------------------------------------
 
 cdef inline bint _has(const uint64_t* bits, int64_t v) noexcept nogil:
     return bits[v >> 6] >> (v & 63) & 1

@@ -111,28 +111,29 @@ FL_LAW int64_t fl_log_uniform(double y, int64_t *near) {
     *near |= (gap < 0 ? -gap : gap) <= e * 3.6e-15;        /* 16 units in the last place */
     return (int64_t)(fl_bits_of(t) - 0x4338000000000000u) - 1 - (gap < 0);
 }
-/* Which of the two ids of a bucket: the bucket itself below the threshold, in the low half of its entry, else the one in
-   the high half.  Without a branch to mispredict, and, by the empty assembly, not vectorised: gathers are slower. */
-FL_LAW int64_t fl_pick(const int64_t *table, uint64_t bucket, uint32_t share) {
-    const uint64_t entry = (uint64_t)table[bucket], other = entry >> 32;
-#if defined(__GNUC__)
-    __asm__ volatile("");
-#endif
-    return (int64_t)(other ^ ((other ^ bucket) & (0 - (uint64_t)(share < (uint32_t)entry))));
-}
 
+/* Which of the two ids of a bucket: the bucket itself below the threshold, in the low half of its entry, else the one in
+   the high half.  A compiler would branch, which is mispredicted half the time, or gather, which is slower. */
+FL_LAW int64_t fl_pick(int64_t entry, int64_t bucket, uint32_t share) {
+    int64_t id = (int64_t)((uint64_t)entry >> 32);
+#if defined(__GNUC__) && defined(__x86_64__)
+    __asm__("cmp %2, %1\n\tcmovb %3, %0" : "+r"(id) : "r"(share), "r"((uint32_t)entry), "r"(bucket) : "cc");
+#else
+    id ^= (id ^ bucket) & -(int64_t)(share < (uint32_t)entry);
+#endif
+    return id;
+}
 
 /* One more in place `place` of a node of the tree of counts, which holds running sums. */
 FL_LAW void fl_raise(int64_t *node, uint64_t place) {
-    static const int64_t steps[32] = {[16] = 1, 1, 1, 1, 1, 1, 1, 1, 1, 1, 1, 1, 1, 1, 1, 1};
-    const int64_t *step = steps + 16 - place;
+    static const int64_t steps[16] = {[8] = 1, 1, 1, 1, 1, 1, 1, 1};
+    const int64_t *step = steps + 8 - place;
 #if defined(__GNUC__)                           /* left to itself, gcc adds one by one */
     typedef int64_t eight __attribute__((vector_size(64), aligned(8)));
-    ((eight *)node)[0] += ((const eight *)step)[0];
-    ((eight *)node)[1] += ((const eight *)step)[1];
+    *(eight *)node += *(const eight *)step;
 #else
     int j;
-    for (j = 0; j < 16; j++) node[j] += step[j];
+    for (j = 0; j < 8; j++) node[j] += step[j];
 #endif
 }
 
@@ -141,19 +142,15 @@ FL_LAW void fl_raise(int64_t *node, uint64_t place) {
 FL_LAW int64_t fl_child(const int64_t *added, int bits, int64_t *left) {
     const int64_t r = *left;
 #if defined(__AVX512F__)
-    const __m512i at = _mm512_set1_epi64(r), ramp = _mm512_set_epi64(8, 7, 6, 5, 4, 3, 2, 1);
-    const __m512i low = _mm512_sll_epi64(ramp, _mm_cvtsi32_si128(bits));
-    const __m512i high = _mm512_add_epi64(low, _mm512_set1_epi64((int64_t)8 << bits));
-    const unsigned front = _mm512_cmple_epi64_mask(_mm512_add_epi64(_mm512_loadu_si512(added), low), at);
-    const unsigned back = _mm512_cmple_epi64_mask(_mm512_add_epi64(_mm512_loadu_si512(added + 8), high), at);
-    const int64_t below = __builtin_popcount(front | back << 8);
+    const __m512i ramp = _mm512_sll_epi64(_mm512_set_epi64(8, 7, 6, 5, 4, 3, 2, 1), _mm_cvtsi32_si128(bits));
+    const __m512i end = _mm512_add_epi64(_mm512_loadu_si512(added), ramp);
+    const int64_t below = __builtin_popcount(_mm512_cmple_epi64_mask(end, _mm512_set1_epi64(r)));
 #else                                           /* bisection without branches */
-    int64_t below = 8 * (added[7] + ((int64_t)8 << bits) <= r);
-    below += 4 * (added[below + 3] + ((below + 4) << bits) <= r);
+    int64_t below = 4 * (added[3] + ((int64_t)4 << bits) <= r);
     below += 2 * (added[below + 1] + ((below + 2) << bits) <= r);
     below += added[below] + ((below + 1) << bits) <= r;
 #endif
-    *left = r - (below << bits) - (below ? added[below - 1] : 0);
+    *left = r - (below << bits) - (added[below - (below != 0)] & -(int64_t)(below != 0));
     return below;
 }
 

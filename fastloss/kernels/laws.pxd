@@ -7,6 +7,6 @@ cdef extern from "laws.h" nogil:
     double fl_two_atanh(double s) noexcept
     double fl_from_id(int64_t v) noexcept
     int64_t fl_log_uniform(double y, int64_t* near) noexcept
-    int64_t fl_pick(const int64_t* table, uint64_t bucket, uint32_t share) noexcept
+    int64_t fl_pick(int64_t entry, int64_t bucket, uint32_t share) noexcept
     void fl_raise(int64_t* node, uint64_t place) noexcept
     int64_t fl_child(const int64_t* added, int bits, int64_t* left) noexcept

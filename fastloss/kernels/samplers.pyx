@@ -7,8 +7,9 @@ from libc.stdint cimport int64_t, uint32_t, uint64_t
 from libc.string cimport memset
 
 from draws cimport (
-    ALIAS, BUDGET, CACHED, CHUNK, COUNT, FIXED, INCLUSION, LEARNED, LOG_UNIFORM, PROBABILITY, SMALL, TILE, TRIES,
-    UNIFORM, Ids, Job, Law, _data, _fill, _has, _ids, _law, _mark, _pairs, _probability, _run, _set_size, _signals,
+    ALIAS, BUDGET, CACHED, CHUNK, COUNT, FANOUT, FIXED, INCLUSION, LEARNED, LOG_UNIFORM, PROBABILITY, SMALL, TILE, TRIES,
+    UNIFORM, Ids, Job, Law, _data, _fill, _has, _ids, _law, _mark, _pairs, _prefetch, _probability, _run, _set_size,
+    _signals, _weighs, _weight, _weights,
 )
 from inclusion cimport CLASSES, Crowd, _class, _interpolated, _wait, _waits
 from laws cimport fl_from_id, fl_one_minus_exp, fl_two_atanh
@@ -20,8 +21,7 @@ LAWS = {"uniform": UNIFORM, "log_uniform": LOG_UNIFORM, "learned_unigram": LEARN
 MEASURES = {"probability": PROBABILITY, "count": COUNT, "tries": TRIES, "inclusion": INCLUSION}
 
 
-def sample(int kind, int64_t n, object table, object weights, double total,
-           uint64_t key, uint64_t stream, uint64_t block, object out, bint unique, int64_t limit,
+def sample(tuple law, uint64_t key, uint64_t stream, uint64_t block, object out, bint unique, int64_t limit,
            object true, object true_count, object count):
     """Fill out with draws, distinct ones if `unique`.
 
@@ -36,26 +36,33 @@ def sample(int kind, int64_t n, object table, object weights, double total,
     cdef Job job
     cdef uint64_t small[SMALL]
     cdef uint64_t* large = NULL
-    cdef int64_t bad, size, trues, unused
+    cdef int64_t bad, size, trues, unused, i
     cdef const int64_t* ids = <const int64_t*>_data(true, &trues, False)
     cdef double* expected = <double*>_data(true_count, &unused, True)
     cdef double* counted = <double*>_data(count, &unused, True)
-    _law(&w, kind, n, table, weights, total)
-    bad = _outside(ids, trues, n)
+    _law(&w, law)
+    bad = _outside(ids, trues, w.n)
     job.out = <int64_t*>_data(out, &job.size, True)
     if bad >= 0 or job.size == 0:
         return bad, 0, 0.0
     job.filled, job.tries, job.limit, job.unique = 0, 0, limit, True
+    job.weight = NULL
+    if _weighs(&w) and w.n > CACHED:
+        job.weight = counted                        # reading them with the draws is one access instead of two
+        for i in range(trues if trues <= TILE else TILE):
+            _prefetch(&w, ids[i])                   # while the draws are made
+            if w.kind == LEARNED:                   # whose counts will be raised
+                fl_prefetch(w.table + w.start[1] + ids[i]//FANOUT)
     fl_rng_start(&g, key, stream, block)
     if unique:
-        size = _set_size(n, job.size)
+        size = _set_size(w.n, job.size)
         if size > SMALL:
             large = <uint64_t*>PyMem_RawCalloc(<size_t>size, 8)
             if large == NULL:
                 raise MemoryError()
         else:
             memset(small, 0, <size_t>size*8)
-        _ids(&s, large if large != NULL else small, size, n)
+        _ids(&s, large if large != NULL else small, size, w.n)
         known = &s
     try:
         while True:
@@ -68,8 +75,8 @@ def sample(int kind, int64_t n, object table, object weights, double total,
         PyMem_RawFree(large)
     if counted != NULL and job.filled == job.size:
         with nogil:
-            _expected(&w, ids, expected, trues, job.size, <double>job.tries)
-            _expected(&w, job.out, counted, job.size, job.size, <double>job.tries)
+            _expected(&w, ids, expected, trues, job.size, <double>job.tries, False)
+            _expected(&w, job.out, counted, job.size, job.size, <double>job.tries, job.weight != NULL)
     return -1, job.filled, <double>job.tries
 
 
@@ -77,17 +84,16 @@ cdef void _spread(const Law* w, uint64_t key, uint64_t stream, int64_t first, in
                   int64_t* out) noexcept nogil:
     cdef fl_rng g
     fl_rng_start(&g, key, stream, <uint64_t>first//2)
-    _fill(w, &g, out + first, last - first)
+    _fill(w, &g, out + first, last - first, NULL)
 
 
-def spread(int kind, int64_t n, object table, object weights, double total,
-           uint64_t key, uint64_t stream, object out, int n_threads):
+def spread(tuple law, uint64_t key, uint64_t stream, object out, int n_threads):
     """Fill out with draws of a law that takes two words for each, as alias tables do; threads do not change them."""
     cdef Law w
     cdef int64_t size, first = 0, last, tiles
     cdef int64_t* ids = <int64_t*>_data(out, &size, True)
     cdef int k, count
-    _law(&w, kind, n, table, weights, total)
+    _law(&w, law)
     while first < size:
         last = size if size - first < 16*BUDGET else first + 16*BUDGET
         tiles = (last - first + TILE - 1)//TILE
@@ -146,7 +152,7 @@ cdef Py_ssize_t _race(const Law* w, fl_rng* g, const uint64_t* seen, int64_t fir
     for v in range(first, last):
         if _has(seen, v):
             continue
-        p = w.weights[v] if w.weights else _probability(w, v)      # which may be too small for a double
+        p = _weight(w, v) if _weighs(w) else _probability(w, v)        # a quotient may be too small for a double
         if not p > 0:
             continue
         _pairs(g, 128)
@@ -188,8 +194,7 @@ cdef double _unseen(const Law* w, const uint64_t* seen, int64_t first, int64_t l
     return s
 
 
-def race(int kind, int64_t n, object table, object weights, double total,
-         uint64_t key, uint64_t stream, int64_t[::1] out, Py_ssize_t filled, const int64_t[::1] excluded,
+def race(tuple law, uint64_t key, uint64_t stream, int64_t[::1] out, Py_ssize_t filled, const int64_t[::1] excluded,
          uint64_t[::1] seen, double[::1] keys):
     """Fill the rest of out with distinct ids that are not excluded, in the order in which they would have been drawn.
 
@@ -202,15 +207,15 @@ def race(int kind, int64_t n, object table, object weights, double total,
     cdef int64_t first = 0, last
     cdef Py_ssize_t i, held = 0, wanted = out.shape[0] - filled
     cdef double mass = 0, tries = 0
-    _law(&w, kind, n, table, weights, total)
+    _law(&w, law)
     fl_rng_start(&g, key, stream, 0)
     with nogil:
         for i in range(excluded.shape[0]):
             _mark(&seen[0], excluded[i])
         for i in range(filled):
             _mark(&seen[0], out[i])
-    while first < n:
-        last = n if n - first < CHUNK else first + CHUNK
+    while first < w.n:
+        last = w.n if w.n - first < CHUNK else first + CHUNK
         with nogil:
             held = _race(&w, &g, &seen[0], first, last, &keys[0], &out[filled], held, wanted)
         first = last
@@ -222,8 +227,8 @@ def race(int kind, int64_t n, object table, object weights, double total,
         for i in range(filled, filled + wanted):
             _mark(&seen[0], out[i])
     first = 0
-    while first < n:
-        last = n if n - first < CHUNK else first + CHUNK
+    while first < w.n:
+        last = w.n if w.n - first < CHUNK else first + CHUNK
         with nogil:
             mass += _unseen(&w, &seen[0], first, last)
         first = last
@@ -237,9 +242,8 @@ def race(int kind, int64_t n, object table, object weights, double total,
     return tries
 
 
-def redraw(int kind, int64_t n, object table, object weights, double total,
-           uint64_t key, uint64_t stream, int64_t[::1] out, Py_ssize_t filled, const int64_t[::1] excluded,
-           uint64_t[::1] seen, double[::1] sums):
+def redraw(tuple law, uint64_t key, uint64_t stream, int64_t[::1] out, Py_ssize_t filled,
+           const int64_t[::1] excluded, uint64_t[::1] seen, double[::1] sums):
     """Fill the rest of out with independent draws among ids that are not excluded, by bisection of their running sums.
 
     `seen` is a bitmap of zeros, `sums` is scratch, one for each id.
@@ -249,12 +253,12 @@ def redraw(int kind, int64_t n, object table, object weights, double total,
     cdef int64_t v, low, high, middle
     cdef Py_ssize_t i
     cdef double mass = 0, at
-    _law(&w, kind, n, table, weights, total)
+    _law(&w, law)
     fl_rng_start(&g, key, stream, 0)
     with nogil:
         for i in range(excluded.shape[0]):
             _mark(&seen[0], excluded[i])
-        for v in range(n):
+        for v in range(w.n):
             mass += 0.0 if _has(&seen[0], v) else _probability(&w, v)
             sums[v] = mass
             if v % CHUNK == CHUNK - 1:
@@ -263,7 +267,7 @@ def redraw(int kind, int64_t n, object table, object weights, double total,
             _pairs(&g, 128)
             at = fl_open(fl_pair(g.word + g.next))*mass
             g.next += 2
-            low, high = 0, n - 1                    # first id whose sum exceeds `at`; at the end, the last unseen one
+            low, high = 0, w.n - 1                  # first id whose sum exceeds `at`; at the end, the last unseen one
             while low < high:
                 middle = low + (high - low)//2
                 if sums[middle] > at or sums[middle] == mass:
@@ -277,17 +281,21 @@ def redraw(int kind, int64_t n, object table, object weights, double total,
 
 # --- expected counts --------------------------------------------------------------------------------------------------
 
-cdef void _probabilities(const Law* w, const int64_t* ids, double* p, Py_ssize_t m) noexcept nogil:
+cdef void _probabilities(const Law* w, const int64_t* ids, double* p, Py_ssize_t m, bint weighed) noexcept nogil:
+    """`weighed`: p are the weights."""
     cdef Py_ssize_t i
     cdef double scale
     if w.kind == LOG_UNIFORM:
         scale = w.per_log
         for i in range(m):
             p[i] = fl_two_atanh(1.0/(2.0*fl_from_id(ids[i]) + 3.0))*scale
+    elif _weighs(w):
+        if not weighed:
+            _weights(w, ids, p, m)
+        scale = w.total
+        for i in range(m):
+            p[i] /= scale
     else:
-        if w.weights != NULL and w.n > CACHED:
-            for i in range(m):
-                fl_prefetch(w.weights + ids[i])
         for i in range(m):
             p[i] = _probability(w, ids[i])
 
@@ -318,22 +326,27 @@ cdef void _measured(double* p, Py_ssize_t m, int what, double x, const double* t
 
 
 cdef void _measure(const Law* w, const int64_t* ids, double* out, Py_ssize_t size, int what,
-                   double x, const double* times) noexcept nogil:
-    cdef Py_ssize_t i = 0, m
-    while i < size:
-        m = size - i if size - i < TILE else TILE
-        _probabilities(w, ids + i, out + i, m)
-        _measured(out + i, m, what, x, times)
-        i += m
+                   double x, const double* times, bint weighed) noexcept nogil:
+    """`weighed`: out holds the weights."""
+    cdef Py_ssize_t i = 0, m = size, some
+    if w.kind == UNIFORM:                           # one for all
+        m = 1 if size else 0
+    while i < m:
+        some = m - i if m - i < TILE else TILE
+        _probabilities(w, ids + i, out + i, some, weighed)
+        _measured(out + i, some, what, x, times)
+        i += some
+    for i in range(m, size):
+        out[i] = out[0]
 
 
 cdef void _expected(const Law* w, const int64_t* ids, double* out, Py_ssize_t size, int64_t wanted,
-                    double tries) noexcept nogil:
+                    double tries, bint weighed) noexcept nogil:
     """TensorFlow's expected counts of ids in a sample of `wanted` ids."""
     if tries == wanted:
-        _measure(w, ids, out, size, COUNT, <double>wanted, NULL)
+        _measure(w, ids, out, size, COUNT, <double>wanted, NULL, weighed)
     else:
-        _measure(w, ids, out, size, TRIES, tries, NULL)
+        _measure(w, ids, out, size, TRIES, tries, NULL, weighed)
 
 
 cdef int64_t _outside(const int64_t* ids, int64_t size, int64_t n) noexcept nogil:
@@ -354,8 +367,7 @@ def outside(object ids, int64_t n):
     return bad
 
 
-def measure(int kind, int64_t n, object table, object weights, double total,
-            object ids, object out, int what, double x, object times):
+def measure(tuple law, object ids, object out, int what, double x, object times):
     """Of each id, which must lie in [0, n), by `what` and with x:
 
     its probability P (x unused); its expected count x P in x draws; the probability 1 - (1 - P)^x that it is among x
@@ -367,9 +379,9 @@ def measure(int kind, int64_t n, object table, object weights, double total,
     cdef const double* waits = <const double*>_data(times, &size, False)
     cdef const int64_t* data = <const int64_t*>_data(ids, &size, False)
     cdef double* result = <double*>_data(out, &size, True)
-    _law(&w, kind, n, table, weights, total)
+    _law(&w, law)
     with nogil:
-        _measure(&w, data, result, size, what, x, waits)
+        _measure(&w, data, result, size, what, x, waits, False)
 
 
 cdef int64_t _tile(const Law* w, int64_t v, double* p) noexcept nogil:
@@ -378,12 +390,11 @@ cdef int64_t _tile(const Law* w, int64_t v, double* p) noexcept nogil:
     cdef Py_ssize_t i, m = w.n - v if w.n - v < TILE else TILE
     for i in range(m):
         ids[i] = v + i
-    _probabilities(w, ids, p, m)
+    _probabilities(w, ids, p, m, False)
     return v + m
 
 
-def inclusion_times(int kind, int64_t n, object table, object weights, double total, double wanted,
-                    const double[::1] nodes, const double[::1] gauss, double[::1] times):
+def inclusion_times(tuple law, double wanted, const double[::1] nodes, const double[::1] gauss, double[::1] times):
     """The x and times with which `measure` gives the probabilities that a sample of distinct ids holds an id.
 
     For so many ids `wanted`, less than there are of weight, by a Gauss rule on [-1, 1].  Returns x, which makes the sum
@@ -401,13 +412,13 @@ def inclusion_times(int kind, int64_t n, object table, object weights, double to
     if scratch == NULL:
         raise MemoryError()
     try:
-        _law(&w, kind, n, table, weights, total)
+        _law(&w, law)
         c.size, c.wanted = 0, wanted
         c.number, c.rate, c.absent = scratch, scratch + CLASSES, scratch + 2*CLASSES
         c.present, c.fewer = scratch + 3*CLASSES, scratch + 4*CLASSES
-        while v < n:
+        while v < w.n:
             with nogil:
-                while v < n:
+                while v < w.n:
                     first = v
                     v = _tile(&w, v, p)
                     for i in range(v - first):
@@ -428,9 +439,9 @@ def inclusion_times(int kind, int64_t n, object table, object weights, double to
     for _turn in range(50):                         # Newton's method: the sum is concave in x
         drawn = slope = error = 0
         v = 0
-        while v < n:
+        while v < w.n:
             with nogil:
-                while v < n:
+                while v < w.n:
                     first = v
                     v = _tile(&w, v, p)
                     for i in range(v - first):

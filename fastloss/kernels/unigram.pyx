@@ -31,8 +31,8 @@ def tree_add(object tree, int64_t n, object ids):
         for first in range(0, m, 64):
             last = m if m - first < 64 else first + 64
             for i in range(first, last if n > CACHED else first):
-                fl_prefetch(entry + (id[i] & -FANOUT))
-                fl_prefetch(entry + (id[i] & -FANOUT) + FANOUT//2)
+                fl_prefetch(entry + id[i])
+                fl_prefetch(entry + start[1] + id[i]//FANOUT)
             for i in range(first, last):
                 v = <uint64_t>id[i]
                 for level in range(levels):
