@@ -59,15 +59,19 @@ def free_bytes() -> int:
 def interleave(contenders: dict[str, Callable[[], Any]], seconds: float, least: int = 7) -> dict[str, list[float]]:
     """Seconds per call, one figure a round and contender.
 
-    Each round has an order of its own, for whoever runs leaves caches, freed memory and waking threads to the next.
+    A round calls each for about a millisecond, or once.  It has an order of its own, for whoever runs leaves caches,
+    freed memory and waking threads to the next.
     """
     times: dict[str, list[float]] = {name: [] for name in contenders}
     repeats = {}
     for name, f in contenders.items():
         f()
+        calls = 0
         start = time.perf_counter()
-        f()
-        repeats[name] = max(1, int(1e-3 / max(1e-9, time.perf_counter() - start)))
+        while calls == 0 or time.perf_counter() - start < 1e-3:  # the first ones find cold caches
+            f()
+            calls += 1
+        repeats[name] = calls
     end = time.perf_counter() + seconds
     shuffled = random.Random(0)
     for done in range(400):
