@@ -8,7 +8,19 @@ import numpy as np
 from numpy.typing import ArrayLike
 
 from fastloss import _threads
-from fastloss._draws import Floats, Ids, Law, Seed, as_array, as_ids, as_integer, finish, resolve_seed, try_limit
+from fastloss._draws import (
+    Floats,
+    Ids,
+    Law,
+    Seed,
+    aligned,
+    as_array,
+    as_ids,
+    as_integer,
+    finish,
+    resolve_seed,
+    try_limit,
+)
 from fastloss._native import alias, samplers
 
 
@@ -62,7 +74,7 @@ class AliasTable:
             raise ValueError(f"weights must be finite and not negative, got {own[bad]} at row {bad}")
         if not 1e-280 < total < np.inf:
             raise ValueError(f"weights must have a sum in [1e-280, 1.8e308], got {total}")
-        table = np.empty(own.size + (own.size + 1) // 2, np.int64)
+        table = aligned(own.size + (own.size + 1) // 2, np.dtype(np.int64))
         alias.build(own, total, low, table)
         self._law = (samplers.LAWS["alias"], own.size, table, own, total)
 

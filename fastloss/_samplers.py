@@ -7,13 +7,14 @@ from threading import Lock
 from typing import Any, NamedTuple
 
 import numpy as np
-from numpy.typing import ArrayLike
+from numpy.typing import ArrayLike, NDArray
 
 from fastloss._draws import (
     Floats,
     Ids,
     Law,
     Seed,
+    aligned,
     as_array,
     as_bool,
     as_finite,
@@ -28,7 +29,13 @@ from fastloss._draws import (
 from fastloss._native import alias, samplers, unigram
 
 _LAWS, _MEASURES, _INT64 = samplers.LAWS, samplers.MEASURES, np.dtype(np.int64)
+_ALL = 2**64 - 1
 _sample, _empty = samplers.sample, np.empty  # looked up once: a small call takes 4 us
+
+
+def _blocks(num_sampled: int) -> int:
+    """TensorFlow sets 2048 words of the stream aside for each id."""
+    return 512 * num_sampled
 
 
 class Candidates(NamedTuple):
@@ -44,7 +51,6 @@ class _Sampler:
 
     _law: Law
     _drawable: int  # ids of positive probability
-    _learns = False  # from true classes
 
     def __init__(self, law: Law, drawable: int, seed: Seed, expected_count: str) -> None:
         if expected_count not in ("tries", "inclusion"):
@@ -56,7 +62,7 @@ class _Sampler:
         self._block = 0
         self._last: tuple[int, bool, float] | None = None
         self._times: tuple[int, float, Floats] | None = None
-        self._size: tuple[int, bool, int] = 0, False, 0  # what the last call asked for, and the draws it might take
+        self._size: tuple[int, bool, int, int] = 0, False, 0, 0  # what the last call asked for: see _checked
         self._lock = Lock()
 
     @property
@@ -141,43 +147,45 @@ class _Sampler:
         with self._lock:
             return self._draw(num_sampled, unique, None)[1]
 
-    def _draw(self, num_sampled: int, unique: bool, true: Ids | None) -> tuple[int, Ids, tuple[Floats, Floats] | None]:
+    def _draw(
+        self, num_sampled: int, unique: bool, true: Ids | None
+    ) -> tuple[int, Ids, tuple[Floats, Floats] | None, bool]:
         """One call of TensorFlow's kernel; the caller holds the lock.
 
-        Returns the position of the first true id out of range (nothing is done then) or -1, the sample, and the
-        expected counts of true and sampled ids if the kernel gave them.
+        Returns the position of the first true id out of range (nothing is done then) or -1; the sample; the expected
+        counts of true and sampled ids if the kernel gave them; and whether it learned what there was to learn.
         """
-        size, distinct, limit = self._size
+        size, distinct, limit, blocks = self._size
         if num_sampled is not size or unique is not distinct:  # the same objects as last time need no check
-            size, distinct, limit = self._size = self._checked(num_sampled, unique)
+            size, distinct, limit, blocks = self._size = self._checked(num_sampled, unique)
         out = _empty(size, _INT64)
         of_true = counts = None
         if true is not None and not (distinct and self._inclusion):
             of_true, counts = _empty(true.shape), _empty(size)
         law, key, stream, block = self._law, self._key, self._stream, self._block
-        bad, filled, tries = _sample(law, key, stream, block, out, distinct, limit, true, of_true, counts)
+        bad, filled, tries, learned = _sample(law, key, stream, block, out, distinct, limit, true, of_true, counts)
         if bad >= 0:
-            return bad, out, None
+            return bad, out, None, False
         if filled < size:
             tries, counts = tries + finish(law, key, stream, block, out, filled), None
-        self._block = (block + 512 * size) % 2**64  # as _reserve does
+        self._block = block + blocks & _ALL
         self._last = size, distinct, tries
-        return -1, out, None if of_true is None or counts is None else (of_true, counts)
+        return -1, out, None if of_true is None or counts is None else (of_true, counts), learned
 
-    def _checked(self, num_sampled: int, unique: bool) -> tuple[int, bool, int]:
-        """A request for a sample, and how many draws it may take."""
+    def _checked(self, num_sampled: int, unique: bool) -> tuple[int, bool, int, int]:
+        """A request for a sample, how many draws it may take, and how much of the stream is set aside for it."""
         size, distinct = as_integer("num_sampled", num_sampled, 1), as_bool("unique", unique)
         if distinct and size > self._drawable:
             raise ValueError(
                 f"num_sampled must be at most {self._drawable}, the number of ids that can be drawn, "
                 f"when they are to be unique, got {size}"
             )
-        return size, distinct, try_limit(self._law[1], size) if distinct else size
+        return size, distinct, try_limit(self._law[1], size) if distinct else size, _blocks(size)
 
     def _reserve(self, num_sampled: int) -> tuple[int, int, int]:
-        """The place in the stream for one call; TensorFlow sets 2048 words aside for each id."""
+        """The place in the stream for one call."""
         block = self._block
-        self._block = (block + 512 * num_sampled) % 2**64
+        self._block = block + _blocks(num_sampled) & _ALL
         return self._key, self._stream, block
 
     def probability(self, ids: ArrayLike) -> Floats:
@@ -283,24 +291,25 @@ class _Sampler:
         TypeError, ValueError
             If true_classes are not integers in [0, range_max), and as `sample`; nothing is drawn or learned then.
         """
-        true = as_int64("true_classes", true_classes)
+        true = true_classes
+        if not (type(true) is np.ndarray and true.dtype is _INT64 and true.flags.carray):  # as_int64's own shortcut
+            true = as_int64("true_classes", true)
         lock = self._lock
         lock.acquire()  # `with` would cost a twentieth of a small call
         try:
-            bad, ids, counts = self._draw(num_sampled, unique, true)
+            bad, ids, counts, learned = self._draw(num_sampled, unique, true)
             if bad >= 0:
                 raise outside("true_classes", true_classes, self.range_max, bad)
             if counts is None:
                 counts = self._expected(true), self._expected(ids)
-            if self._learns:
+            if not learned:
                 self._learn(true)
         finally:
             lock.release()
         return tuple.__new__(Candidates, (ids, *counts))  # in a quarter of the time of NamedTuple's own constructor
 
     def _learn(self, ids: Ids) -> None:
-        """What a sampler that `_learns` does with the true classes that it has seen; the caller holds the lock."""
-        raise NotImplementedError
+        """What a sampler does with the true classes that it has seen; the caller holds the lock."""
 
 
 class UniformSampler(_Sampler):
@@ -383,7 +392,8 @@ class LearnedUnigramSampler(_Sampler):
     Parameters
     ----------
     range_max : int
-        At least 1, at most 2**40.  Memory: up to 9.2 bytes per id, of which the system gives only what is used.
+        At least 1, at most 2**40.  Memory: 4.3 bytes per id, or 9.2 where there are more than 2**28 ids or 1.8e9 counts
+        were added; the system gives only what is used.
     seed, expected_count : optional
         As for `UniformSampler`.
 
@@ -407,11 +417,11 @@ class LearnedUnigramSampler(_Sampler):
     array([3.])
     """
 
-    _learns = True
+    _added = 0  # ids that had been when inclusion times were last computed
 
     def __init__(self, range_max: int, *, seed: Seed = None, expected_count: str = "tries") -> None:
         n = as_integer("range_max", range_max, 1, 2**40)
-        tree = _lines(unigram.tree_size(n))
+        tree = _tree_for(n, 0)
         super().__init__((_LAWS["learned_unigram"], n, tree, None, 0.0), n, seed, expected_count)
 
     def __getstate__(self) -> dict[str, Any]:
@@ -423,12 +433,12 @@ class LearnedUnigramSampler(_Sampler):
 
     def __setstate__(self, state: dict[str, Any]) -> None:
         super().__setstate__(state)
-        tree = _lines(self._tree.size)
+        tree = aligned(self._tree.size, self._tree.dtype)
         tree[:] = self._tree
         self._law = (*self._law[:2], tree, *self._law[3:])
 
     @property
-    def _tree(self) -> Ids:
+    def _tree(self) -> NDArray[Any]:
         tree = self._law[2]
         assert tree is not None
         return tree
@@ -457,9 +467,21 @@ class LearnedUnigramSampler(_Sampler):
             self._learn(array)
 
     def _learn(self, ids: Ids) -> None:
-        self._times = None
-        _, n, tree, _, _ = self._law
-        unigram.tree_add(tree, n, ids)
+        if not unigram.tree_add(self._tree, self.range_max, ids):
+            self._count(self._counts(), ids.size)
+            unigram.tree_add(self._tree, self.range_max, ids)
+
+    def _count(self, counts: Ids, more: int = 0) -> None:
+        """Makes these the counts, in a tree with room for so many more."""
+        tree = _tree_for(counts.size, int(counts.sum()) - counts.size + more)
+        unigram.tree_build(tree, counts)
+        self._law = (*self._law[:2], tree, *self._law[3:])
+
+    def _included(self, num_sampled: int) -> tuple[int, float, Floats | None]:
+        added = int(self._tree[-1])
+        if added != self._added:
+            self._times, self._added = None, added
+        return super()._included(num_sampled)
 
     def _state(self) -> dict[str, Any]:
         return {**super()._state(), "counts": self._counts()}
@@ -471,14 +493,13 @@ class LearnedUnigramSampler(_Sampler):
         if counts.shape != (self.range_max,) or counts.min() < 1 or float(counts.sum(dtype=float)) > 2.0**62:
             raise ValueError(f"state['counts'] must be {self.range_max} positive numbers, got {counts!r}")
         self._times = None
-        unigram.tree_build(self._tree, counts.astype(np.int64, order="C"))
+        self._count(counts.astype(np.int64, order="C"))
 
 
-def _lines(size: int) -> Ids:
-    """Zeros that begin with a cache line, so that a node of a tree lies in one."""
-    room = np.zeros(size + 7, np.int64)
-    first = -room.__array_interface__["data"][0] % 64 // 8
-    return room[first : first + size]
+def _tree_for(n: int, added: int) -> NDArray[Any]:
+    """A tree of counts that are all one, over n ids, with room for so many that are added."""
+    wide = unigram.is_wide(n, added)
+    return aligned(unigram.tree_size(n, wide), np.dtype(np.int64 if wide else np.int32))
 
 
 class FixedUnigramSampler(_Sampler):
@@ -620,7 +641,7 @@ def _fixed_law(counts: Floats, reserved: int, distortion: float) -> tuple[Law, i
         raise ValueError(f"unigrams**distortion must be finite in float32, got {weights[bad]} for id {bad}")
     if not 0 < total * n < 3e38:
         raise ValueError(f"unigrams**distortion must have a sum in (0, 3e38/{n}), got {total}")
-    table = np.empty(2 * n, np.int64)
+    table = aligned(2 * n, _INT64)
     alias.build_float(weights, np.empty(n), np.empty(n, np.int64), table)
     return (_LAWS["fixed_unigram"], n, table, None, total), drawable
 

@@ -94,6 +94,71 @@ def test_ids_are_those_of_one_by_one_draws(law):
         assert sampler.state["last"] == (size, True, tries)
 
 
+def seen(n):
+    sampler = fl.LearnedUnigramSampler(n, seed=4)
+    sampler.update(np.arange(n).repeat(np.arange(n) % 7))
+    return sampler, slow.learned_unigram(sampler.counts)
+
+
+def zipf(n):
+    weights = 1e6 / np.arange(1, n + 1)
+    return fl.FixedUnigramSampler(weights, seed=4), slow.fixed_unigram(weights)
+
+
+MANY = {
+    "uniform": lambda n: (fl.UniformSampler(n, seed=4), slow.uniform(n)),
+    "log_uniform": lambda n: (fl.LogUniformSampler(n, seed=4), slow.log_uniform(n)),
+    "learned": seen,
+    "fixed": zipf,
+}
+
+
+@pytest.mark.parametrize("law", MANY)
+@pytest.mark.parametrize(
+    ("n", "sizes"),
+    # a byte for each id, a bit for each, a table; few of many, and so many that hardly any draw is new
+    [(4000, [3600, 1100, 20]), (20_000, [9000, 30]), (70_000, [40, 200])],
+)
+def test_many_distinct_ids_and_their_counts(law, n, sizes):
+    true = np.arange(0, n, n // 50).reshape(-1, 1)
+    for size in sizes:
+        sampler, draw = MANY[law](n)
+        probability = sampler.probability(np.arange(n))
+        ids, of_true, counts = sampler.candidates(true, size)
+        expected, tries = slow.sample(draw, 4, 0, size, True)
+        assert ids.tolist() == expected
+        assert sampler.state["last"] == (size, True, tries)
+        inside = -np.expm1(tries * np.log1p(-probability)) if tries > size else size * probability
+        np.testing.assert_allclose(counts, inside[ids], rtol=1e-13)
+        np.testing.assert_allclose(of_true, inside[true], rtol=1e-13)
+    sampler, draw = MANY[law](n)
+    probability = sampler.probability(np.arange(n))
+    ids, _, counts = sampler.candidates(true, 5000, unique=False)
+    assert ids.tolist() == slow.sample(draw, 4, 0, 5000, False)[0]
+    np.testing.assert_array_equal(counts, 5000 * probability[ids])
+
+
+@pytest.mark.parametrize("n", [20, 20_000])
+@pytest.mark.parametrize("how", ["update", "candidates"])
+def test_learned_counts_outgrow_32_bits(n, how):
+    sampler = fl.LearnedUnigramSampler(n, seed=9)
+    counts = np.ones(n, np.int64)
+    counts[5] += 2**31 - 1 - 2**28 - 60
+    sampler.state = {**sampler.state, "counts": counts}
+    for itemsize in (4, 8, 8):
+        ids = np.arange(40) % n
+        if how == "update":
+            sampler.update(ids)
+        else:
+            sampler.candidates(ids, 3)
+        counts += np.bincount(ids, minlength=n)
+        assert sampler._tree.itemsize == itemsize
+        assert (sampler.counts == counts).all()
+    drawn = fl.LearnedUnigramSampler(n, seed=9)
+    drawn.state = {**drawn.state, "counts": counts}
+    assert drawn.sample(500, unique=False).tolist() == slow.sample(slow.learned_unigram(counts), 9, 0, 500, False)[0]
+
+
 def test_learned_counts_beyond_32_bits():
     sampler = fl.LearnedUnigramSampler(40, seed=9)
     counts = np.ones(40, np.int64)

@@ -8,10 +8,11 @@ from cpython.exc cimport PyErr_CheckSignals
 from libc.math cimport exp, log1p
 from libc.stdint cimport int64_t, uint8_t, uint32_t, uint64_t
 
-from laws cimport fl_child, fl_from_id, fl_log_uniform, fl_pick, fl_two_atanh
+from laws cimport fl_from_id, fl_log_uniform, fl_pick, fl_two_atanh
 from rng cimport (
     fl_mod32, fl_mod64, fl_pair, fl_prefetch, fl_rng, fl_rng_fill, fl_rng_word, fl_unit, fl_wide,
 )
+from tree cimport Tree, count_of, counts_of, descend, learned, plant, prefetch_count
 
 cdef enum:
     UNIFORM, LOG_UNIFORM, LEARNED, FIXED, ALIAS     # kinds of law
@@ -21,8 +22,6 @@ cdef enum:
     AHEAD = 32                                      # how many of them are under way
     BATCH = 4*TILE
     FEW = 32                                        # below so many missing ids, look at each draw
-    FANOUT = 8                                      # children of a node of the tree of counts; laws.h counts on it
-    LEVELS = 16
     CHUNK = 1 << 16                                 # ids between two looks at pending signals
     FLOAT_BITS = 0x7FFFFF                           # of a word, for TensorFlow's float in [0, 1)
     L1 = 1 << 14                                    # bytes of the first-level cache that a set may take
@@ -42,8 +41,7 @@ cdef struct Law:
     const uint32_t* low         # of an alias table: the lower halves of its thresholds
     const double* weights       # of an alias table
     double total
-    int levels
-    int64_t start[LEVELS]       # of each level of the tree of counts
+    Tree tree                   # of a learned unigram
 
 
 cdef struct Ids:                # a set of ids
@@ -65,19 +63,6 @@ cdef struct Job:
 
 # --- the law ----------------------------------------------------------------------------------------------------------
 
-cdef inline int64_t _levels(int64_t n, int64_t* start, int* levels) noexcept nogil:
-    """Where the levels of a tree of counts over n ids begin, leaves first; returns its size."""
-    cdef int64_t size = 0
-    levels[0] = 0
-    while True:
-        start[levels[0]] = size
-        levels[0] += 1
-        n = n//FANOUT + (n % FANOUT != 0)
-        size += n*FANOUT
-        if n == 1:
-            return size
-
-
 cdef inline void _uniform_below(Law* w, uint64_t size, uint64_t top) noexcept nogil:
     """Exact uniform integers below size from words in [0, top], as TensorFlow draws them."""
     w.size = size
@@ -90,23 +75,27 @@ cdef inline int _signals() except -1 with gil:
     return 0
 
 
-cdef inline void* _data(object array, int64_t* size, bint write) except? NULL:
-    """Where an array of 8-byte numbers, which its owner keeps, begins; a tenth of the time of a memoryview."""
+cdef inline void* _view(object array, int64_t* size, int64_t* itemsize, bint write) except? NULL:
+    """Where an array, which its owner keeps, begins; a tenth of the time of a memoryview."""
     cdef Py_buffer view
-    size[0] = 0
-    if array is None:
-        return NULL
     PyObject_GetBuffer(array, &view, PyBUF_WRITABLE if write else PyBUF_SIMPLE)
-    size[0] = view.len//8
+    size[0], itemsize[0] = view.len//view.itemsize, view.itemsize
     PyBuffer_Release(&view)
     return view.buf
 
 
+cdef inline void* _data(object array, int64_t* size, bint write) except? NULL:
+    """The same, of numbers whose size is known; NULL for None."""
+    cdef int64_t itemsize
+    size[0] = 0
+    return _view(array, size, &itemsize, write) if array is not None else NULL
+
+
 cdef inline int _law(Law* w, tuple law) except -1:
-    cdef int64_t size
+    cdef int64_t size, itemsize = 0
     kind, n, table, weights, total = law
     w.kind, w.n, w.total, w.low = kind, n, total, NULL
-    w.table = <const int64_t*>_data(table, &size, False)
+    w.table = <const int64_t*>_view(table, &size, &itemsize, False) if table is not None else NULL
     w.weights = <const double*>_data(weights, &size, False)
     if w.kind == UNIFORM:
         _uniform_below(w, w.n, <uint64_t>-1)
@@ -115,8 +104,8 @@ cdef inline int _law(Law* w, tuple law) except -1:
         w.log_range = log1p(<double>w.n)
         w.per_log = 1.0/w.log_range
     elif w.kind == LEARNED:
-        size = _levels(w.n, w.start, &w.levels)
-        size = w.n + w.table[size - 1]                # the sum of all counts
+        plant(&w.tree, <void*>w.table, itemsize == 8, w.n)
+        size = w.n + learned(&w.tree)               # the sum of all counts
         w.total = <double>size
         _uniform_below(w, size, <uint32_t>-1 if size <= <uint32_t>-1 else <uint64_t>-1)
     elif w.kind == FIXED:
@@ -141,9 +130,8 @@ cdef inline const float* _pair_of(const Law* w, int64_t v) noexcept nogil:
 
 
 cdef inline double _weight(const Law* w, int64_t v) noexcept nogil:
-    cdef int64_t younger = v % FANOUT != 0          # no branch to mispredict
     if w.kind == LEARNED:
-        return <double>(w.table[v] + 1 - (w.table[v - younger] & -younger))
+        return <double>count_of(&w.tree, v)
     if w.kind == FIXED:
         return _pair_of(w, v)[0]
     return w.weights[v]
@@ -159,23 +147,22 @@ cdef inline double _probability(const Law* w, int64_t v) noexcept nogil:
 
 cdef inline void _weights(const Law* w, const int64_t* ids, double* out, Py_ssize_t m) noexcept nogil:
     cdef Py_ssize_t i
-    if w.n > CACHED:
-        for i in range(m if m < AHEAD else AHEAD):
-            _prefetch(w, ids[i])
-        for i in range(m - AHEAD):
-            _prefetch(w, ids[i + AHEAD])
-            out[i] = _weight(w, ids[i])
-        for i in range(m - AHEAD if m > AHEAD else 0, m):
-            out[i] = _weight(w, ids[i])
+    for i in range(m if w.n > CACHED else 0):
+        _prefetch(w, ids[i])
+    if w.kind == LEARNED:
+        counts_of(&w.tree, ids, out, m)
+    elif w.kind == FIXED:
+        for i in range(m):
+            out[i] = _pair_of(w, ids[i])[0]
     else:
         for i in range(m):
-            out[i] = _weight(w, ids[i])
+            out[i] = w.weights[ids[i]]
 
 
 cdef inline void _prefetch(const Law* w, int64_t v) noexcept nogil:
     """What `_weight` reads."""
     if w.kind == LEARNED:
-        fl_prefetch(w.table + v)
+        prefetch_count(&w.tree, v)
     elif w.kind == FIXED:
         fl_prefetch(w.table + 2*v)
     else:
@@ -308,16 +295,9 @@ cdef inline void _integers32(const Law* w, fl_rng* g, int64_t* out, Py_ssize_t m
 
 
 cdef inline void _fill_learned(const Law* w, fl_rng* g, int64_t* out, Py_ssize_t m, double* weight) noexcept nogil:
-    """Descend the tree of counts, TILE draws abreast so that their cache misses overlap.
-
-    An entry holds what was added to the counts of its subtree and of its elder siblings'; the ones that every id begins
-    with are not stored.  Ids beyond the range would have counts of one too, but lie after all that can be drawn.
-    """
+    """TILE draws abreast, so that their cache misses overlap."""
     cdef Py_ssize_t i = 0, j, ready
     cdef int64_t left[TILE]
-    cdef int64_t node[TILE]
-    cdef int64_t at
-    cdef int level
     while i < m:
         ready = m - i if m - i < TILE else TILE
         if w.size <= <uint32_t>-1:
@@ -325,19 +305,9 @@ cdef inline void _fill_learned(const Law* w, fl_rng* g, int64_t* out, Py_ssize_t
         else:
             for j in range(ready):
                 left[j] = <int64_t>_integer64(w, g)
-        for j in range(ready):
-            node[j] = 0
-        for level in range(w.levels - 1, -1, -1):
-            for j in range(ready):
-                at = node[j]*FANOUT
-                at += fl_child(w.table + w.start[level] + at, 3*level, &left[j])
-                node[j] = at
-                if level and w.n > CACHED:
-                    fl_prefetch(w.table + w.start[level - 1] + at*FANOUT)
-        for j in range(ready):
-            out[i + j] = node[j]
-            if weight != NULL:
-                weight[i + j] = _weight(w, node[j])
+        descend(&w.tree, left, out + i, ready)
+        if weight != NULL:
+            counts_of(&w.tree, out + i, weight + i, ready)
         i += ready
 
 

@@ -3,6 +3,7 @@
 #ifndef FASTLOSS_LAWS_H
 #define FASTLOSS_LAWS_H
 
+#include <stddef.h>
 #include <stdint.h>
 #include <string.h>
 #if defined(__AVX512F__)
@@ -124,33 +125,67 @@ FL_LAW int64_t fl_pick(int64_t entry, int64_t bucket, uint32_t share) {
     return id;
 }
 
-/* One more in place `place` of a node of the tree of counts, which holds running sums. */
-FL_LAW void fl_raise(int64_t *node, uint64_t place) {
-    static const int64_t steps[16] = {[8] = 1, 1, 1, 1, 1, 1, 1, 1};
-    const int64_t *step = steps + 8 - place;
-#if defined(__GNUC__)                           /* left to itself, gcc adds one by one */
-    typedef int64_t eight __attribute__((vector_size(64), aligned(8)));
-    *(eight *)node += *(const eight *)step;
+/* A node of the tree of counts is a cache line of running sums: 16 of 32 bits, narrow, or 8 of 64 bits, wide. */
+
+/* One more in place v >> shift, modulo the entries of a node, for each v of m ids.  The sums stay in a register: stores to
+   one line, each of which waits for the last, would take most of the time at the root.  Left to itself, gcc adds one by
+   one. */
+#if defined(__GNUC__)
+typedef int32_t fl_narrow_node __attribute__((vector_size(64), aligned(4)));
+typedef int64_t fl_wide_node __attribute__((vector_size(64), aligned(8)));
+#define FL_ADD_ALL(type, node, steps, entries)                                                                           \
+    type sum = *(type *)(node);                                                                                          \
+    for (i = 0; i < m; i++) sum += *(const type *)((steps) + (entries) - ((uint64_t)ids[i] >> shift) % (entries));       \
+    *(type *)(node) = sum
 #else
-    int j;
-    for (j = 0; j < 8; j++) node[j] += step[j];
+#define FL_ADD_ALL(type, node, steps, entries)                                                                           \
+    for (i = 0; i < m * (entries); i++)                                                                                  \
+        (node)[i % (entries)] += ((steps) + (entries) - ((uint64_t)ids[i / (entries)] >> shift) % (entries))[i % (entries)]
 #endif
+FL_LAW void fl_raise_narrow(int32_t *node, const int64_t *ids, ptrdiff_t m, int shift) {
+    static const int32_t steps[32] = {[16] = 1, 1, 1, 1, 1, 1, 1, 1, 1, 1, 1, 1, 1, 1, 1, 1};
+    ptrdiff_t i;
+    FL_ADD_ALL(fl_narrow_node, node, steps, 16);
+}
+FL_LAW void fl_raise_wide(int64_t *node, const int64_t *ids, ptrdiff_t m, int shift) {
+    static const int64_t steps[16] = {[8] = 1, 1, 1, 1, 1, 1, 1, 1};
+    ptrdiff_t i;
+    FL_ADD_ALL(fl_wide_node, node, steps, 8);
 }
 
 /* Which child of a node holds place `left`, and the place within it.  Child j, which has 2^bits ids, ends before
-   added[j] + (j + 1) 2^bits. */
-FL_LAW int64_t fl_child(const int64_t *added, int bits, int64_t *left) {
-    const int64_t r = *left;
+   added[j] + (j + 1) 2^bits.  Without AVX-512, bisection; nowhere a branch to mispredict. */
+FL_LAW int64_t fl_child_narrow(const int32_t *added, int bits, int64_t *left) {
+    const int32_t r = (int32_t)*left;
+    int64_t first;
 #if defined(__AVX512F__)
-    const __m512i ramp = _mm512_sll_epi64(_mm512_set_epi64(8, 7, 6, 5, 4, 3, 2, 1), _mm_cvtsi32_si128(bits));
-    const __m512i end = _mm512_add_epi64(_mm512_loadu_si512(added), ramp);
+    const __m512i ramp = _mm512_set_epi32(16, 15, 14, 13, 12, 11, 10, 9, 8, 7, 6, 5, 4, 3, 2, 1);
+    const __m512i end = _mm512_add_epi32(_mm512_loadu_si512(added), _mm512_sll_epi32(ramp, _mm_cvtsi32_si128(bits)));
+    const int64_t below = __builtin_popcount(_mm512_cmple_epi32_mask(end, _mm512_set1_epi32(r)));
+#else
+    int64_t below = 8 * (added[7] + (8 << bits) <= r);
+    below += 4 * (added[below + 3] + ((int32_t)(below + 4) << bits) <= r);
+    below += 2 * (added[below + 1] + ((int32_t)(below + 2) << bits) <= r);
+    below += added[below] + ((int32_t)(below + 1) << bits) <= r;
+#endif
+    first = below != 0;
+    *left = r - (below << bits) - (added[below - first] & -first);
+    return below;
+}
+FL_LAW int64_t fl_child_wide(const int64_t *added, int bits, int64_t *left) {
+    const int64_t r = *left;
+    int64_t first;
+#if defined(__AVX512F__)
+    const __m512i ramp = _mm512_set_epi64(8, 7, 6, 5, 4, 3, 2, 1);
+    const __m512i end = _mm512_add_epi64(_mm512_loadu_si512(added), _mm512_sll_epi64(ramp, _mm_cvtsi32_si128(bits)));
     const int64_t below = __builtin_popcount(_mm512_cmple_epi64_mask(end, _mm512_set1_epi64(r)));
-#else                                           /* bisection without branches */
+#else
     int64_t below = 4 * (added[3] + ((int64_t)4 << bits) <= r);
     below += 2 * (added[below + 1] + ((below + 2) << bits) <= r);
     below += added[below] + ((below + 1) << bits) <= r;
 #endif
-    *left = r - (below << bits) - (added[below - (below != 0)] & -(int64_t)(below != 0));
+    first = below != 0;
+    *left = r - (below << bits) - (added[below - first] & -first);
     return below;
 }
 

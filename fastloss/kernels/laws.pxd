@@ -1,4 +1,4 @@
-from libc.stdint cimport int64_t, uint32_t, uint64_t
+from libc.stdint cimport int32_t, int64_t, uint32_t, uint64_t
 
 cdef extern from "laws.h" nogil:
     double fl_bits_to_double(uint64_t bits) noexcept
@@ -8,5 +8,7 @@ cdef extern from "laws.h" nogil:
     double fl_from_id(int64_t v) noexcept
     int64_t fl_log_uniform(double y, int64_t* near) noexcept
     int64_t fl_pick(int64_t entry, int64_t bucket, uint32_t share) noexcept
-    void fl_raise(int64_t* node, uint64_t place) noexcept
-    int64_t fl_child(const int64_t* added, int bits, int64_t* left) noexcept
+    void fl_raise_narrow(int32_t* node, const int64_t* ids, Py_ssize_t m, int shift) noexcept
+    void fl_raise_wide(int64_t* node, const int64_t* ids, Py_ssize_t m, int shift) noexcept
+    int64_t fl_child_narrow(const int32_t* added, int bits, int64_t* left) noexcept
+    int64_t fl_child_wide(const int64_t* added, int bits, int64_t* left) noexcept

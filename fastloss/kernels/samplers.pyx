@@ -7,14 +7,15 @@ from libc.stdint cimport int64_t, uint32_t, uint64_t
 from libc.string cimport memset
 
 from draws cimport (
-    ALIAS, BUDGET, CACHED, CHUNK, COUNT, FANOUT, FIXED, INCLUSION, LEARNED, LOG_UNIFORM, PROBABILITY, SMALL, TILE, TRIES,
+    ALIAS, BUDGET, CACHED, CHUNK, COUNT, FIXED, INCLUSION, LEARNED, LOG_UNIFORM, PROBABILITY, SMALL, TILE, TRIES,
     UNIFORM, Ids, Job, Law, _data, _fill, _has, _ids, _law, _mark, _pairs, _prefetch, _probability, _run, _set_size,
     _signals, _weighs, _weight, _weights,
 )
 from inclusion cimport CLASSES, Crowd, _class, _interpolated, _wait, _waits
 from laws cimport fl_from_id, fl_one_minus_exp, fl_two_atanh
 from parallel cimport blocks, cut
-from rng cimport fl_open, fl_pair, fl_philox, fl_prefetch, fl_rng, fl_rng_start
+from rng cimport fl_open, fl_pair, fl_philox, fl_rng, fl_rng_start
+from tree cimport learn, prefetch_parent
 
 LAWS = {"uniform": UNIFORM, "log_uniform": LOG_UNIFORM, "learned_unigram": LEARNED, "fixed_unigram": FIXED,
         "alias": ALIAS}
@@ -25,9 +26,10 @@ def sample(tuple law, uint64_t key, uint64_t stream, uint64_t block, object out,
            object true, object true_count, object count):
     """Fill out with draws, distinct ones if `unique`.
 
-    Where `limit` draws were enough, and counts are wanted, gives the expected counts of the true and sampled ids, too.
-    Returns the position of the first true id outside the range, or -1 (if there is one, nothing is done); how many ids
-    there are; and how many draws were made, as a float.
+    Where `limit` draws were enough, and counts are wanted, gives the expected counts of the true and sampled ids, too,
+    and then a learned law learns the true ones, if its tree has room.  Returns the position of the first true id outside
+    the range, or -1 (if there is one, nothing is done); how many ids there are; how many draws were made, as a float;
+    and whether all was learned that there was to learn.
     """
     cdef Law w
     cdef fl_rng g
@@ -36,6 +38,7 @@ def sample(tuple law, uint64_t key, uint64_t stream, uint64_t block, object out,
     cdef Job job
     cdef uint64_t small[SMALL]
     cdef uint64_t* large = NULL
+    cdef bint done = False
     cdef int64_t bad, size, trues, unused, i
     cdef const int64_t* ids = <const int64_t*>_data(true, &trues, False)
     cdef double* expected = <double*>_data(true_count, &unused, True)
@@ -44,7 +47,7 @@ def sample(tuple law, uint64_t key, uint64_t stream, uint64_t block, object out,
     bad = _outside(ids, trues, w.n)
     job.out = <int64_t*>_data(out, &job.size, True)
     if bad >= 0 or job.size == 0:
-        return bad, 0, 0.0
+        return bad, 0, 0.0, False
     job.filled, job.tries, job.limit, job.unique = 0, 0, limit, True
     job.weight = NULL
     if _weighs(&w) and w.n > CACHED:
@@ -52,7 +55,7 @@ def sample(tuple law, uint64_t key, uint64_t stream, uint64_t block, object out,
         for i in range(trues if trues <= TILE else TILE):
             _prefetch(&w, ids[i])                   # while the draws are made
             if w.kind == LEARNED:                   # whose counts will be raised
-                fl_prefetch(w.table + w.start[1] + ids[i]//FANOUT)
+                prefetch_parent(&w.tree, ids[i])
     fl_rng_start(&g, key, stream, block)
     if unique:
         size = _set_size(w.n, job.size)
@@ -77,7 +80,8 @@ def sample(tuple law, uint64_t key, uint64_t stream, uint64_t block, object out,
         with nogil:
             _expected(&w, ids, expected, trues, job.size, <double>job.tries, False)
             _expected(&w, job.out, counted, job.size, job.size, <double>job.tries, job.weight != NULL)
-    return -1, job.filled, <double>job.tries
+            done = w.kind != LEARNED or learn(&w.tree, ids, trues)
+    return -1, job.filled, <double>job.tries, done
 
 
 cdef void _spread(const Law* w, uint64_t key, uint64_t stream, int64_t first, int64_t last,

@@ -1,75 +1,80 @@
-"""The tree of counts of the learned unigram.
-
-An entry holds what was added to the counts of its subtree and of its elder siblings'.
-"""
-from libc.stdint cimport int64_t, uint64_t
+"""The tree of counts of the learned unigram, made, changed and read: see tree.pxd."""
+from libc.stdint cimport int32_t, int64_t
 from libc.string cimport memset
 
-from draws cimport CACHED, CHUNK, FANOUT, LEVELS, _data, _levels, _signals
-from laws cimport fl_raise
-from rng cimport fl_prefetch
+from draws cimport CHUNK, _data, _signals, _view
+from tree cimport NARROW_IDS, NARROW_SUM, Sum, Tree, count_of, learn, plant
 
 
-def tree_size(int64_t n):
+def is_wide(int64_t n, int64_t added):
+    """Whether a tree over n ids must be wide for so many added ones."""
+    return n > NARROW_IDS or added > NARROW_SUM
+
+
+def tree_size(int64_t n, bint wide):
     """Entries of a tree of counts over n ids; zeros are the tree in which every count is one."""
-    cdef int64_t start[LEVELS]
-    cdef int levels
-    return _levels(n, start, &levels)
+    cdef Tree t
+    plant(&t, NULL, wide, n)
+    return t.size
+
+
+cdef int _tree(Tree* t, object tree, int64_t n) except -1:
+    cdef int64_t size, itemsize = 0
+    cdef void* entry = _view(tree, &size, &itemsize, True)
+    plant(t, entry, itemsize == 8, n)
+    return 0
 
 
 def tree_add(object tree, int64_t n, object ids):
-    """Adds one to the count of every id, which must lie in [0, n)."""
-    cdef int64_t start[LEVELS]
-    cdef int levels, level
-    cdef Py_ssize_t i, first, last
-    cdef int64_t size, m
-    cdef uint64_t v
-    cdef int64_t* entry = <int64_t*>_data(tree, &size, True)
+    """Adds one to the count of every id, which must lie in [0, n); or returns False, if a narrow tree has no room."""
+    cdef Tree t
+    cdef int64_t m
     cdef const int64_t* id = <const int64_t*>_data(ids, &m, False)
-    _levels(n, start, &levels)
+    cdef bint done
+    _tree(&t, tree, n)
     with nogil:
-        for first in range(0, m, 64):
-            last = m if m - first < 64 else first + 64
-            for i in range(first, last if n > CACHED else first):
-                fl_prefetch(entry + id[i])
-                fl_prefetch(entry + start[1] + id[i]//FANOUT)
-            for i in range(first, last):
-                v = <uint64_t>id[i]
-                for level in range(levels):
-                    fl_raise(entry + start[level] + (v & ~<uint64_t>(FANOUT - 1)), v % FANOUT)
-                    v //= FANOUT
+        done = learn(&t, id, m)
+    return done
 
 
-def tree_counts(const int64_t[::1] tree, int64_t[::1] counts):
+def tree_counts(object tree, int64_t[::1] counts):
     """Reads the counts."""
+    cdef Tree t
     cdef int64_t v, n = counts.shape[0]
+    _tree(&t, tree, n)
     with nogil:
         for v in range(n):
-            counts[v] = 1 + tree[v] - (tree[v - 1] if v % FANOUT else 0)
+            counts[v] = count_of(&t, v)
             if v % CHUNK == CHUNK - 1:
                 _signals()
 
 
-def tree_build(int64_t[::1] tree, const int64_t[::1] counts):
-    """Sets the counts."""
-    cdef int64_t start[LEVELS]
-    cdef int levels, level
-    cdef int64_t v, s, nodes, n = counts.shape[0]
+cdef void _build(const Tree* t, Sum* entry, const int64_t* counts, int64_t n) noexcept nogil:
+    cdef int64_t v, nodes = n, s
     cdef Py_ssize_t j
-    cdef int64_t* node
-    _levels(n, start, &levels)
+    cdef Sum* node
+    cdef int level
+    memset(entry, 0, <size_t>t.size*sizeof(Sum))
+    for v in range(n):
+        entry[v] = <Sum>(counts[v] - 1)
+    for level in range(t.levels):
+        nodes = ((nodes - 1) >> t.bits) + 1
+        for v in range(nodes):
+            node = entry + t.start[level] + (v << t.bits)
+            s = 0
+            for j in range(1 << t.bits):
+                s += node[j]
+                node[j] = <Sum>s
+            if level + 1 < t.levels:
+                entry[t.start[level + 1] + v] = <Sum>s
+
+
+def tree_build(object tree, const int64_t[::1] counts):
+    """Sets the counts, whose sum must fit the tree."""
+    cdef Tree t
+    _tree(&t, tree, counts.shape[0])
     with nogil:
-        memset(&tree[0], 0, <size_t>tree.shape[0]*8)
-        for v in range(n):
-            tree[v] = counts[v] - 1
-        nodes = n
-        for level in range(levels):
-            nodes = nodes//FANOUT + (nodes % FANOUT != 0)
-            for v in range(nodes):
-                node = &tree[start[level] + v*FANOUT]
-                s = 0
-                for j in range(FANOUT):
-                    s += node[j]
-                    node[j] = s
-                if level + 1 < levels:
-                    tree[start[level + 1] + v] = s
+        if t.wide:
+            _build(&t, <int64_t*>t.entry, &counts[0], counts.shape[0])
+        else:
+            _build(&t, <int32_t*>t.entry, &counts[0], counts.shape[0])
