@@ -30,7 +30,8 @@ from fastloss._native import alias, samplers, unigram
 
 _LAWS, _MEASURES, _INT64 = samplers.LAWS, samplers.MEASURES, np.dtype(np.int64)
 _ALL = 2**64 - 1
-_sample, _empty = samplers.sample, np.empty  # looked up once: a small call takes 4 us
+_NONE: Any = object()  # instead of true classes: no counts are wanted; as a size: none yet
+_sample, _empty, _new = samplers.sample, np.empty, tuple.__new__  # looked up once: a small call takes 4 us
 
 
 def _blocks(num_sampled: int) -> int:
@@ -62,7 +63,7 @@ class _Sampler:
         self._block = 0
         self._last: tuple[int, bool, float] | None = None
         self._times: tuple[int, float, Floats] | None = None
-        self._size: tuple[int, bool, int, int] = 0, False, 0, 0  # what the last call asked for: see _checked
+        self._size: tuple[int, bool, int, int] = _NONE, False, 0, 0  # what the last call asked for: see _checked
         self._lock = Lock()
 
     @property
@@ -144,33 +145,7 @@ class _Sampler:
         ValueError
             If num_sampled is not positive, or fewer different ids than that can be drawn.
         """
-        with self._lock:
-            return self._draw(num_sampled, unique, None)[1]
-
-    def _draw(
-        self, num_sampled: int, unique: bool, true: Ids | None
-    ) -> tuple[int, Ids, tuple[Floats, Floats] | None, bool]:
-        """One call of TensorFlow's kernel; the caller holds the lock.
-
-        Returns the position of the first true id out of range (nothing is done then) or -1; the sample; the expected
-        counts of true and sampled ids if the kernel gave them; and whether it learned what there was to learn.
-        """
-        size, distinct, limit, blocks = self._size
-        if num_sampled is not size or unique is not distinct:  # the same objects as last time need no check
-            size, distinct, limit, blocks = self._size = self._checked(num_sampled, unique)
-        out = _empty(size, _INT64)
-        of_true = counts = None
-        if true is not None and not (distinct and self._inclusion):
-            of_true, counts = _empty(true.shape), _empty(size)
-        law, key, stream, block = self._law, self._key, self._stream, self._block
-        bad, filled, tries, learned = _sample(law, key, stream, block, out, distinct, limit, true, of_true, counts)
-        if bad >= 0:
-            return bad, out, None, False
-        if filled < size:
-            tries, counts = tries + finish(law, key, stream, block, out, filled), None
-        self._block = block + blocks & _ALL
-        self._last = size, distinct, tries
-        return -1, out, None if of_true is None or counts is None else (of_true, counts), learned
+        return self.candidates(_NONE, num_sampled, unique)[0]
 
     def _checked(self, num_sampled: int, unique: bool) -> tuple[int, bool, int, int]:
         """A request for a sample, how many draws it may take, and how much of the stream is set aside for it."""
@@ -291,22 +266,38 @@ class _Sampler:
         TypeError, ValueError
             If true_classes are not integers in [0, range_max), and as `sample`; nothing is drawn or learned then.
         """
-        true = true_classes
+        # small calls count: this is one function, and does nothing that it need not
+        true: Any = true_classes
         if not (type(true) is np.ndarray and true.dtype is _INT64 and true.flags.carray):  # as_int64's own shortcut
-            true = as_int64("true_classes", true)
+            true = None if true is _NONE else as_int64("true_classes", true)
         lock = self._lock
-        lock.acquire()  # `with` would cost a twentieth of a small call
+        lock.acquire()  # a third of what `with` costs
         try:
-            bad, ids, counts, learned = self._draw(num_sampled, unique, true)
+            size, distinct, limit, blocks = self._size
+            if num_sampled is not size or unique is not distinct:  # the same objects as last time need no check
+                size, distinct, limit, blocks = self._size = self._checked(num_sampled, unique)
+            out = _empty(size, _INT64)
+            of_true = counts = None
+            if true is not None and not (distinct and self._inclusion):
+                of_true, counts = _empty(true.shape), _empty(size)
+            law, key, stream, block = self._law, self._key, self._stream, self._block
+            bad, filled, tries, learned = _sample(
+                law, key, stream, block, out, distinct, limit, true, of_true, counts
+            )
             if bad >= 0:
                 raise outside("true_classes", true_classes, self.range_max, bad)
-            if counts is None:
-                counts = self._expected(true), self._expected(ids)
-            if not learned:
-                self._learn(true)
+            if filled < size:
+                tries, counts = tries + finish(law, key, stream, block, out, filled), None
+            self._block = block + blocks & _ALL
+            self._last = size, distinct, tries
+            if true is not None:
+                if counts is None:
+                    of_true, counts = self._expected(true), self._expected(out)
+                if not learned:
+                    self._learn(true)
         finally:
             lock.release()
-        return tuple.__new__(Candidates, (ids, *counts))  # in a quarter of the time of NamedTuple's own constructor
+        return _new(Candidates, (out, of_true, counts))  # a quarter of what NamedTuple's own constructor costs
 
     def _learn(self, ids: Ids) -> None:
         """What a sampler does with the true classes that it has seen; the caller holds the lock."""

@@ -8,14 +8,14 @@ from libc.string cimport memset
 
 from draws cimport (
     ALIAS, BUDGET, CACHED, CHUNK, COUNT, FIXED, INCLUSION, LEARNED, LOG_UNIFORM, PROBABILITY, SMALL, TILE, TRIES,
-    UNIFORM, Ids, Job, Law, _data, _fill, _has, _ids, _law, _mark, _pairs, _prefetch, _probability, _run, _set_size,
+    UNIFORM, Ids, Job, Law, _data, _fill, _has, _ids, _law, _mark, _pairs, _probability, _run, _set_size,
     _signals, _weighs, _weight, _weights,
 )
 from inclusion cimport CLASSES, Crowd, _class, _interpolated, _wait, _waits
 from laws cimport fl_from_id, fl_one_minus_exp, fl_two_atanh
 from parallel cimport blocks, cut
 from rng cimport fl_open, fl_pair, fl_philox, fl_rng, fl_rng_start
-from tree cimport learn, prefetch_parent
+from tree cimport learn
 
 LAWS = {"uniform": UNIFORM, "log_uniform": LOG_UNIFORM, "learned_unigram": LEARNED, "fixed_unigram": FIXED,
         "alias": ALIAS}
@@ -39,7 +39,7 @@ def sample(tuple law, uint64_t key, uint64_t stream, uint64_t block, object out,
     cdef uint64_t small[SMALL]
     cdef uint64_t* large = NULL
     cdef bint done = False
-    cdef int64_t bad, size, trues, unused, i
+    cdef int64_t bad, size, trues, unused
     cdef const int64_t* ids = <const int64_t*>_data(true, &trues, False)
     cdef double* expected = <double*>_data(true_count, &unused, True)
     cdef double* counted = <double*>_data(count, &unused, True)
@@ -52,10 +52,7 @@ def sample(tuple law, uint64_t key, uint64_t stream, uint64_t block, object out,
     job.weight = NULL
     if _weighs(&w) and w.n > CACHED:
         job.weight = counted                        # reading them with the draws is one access instead of two
-        for i in range(trues if trues <= TILE else TILE):
-            _prefetch(&w, ids[i])                   # while the draws are made
-            if w.kind == LEARNED:                   # whose counts will be raised
-                prefetch_parent(&w.tree, ids[i])
+        w.tree.next, w.tree.n_next = ids, trues
     fl_rng_start(&g, key, stream, block)
     if unique:
         size = _set_size(w.n, job.size)

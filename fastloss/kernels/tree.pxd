@@ -26,12 +26,14 @@ cdef struct Tree:
     int levels
     int64_t start[LEVELS]       # of each level, leaves first
     int64_t size
+    const int64_t* next         # ids that will be read and raised after the next draws
+    Py_ssize_t n_next
 
 
 cdef inline void plant(Tree* t, void* entry, bint wide, int64_t n) noexcept nogil:
     """A tree of counts over n ids that lies in `entry`."""
     t.entry, t.wide, t.cold, t.bits = entry, wide, n > 1 << 14, 3 if wide else 4
-    t.levels, t.size = 0, 0
+    t.levels, t.size, t.n_next = 0, 0, 0
     while t.levels == 0 or n > 1:
         t.start[t.levels] = t.size
         t.levels += 1
@@ -79,10 +81,16 @@ cdef inline void _descend(const Tree* t, const Sum* entry, int64_t* left, int64_
     cdef Py_ssize_t j
     cdef int64_t at
     cdef int level, bits = 4 if Sum is int32_t else 3
+    cdef Py_ssize_t n_next
     for j in range(m):
         ids[j] = 0
     for level in range(t.levels - 1, -1, -1):
+        n_next = t.n_next if t.cold and 2 <= level <= 3 else 0          # where memory would be idle
         for j in range(m):
+            if j < n_next and level == 2:
+                prefetch_count(t, t.next[j])
+            elif j < n_next:
+                prefetch_parent(t, t.next[j])
             at = ids[j] << bits
             if Sum is int32_t:
                 at += fl_child_narrow(entry + t.start[level] + at, bits*level, &left[j])
