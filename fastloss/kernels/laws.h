@@ -97,6 +97,12 @@ FL_LAW double fl_two_atanh(double s) {
     return FL_MULADD(s * z, FL_MULADD(odd, z, even), 2.0 * s);
 }
 
+/* The same for 0 <= s <= 1/127, of which most terms are not needed */
+FL_LAW double fl_two_atanh_small(double s) {
+    const double z = s * s;
+    return FL_MULADD(s * z, FL_MULADD(z, FL_MULADD(z, 2.0 / 7, 2.0 / 5), 2.0 / 3), 2.0 * s);
+}
+
 /* v >= 0 as a double: AVX2 has no instruction for it. Its halves ride on 2^84 and 2^52; only the last sum rounds */
 FL_LAW double fl_from_id(int64_t v) {
     const double high = fl_bits_to_double(((uint64_t)v >> 32) | 0x4530000000000000u);

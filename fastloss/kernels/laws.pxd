@@ -5,6 +5,7 @@ cdef extern from "laws.h" nogil:
     uint64_t fl_bits_of(double x) noexcept
     double fl_one_minus_exp(double y) noexcept
     double fl_two_atanh(double s) noexcept
+    double fl_two_atanh_small(double s) noexcept
     double fl_from_id(int64_t v) noexcept
     int64_t fl_log_uniform(double y, int64_t* near) noexcept
     int64_t fl_pick(int64_t entry, int64_t bucket, uint32_t share) noexcept

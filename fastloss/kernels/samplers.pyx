@@ -12,7 +12,7 @@ from draws cimport (
     _signals, _weighs, _weight, _weights,
 )
 from inclusion cimport CLASSES, Crowd, _class, _interpolated, _wait, _waits
-from laws cimport fl_from_id, fl_one_minus_exp, fl_two_atanh
+from laws cimport fl_from_id, fl_one_minus_exp, fl_two_atanh, fl_two_atanh_small
 from parallel cimport blocks, cut
 from rng cimport fl_open, fl_pair, fl_philox, fl_rng, fl_rng_start
 from tree cimport learn
@@ -304,7 +304,7 @@ cdef void _probabilities(const Law* w, const int64_t* ids, double* p, Py_ssize_t
 cdef void _measured(double* p, Py_ssize_t m, int what, double x, const double* times) noexcept nogil:
     """Turns probabilities into what is asked for."""
     cdef Py_ssize_t i
-    cdef int64_t large = 0
+    cdef int64_t large = 0, middling = 0
     if what == COUNT:
         for i in range(m):
             p[i] *= x
@@ -312,12 +312,16 @@ cdef void _measured(double* p, Py_ssize_t m, int what, double x, const double* t
         x = x if x < 1e300 else 1e300               # no infinity times zero
         for i in range(m):
             large |= p[i] > 0.5
+            middling |= p[i] > 1.0/64
         if large:
             for i in range(m):
                 p[i] = fl_one_minus_exp(-x*log1p(-p[i] if p[i] < 1 else -1.0))
-        else:
+        elif middling:
             for i in range(m):
                 p[i] = fl_one_minus_exp(x*fl_two_atanh(p[i]/(2.0 - p[i])))
+        else:
+            for i in range(m):
+                p[i] = fl_one_minus_exp(x*fl_two_atanh_small(p[i]/(2.0 - p[i])))
     elif what == INCLUSION and times != NULL:
         for i in range(m):
             p[i] = fl_one_minus_exp(p[i]*x*_wait(times, p[i]))
