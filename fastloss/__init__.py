@@ -25,7 +25,7 @@ _MODULES = {
         "hinge_loss huber_loss log_cosh_loss mean_absolute_error mean_squared_error quantile_loss squared_hinge_loss"
     ),
     "_sampled": "nce_loss sampled_softmax_loss",
-    "_samplers": "FixedUnigramSampler LearnedUnigramSampler LogUniformSampler UniformSampler",
+    "_samplers": "LogUniformSampler UniformSampler",
     "_sequence": "packed_sequence_loss sequence_loss sequence_loss_by_example",
     "_sigmoid": (
         "log_sigmoid sigmoid sigmoid_cross_entropy_with_logits sigmoid_focal_loss softplus "
@@ -35,6 +35,7 @@ _MODULES = {
         "log_softmax logsumexp softmax softmax_cross_entropy_with_logits sparse_softmax_cross_entropy_with_logits"
     ),
     "_sparse_rows": "SparseRows",
+    "_unigrams": "FixedUnigramSampler LearnedUnigramSampler",
 }
 _MODULE_OF = {name: module for module, names in _MODULES.items() for name in names.split()}
 

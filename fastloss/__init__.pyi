@@ -26,7 +26,7 @@ from fastloss._regression import (
     squared_hinge_loss,
 )
 from fastloss._sampled import nce_loss, sampled_softmax_loss
-from fastloss._samplers import FixedUnigramSampler, LearnedUnigramSampler, LogUniformSampler, UniformSampler
+from fastloss._samplers import LogUniformSampler, UniformSampler
 from fastloss._sequence import packed_sequence_loss, sequence_loss, sequence_loss_by_example
 from fastloss._sigmoid import (
     log_sigmoid,
@@ -44,6 +44,7 @@ from fastloss._softmax import (
     sparse_softmax_cross_entropy_with_logits,
 )
 from fastloss._sparse_rows import SparseRows
+from fastloss._unigrams import FixedUnigramSampler, LearnedUnigramSampler
 
 __version__: str
 

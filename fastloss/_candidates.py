@@ -13,14 +13,8 @@ from fastloss import _threads
 from fastloss._alias import AliasTable
 from fastloss._draws import Ids, Law, Seed, as_array, as_bool, as_ids, as_int64, as_integer, resolve_seed, try_limit
 from fastloss._native import candidates, samplers
-from fastloss._samplers import (
-    Candidates,
-    FixedUnigramSampler,
-    LearnedUnigramSampler,
-    LogUniformSampler,
-    UniformSampler,
-    _Sampler,
-)
+from fastloss._samplers import Candidates, LogUniformSampler, UniformSampler, _Sampler
+from fastloss._unigrams import FixedUnigramSampler, LearnedUnigramSampler
 
 
 class AccidentalHits(NamedTuple):

@@ -12,8 +12,9 @@ from fastloss._gradients import Wants, differentiable
 from fastloss._logits import Logits, Slopes, buffer_of, contiguous, nce, padded, softmax, without_zeros
 from fastloss._native import sampled as _kernels
 from fastloss._reductions import Reduction
-from fastloss._samplers import Candidates, FixedUnigramSampler, LogUniformSampler, _Sampler
+from fastloss._samplers import Candidates, LogUniformSampler, _Sampler
 from fastloss._tables import Table
+from fastloss._unigrams import FixedUnigramSampler
 
 Array = NDArray[Any]
 STRATEGIES = ("mod", "div")

@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 from reference_samplers import chi_square_z
 
 import fastloss as fl
-from fastloss import _alias, _candidates, _samplers
+from fastloss import _alias, _candidates, _samplers, _unigrams
 
 LEARNED = fl.LearnedUnigramSampler(50, seed=3)
 LEARNED.update(np.repeat(np.arange(50), np.arange(50)))
@@ -48,7 +48,7 @@ def test_signatures_are_tensorflows(name, parameters):
     assert " ".join(inspect.signature(getattr(fl, name)).parameters) == parameters
 
 
-@pytest.mark.parametrize("module", [_alias, _candidates, _samplers], ids=lambda m: m.__name__)
+@pytest.mark.parametrize("module", [_alias, _candidates, _samplers, _unigrams], ids=lambda m: m.__name__)
 def test_examples(module):
     failed, tried = doctest.testmod(module)
     assert failed == 0 < tried
