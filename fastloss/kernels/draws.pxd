@@ -320,7 +320,7 @@ cdef inline Py_ssize_t _fill_fixed(const Law* w, fl_rng* g, int64_t* out, Py_ssi
     """
     cdef Py_ssize_t i = 0, j, ready, kept = 0
     cdef uint32_t share[TILE]
-    cdef uint32_t bucket[TILE + AHEAD]              # those past the end are prefetched for nothing
+    cdef uint32_t bucket[TILE + AHEAD]
     cdef uint32_t x, n = <uint32_t>w.size, reciprocal = <uint32_t>w.reciprocal, limit = <uint32_t>w.limit
     cdef int64_t redrawn, v
     cdef bint cold = n > CACHED, bytes = seen != NULL and seen.kind == BYTES
@@ -329,8 +329,6 @@ cdef inline Py_ssize_t _fill_fixed(const Law* w, fl_rng* g, int64_t* out, Py_ssi
     cdef const int64_t* table = w.table
     cdef const float* pair = _pair_of(w, 0)
     cdef const uint32_t* p
-    for j in range(TILE, TILE + AHEAD):
-        bucket[j] = 0
     while i < m:
         ready = _pairs(g, m - i)
         if ready > TILE:
@@ -348,6 +346,8 @@ cdef inline Py_ssize_t _fill_fixed(const Law* w, fl_rng* g, int64_t* out, Py_ssi
                 bucket[j] = <uint32_t>_integer32(w, g)
         else:
             g.next += <int>(2*ready)
+        for j in range(ready, ready + AHEAD):       # prefetched for nothing
+            bucket[j] = 0
         if cold:
             for j in range(ready if ready < AHEAD else AHEAD):
                 fl_prefetch(table + 2*<int64_t>bucket[j])
