@@ -204,16 +204,14 @@ def test_learned_takes_no_time_or_memory_before_it_is_used():
 
 
 def test_a_word_below_the_limit_is_drawn_again_in_the_middle_of_a_tile():
-    n = 2**32 * 100 // 2099  # the 32-bit law rejects a twentieth of the words
-    law = (kernels.LAWS["fixed_unigram"], n, np.zeros(2 * n, np.int64), None, 1.0)  # thresholds 0, all aliases 0
-    out = np.empty(1000, np.int64)
-    kernels.sample(law, 87654321, 5, 0, out, False, 1000, None, None, None)
-    assert (out == 0).all()
-    del law
-    small = fl.FixedUnigramSampler(np.ones(7), seed=5)
-    assert (
-        small.sample(1000, unique=False).tolist() == slow.sample(slow.fixed_unigram(np.ones(7)), 5, 0, 1000, False)[0]
-    )
+    n, size = 2**32 * 100 // 100_099, 10_000  # of which the 32-bit law rejects a thousandth of the words
+    table = np.zeros(2 * n, np.int64)
+    table[::2] = 2**23  # above every share: a draw is its bucket
+    out = np.empty(size, np.int64)
+    law = (kernels.LAWS["fixed_unigram"], n, table, None, 1.0)
+    kernels.sample(law, 87654321, 5, 0, out, False, size, None, None, None)
+    assert 3 < (slow.philox(87654321, 5, 0, size // 2)[:, 1::2] < 2**32 % n).sum() < 30
+    assert out.tolist() == slow.sample(lambda words: (words.word(), words.integer(n, 32))[1], 5, 0, size, False)[0]
 
 
 def test_instruction_sets_draw_the_same():
