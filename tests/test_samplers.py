@@ -460,7 +460,7 @@ ids_like = st.one_of(anything, st.lists(st.lists(st.integers(-2, 30), min_size=2
 mostly = lambda good: st.one_of(good, good, good, anything)  # noqa: E731
 
 
-@settings(max_examples=400, deadline=5000)
+@settings(max_examples=400, deadline=1000)
 @given(
     which=st.sampled_from(["uniform", "log_uniform", "learned_unigram", "fixed_unigram"]),
     true=ids_like,
