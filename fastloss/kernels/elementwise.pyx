@@ -14,7 +14,7 @@ from fastloss.kernels.arrays cimport F32, F64, Held, load, release, store
 from fastloss.kernels.lanes cimport halve_sum
 from fastloss.kernels.operands cimport (
     ABSENT, ARRAYS, CONSTANT, COTANGENT, DIRECT, EVEN, GRAD, HESSIAN, LABEL, LABEL_GRAD, LOSS, POS_WEIGHT,
-    POS_WEIGHT_GRAD, STRIP, UNEVEN, WEIGHT, X, Ahead, Job, Operand, arrange, ask, hold, place, settle,
+    POS_WEIGHT_GRAD, STRIP, UNEVEN, WEIGHT, X, Ahead, Job, Operand, arrange, ask, hold, look_ahead, place, settle,
 )
 from fastloss.kernels.parallel cimport blocks, cut
 from fastloss.kernels.regression cimport (
@@ -404,6 +404,7 @@ cdef double part(const Job* job, const Loss* loss, Py_ssize_t start, Py_ssize_t 
     cdef int j
     for j in range(LANES):
         lane[j] = 0
+    look_ahead(job, &ahead)
     fill(&a[X], n, x_)
     fill(&a[LABEL], n, y_)
     fill(&a[POS_WEIGHT], n, q_)
@@ -413,7 +414,7 @@ cdef double part(const Job* job, const Loss* loss, Py_ssize_t start, Py_ssize_t 
         n = stop - i if stop - i < SPAN else SPAN
         m = whole(n)
         ahead.next = (i + SPAN)*<Py_ssize_t>sizeof(real)
-        ahead.stop = ahead.next + m*<Py_ssize_t>sizeof(real)
+        ahead.stop = ahead.next + m*<Py_ssize_t>sizeof(real) if job.n_asked > 0 else 0
         x = fetch(job, &a[X], i, n, x_)
         y = fetch(job, &a[LABEL], i, n, y_) if a[LABEL].lies != ABSENT else x
         q = fetch(job, &a[POS_WEIGHT], i, n, q_) if a[POS_WEIGHT].lies != ABSENT else x

@@ -5,6 +5,7 @@ With m = |x| and s = log(1 + u): softplus(x) = s + max(x, 0), softplus(-x) = s +
 from libc.math cimport fabs
 from libc.stdint cimport uint32_t, uint64_t
 
+from fastloss.kernels.operands cimport STRIP
 from fastloss.kernels.special cimport fl_exp_minus, fl_product_rest, fma, log1p_unit, product_rest, scaled_unit
 from fastloss.kernels.vmath cimport fl_bits_of_double, fl_bits_of_float, fl_log1p, magnitude, real
 
@@ -87,27 +88,47 @@ cdef inline Terms weighted_cross_entropy(real x, real z, real q, real scaled) no
 
 
 cdef inline bint is_ordinary(const real* z, const real* scaled, Py_ssize_t n) noexcept nogil:
-    """Whether all labels are 0 or 1, and no u is subnormal or nearly."""
-    cdef uint32_t odd = 0, low = ~<uint32_t>0
-    cdef uint64_t odd2 = 0, low2 = ~<uint64_t>0
-    cdef Py_ssize_t k
+    """Whether all labels are 0 or 1, and no u is subnormal or nearly; n a multiple of STRIP."""
+    cdef uint32_t odd[STRIP]
+    cdef uint32_t low[STRIP]
+    cdef uint64_t odd2[STRIP]
+    cdef uint64_t low2[STRIP]
+    cdef uint32_t any = 0, least = ~<uint32_t>0
+    cdef uint64_t any2 = 0, least2 = ~<uint64_t>0
+    cdef Py_ssize_t g = 0
+    cdef int j
     if real is float:
-        for k in range(n):
-            odd |= fl_bits_of_float(fma(z[k], z[k], -z[k]))
-            low = fl_bits_of_float(scaled[k]) if fl_bits_of_float(scaled[k]) < low else low
-        return odd << 1 == 0 and low > fl_bits_of_float(1e-15)
+        for j in range(STRIP):
+            odd[j] = 0
+            low[j] = least
+        while g < n:
+            for j in range(STRIP):
+                odd[j] |= fl_bits_of_float(fma(z[g + j], z[g + j], -z[g + j]))
+                low[j] = fl_bits_of_float(scaled[g + j]) if fl_bits_of_float(scaled[g + j]) < low[j] else low[j]
+            g += STRIP
+        for j in range(STRIP):
+            any |= odd[j]
+            least = low[j] if low[j] < least else least
+        return any << 1 == 0 and least > fl_bits_of_float(1e-15)
     else:
-        for k in range(n):
-            odd2 |= fl_bits_of_double(fma(z[k], z[k], -z[k]))
-            low2 = fl_bits_of_double(scaled[k]) if fl_bits_of_double(scaled[k]) < low2 else low2
-        return odd2 << 1 == 0 and low2 > fl_bits_of_double(1e-200)
+        for j in range(STRIP):
+            odd2[j] = 0
+            low2[j] = least2
+        while g < n:
+            for j in range(STRIP):
+                odd2[j] |= fl_bits_of_double(fma(z[g + j], z[g + j], -z[g + j]))
+                low2[j] = fl_bits_of_double(scaled[g + j]) if fl_bits_of_double(scaled[g + j]) < low2[j] else low2[j]
+            g += STRIP
+        for j in range(STRIP):
+            any2 |= odd2[j]
+            least2 = low2[j] if low2[j] < least2 else least2
+        return any2 << 1 == 0 and least2 > fl_bits_of_double(1e-200)
 
 
 cdef inline Terms ordinary_cross_entropy(real x, real z, real q, real scaled) noexcept nogil:
     """The value of weighted_cross_entropy, to the bit, where the labels' products are exact."""
     cdef Terms t
-    cdef real low, s = log1p_unit(scaled/scaled_unit(x), &low), w = q if z != 0 else <real>1
-    cdef real m = -x if z != 0 else x, far
+    cdef real low, s = log1p_unit(scaled/scaled_unit(x), &low), c = 1 - z, w = fma(z, q, c), m = x*(c - z), far
     m = m if m > 0 else <real>0
     far = w*m
     t.value = fma(w, s, far + fma(w, low, product_rest(w, m, far)))
