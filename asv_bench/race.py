@@ -64,8 +64,10 @@ class Peers:
         except ImportError:
             self.missing.add(name)
             return None
-        if name == "torch" and module.get_num_threads() != self.threads:
-            module.set_num_threads(self.threads)
+        if name == "torch":
+            if module.get_num_threads() != self.threads:
+                module.set_num_threads(self.threads)
+            module.compiler.reset()  # else, after eight programs of a function, torch.compile runs it uncompiled
         return module
 
 

@@ -375,6 +375,15 @@ cdef inline char* apart(double* room, const char* x) noexcept nogil:
     return <char*>room + ((<uintptr_t>x//64*64 - <uintptr_t>room) & (PAGE//2 - 1)) + PAGE//4
 
 
+cdef bint only_total(const Job* job) noexcept nogil:
+    """Whether the sum of the losses is all that is asked for, and what it is of lies as it is computed."""
+    cdef int k
+    for k in range(ARRAYS):
+        if job.a[k].lies != (DIRECT if k == X or k == LABEL else ABSENT):
+            return False
+    return job.total
+
+
 cdef double part(const Job* job, const Loss* loss, Py_ssize_t start, Py_ssize_t stop, real dummy) noexcept nogil:
     """All that is asked for of elements start .. stop; the sum of their losses, if that is."""
     cdef real x_[SPAN]
@@ -389,6 +398,7 @@ cdef double part(const Job* job, const Loss* loss, Py_ssize_t start, Py_ssize_t 
     cdef Ahead ahead
     cdef OrdinaryCrossEntropy plain
     cdef bint ordinary = False
+    cdef bint in_place = not takes_exp(loss) and only_total(job)
     cdef real* to
     cdef real* u = <real*>apart(room, job.a[X].data if job.a[X].lies == DIRECT else <char*>x_)
     cdef real* v = <real*>(<char*>(u + SPAN) + PAGE//8)
@@ -412,6 +422,8 @@ cdef double part(const Job* job, const Loss* loss, Py_ssize_t start, Py_ssize_t 
     fill(&a[COTANGENT], n, c_)
     while i < stop:
         n = stop - i if stop - i < SPAN else SPAN
+        if in_place and stop - i > SPAN:
+            n = (stop - i)//STRIP*STRIP
         m = whole(n)
         ahead.next = (i + SPAN)*<Py_ssize_t>sizeof(real)
         ahead.stop = ahead.next + m*<Py_ssize_t>sizeof(real) if job.n_asked > 0 else 0
