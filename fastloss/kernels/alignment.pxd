@@ -7,7 +7,7 @@ from fastloss.kernels.arrays cimport Rows, index_at, row_at, store
 from fastloss.kernels.frames cimport (
     LANES, Frames, Softmax, add_terms, exponentials, fl_largest, fl_sum, padded, read_logits, whole,
 )
-from fastloss.kernels.vmath cimport FL_BIAS, FL_PREFETCH, fl_exp, fl_lo, fl_magic
+from fastloss.kernels.vmath cimport FL_BIAS, FL_PREFETCH, fl_exp_fine, fl_lo, fl_magic
 
 cdef extern from "find.h" nogil:
     int64_t fl_find(const double*, int64_t, double) noexcept
@@ -257,7 +257,7 @@ cdef inline void settle_frame(const Job* job, const Entry* it, Py_ssize_t t, con
     if it.grad != NULL:
         s.top[t].k = -1
         # the first condition is weaker and needs no exp
-        if 1.5*2.0**FL_BIAS*f.c > 0.5 and fl_exp(f.top - f.shift, fl_lo(f.power), fl_magic(f.power))*f.c > 0.5:
+        if 1.5*2.0**FL_BIAS*f.c > 0.5 and fl_exp_fine(f.top - f.shift, fl_lo(f.power), fl_magic(f.power))*f.c > 0.5:
             set_top(e, n, fl_find(x, n, f.top), f.c, &s.top[t])
         scaled = f.c*it.scale
         for k in range(c):

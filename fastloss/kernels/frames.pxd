@@ -3,7 +3,7 @@ from libc.math cimport INFINITY
 from libc.stdint cimport int64_t
 
 from fastloss.kernels.arrays cimport Held, Rows, load, take
-from fastloss.kernels.vmath cimport fl_exp, fl_lo, fl_magic, fl_power, fl_shift
+from fastloss.kernels.vmath cimport fl_exp_fine, fl_lo, fl_magic, fl_power, fl_shift
 
 cdef extern from "lattice.h" nogil:
     double fl_largest(const double*, int64_t) noexcept
@@ -63,7 +63,7 @@ cdef inline void exponentials(Py_ssize_t c, const double* x, double* e, const So
     cdef Py_ssize_t k, n = padded(c)
     cdef double shift = s.shift, lo = fl_lo(s.power), magic = fl_magic(s.power)
     for k in range(n):
-        e[k] = fl_exp(x[k] - shift, lo, magic)
+        e[k] = fl_exp_fine(x[k] - shift, lo, magic)
     for k in range(n, whole(c)):
         e[k] = 0
 

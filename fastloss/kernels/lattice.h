@@ -60,7 +60,7 @@ FL_INLINE void fl_exp_wide(double d, double *m, double *e) {
     n = FL_FMA(d, 1.4426950408889634, FL_ROUND) - FL_ROUND;
     r = FL_FMA(n, -6.93147180369123816490e-01, d);
     r = FL_FMA(n, -1.90821492927058770002e-10, r);
-    *m = fl_exp(r, -1.0, FL_ROUND + 1023.0);
+    *m = fl_exp_fine(r, -1.0, FL_ROUND + 1023.0);
     *e = n;
 }
 

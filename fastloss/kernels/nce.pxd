@@ -9,7 +9,7 @@ from fastloss.kernels.lanes cimport fl_halve_product, fl_halve_sum
 from fastloss.kernels.special cimport fma
 from fastloss.kernels.terms cimport L, ROWS
 from fastloss.kernels.vmath cimport (
-    FL_BIAS, bias_of, exp_of, fl_exp, fl_lo, fl_log1p, fl_magic, lo_of, magic_of, magnitude, real,
+    FL_BIAS, bias_of, exp_of, fl_exp_fine, fl_lo, fl_log1p, fl_magic, lo_of, magic_of, magnitude, real,
 )
 
 cdef enum:
@@ -76,7 +76,7 @@ cdef inline void nce_true(const double* zt, Py_ssize_t n, double num_true, const
     cdef Py_ssize_t j
     for j in range(n):
         v = zt[j]
-        q = fl_exp(-fabs(v), lo, magic)
+        q = fl_exp_fine(-fabs(v), lo, magic)
         near = fl_log1p(q)
         far = near + fabs(v)
         up = share*(near if v > 0 else far)
@@ -86,7 +86,7 @@ cdef inline void nce_true(const double* zt, Py_ssize_t n, double num_true, const
         return
     for j in range(n):
         v = zt[j]
-        q = fl_exp(-fabs(v), lo, magic)
+        q = fl_exp_fine(-fabs(v), lo, magic)
         p = 1 + q                                           # sigmoid(v), and sigmoid(-v) = 1 - p without cancellation
         up = (1.0 if v > 0 else q)/p
         below = (q if v > 0 else 1.0)/p

@@ -33,13 +33,13 @@ FL_INLINE float fl_exp_scaledf(float a, float far) {
     return fl_exp_signedf(far < a ? far : a, -1.0f, fl_magicf(0.0f));
 }
 FL_INLINE float fl_exp_minusf(float a, float far) { return fl_exp_scaledf(a, far) * (1.0f / FL_SCALEDF); }
-FL_INLINE double fl_exp_scaled(double a) { return fl_exp(-a, fl_lo(0.0), fl_magic(0.0)); }
+FL_INLINE double fl_exp_scaled(double a) { return fl_exp_fine(-a, fl_lo(0.0), fl_magic(0.0)); }
 FL_INLINE double fl_exp_minus(double a) { return fl_exp_scaled(a) * (1.0 / FL_SCALED); }
 
 /* ---- exp(x + low), |low| below an ulp of x: inf and subnormals where they belong --------------------------------- */
 FL_INLINE double fl_exp_any(double x, double low) {
     double high = x > 720.0 ? 720.0 : x, e;               /* two units, so that both ends of the range are in one */
-    e = fl_exp(high, fl_lo(0.0), x > 0.0 ? fl_magic(1000.0) : fl_magic(0.0));
+    e = fl_exp_fine(high, fl_lo(0.0), x > 0.0 ? fl_magic(1000.0) : fl_magic(0.0));
     return FL_FMA(e, low, e) * (x > 0.0 ? 0x1p880 : 0x1p-120);
 }
 

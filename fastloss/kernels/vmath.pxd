@@ -23,6 +23,7 @@ cdef extern from "vmath.h" nogil:
     float fl_expf(float, float, float) noexcept
     float fl_expf_fine(float, float, float) noexcept
     double fl_exp(double, double, double) noexcept
+    double fl_exp_fine(double, double, double) noexcept
     double fl_exp_label(double, double, int) noexcept
     double fl_log1p(double) noexcept
     double fl_log1p_short(double) noexcept
@@ -85,7 +86,7 @@ cdef inline real exp_fine(real d, real lo, real magic) noexcept nogil:
     if real is float:
         return fl_expf_fine(d, lo, magic)
     else:
-        return fl_exp(d, lo, magic)
+        return fl_exp_fine(d, lo, magic)
 
 
 cdef inline real scaled(real e, real c, real rest) noexcept nogil:
