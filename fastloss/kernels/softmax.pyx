@@ -57,18 +57,19 @@ cdef int run(Job* job, real dummy, int n_threads) except -1:
     cdef real* scratch
     cdef void* memory
     job.group = ROWS
-    if not direct:
-        room = STRIDED if job.logits.step != job.logits.itemsize else BLOCK*ROWS
-        if c*ROWS > room:
-            job.group = <int>(room//c) if c < room else 1
+    job.together = ROWS if direct else 1
+    if job.logits.step != job.logits.itemsize:
+        if c*ROWS > STRIDED:
+            job.group = <int>(STRIDED//c) if c < STRIDED else 1
+        job.together = job.group
     job.stream = (c > TILE and job.grad.data != NULL and is_direct(&job.grad, dummy)
                   and fl_streams(<double>n*<double>c*sizeof(real), n_threads))
     kept = job.grad.data != NULL and job.what != LOG_SOFTMAX
     built = job.what == CROSS_ENTROPY and (job.soft or (not job.index and not is_direct(&job.labels, dummy)))
-    job.built = 2*c if built else 0
+    job.built = (2*c + 15)//16*16 if built else 0
     job.kept = (c + 2*L + 15)//16*16 if kept else 0
     job.fetched = job.built + 2*job.kept
-    room = (job.fetched + (0 if direct else job.group*c) + 31)//16*16 if c > DENSE_TILE else 16
+    room = (job.fetched + (0 if direct else job.together*c) + 31)//16*16 if c > DENSE_TILE else 16
     memory = PyMem_RawMalloc(k*room*sizeof(real) + 64)
     if memory == NULL:
         raise MemoryError()

@@ -46,7 +46,8 @@ cdef struct Job:
     double smoothing
     int hessian
     double mean                 # of the loss, where the labels' gradient has to go through its denominator
-    int group                   # rows fetched together
+    int group                   # rows whose losses are finished together
+    int together                # rows fetched together: where their elements share cache lines
     Py_ssize_t built            # elements of scratch: targets in float64,
     Py_ssize_t kept             # then the terms of one row, and of another,
     Py_ssize_t fetched          # then gathered rows, from here on

@@ -51,13 +51,21 @@ cdef inline const char* source_of(const Job* job, Py_ssize_t i, Py_ssize_t stop,
     return row_at(&job.logits, i)
 
 
+cdef inline Py_ssize_t fetch_from(const Job* job, Py_ssize_t i, Py_ssize_t r, Py_ssize_t n, real* scratch,
+                                  const real** row) noexcept nogil:
+    """row[r ..] = rows i + r .., as many of n as are fetched together; how many of n there are now."""
+    cdef Py_ssize_t k = n - r if n - r < job.together else job.together
+    fetch(&job.logits, &job.where, i + r, k, scratch + job.fetched, row + r)
+    return r + k
+
+
 cdef inline void index_rows(const Job* job, Py_ssize_t start, Py_ssize_t stop, real* scratch) noexcept nogil:
     cdef const real* row[ROWS]
     cdef Terms terms[ROWS]
     cdef double ratio[ROWS]
     cdef double weight[ROWS]
     cdef int64_t y[ROWS]
-    cdef Py_ssize_t i = start, c = job.logits.width, n, r
+    cdef Py_ssize_t i = start, c = job.logits.width, n, r, fetched
     cdef real* e = scratch              # the terms of this row; another row's may wait in the other half
     cdef Due due
     cdef real loss[ROWS]
@@ -67,14 +75,16 @@ cdef inline void index_rows(const Job* job, Py_ssize_t start, Py_ssize_t stop, r
     due.pace = L*job.logits.itemsize
     while i < stop:
         n = stop - i if stop - i < job.group else job.group
-        fetch(&job.logits, &job.where, i, n, scratch + job.fetched, row)
         labels_of(job, i, n, y, weight)
+        fetched = 0
         for r in range(n):
+            if r == fetched:
+                fetched = fetch_from(job, i, r, n, scratch, row)
             s = scale_of(job, i + r)*weight[r]
             if weight[r] == 0:
                 terms[r].others = terms[r].gap = terms[r].power = 0
             else:
-                due.ahead = source_of(job, i + n + r, stop, e[0])
+                due.ahead = source_of(job, i + r + job.together, stop, e[0])
                 row_terms(row[r], c, y[r], e if job.grad.data != NULL else NULL, &terms[r], &due)
             if job.grad.data == NULL:
                 continue
@@ -358,14 +368,16 @@ cdef inline void target_rows(const Job* job, Py_ssize_t start, Py_ssize_t stop, 
     cdef double weight[ROWS]
     cdef double ratio[ROWS]
     cdef real loss[ROWS]
-    cdef Py_ssize_t i = start, n, r
+    cdef Py_ssize_t i = start, n, r, fetched
     cdef double* built = <double*>scratch   # the row's targets, where they are not read as they lie
     cdef real* e = scratch + job.built
     everything.data = NULL
     while i < stop:
         n = stop - i if stop - i < job.group else job.group
-        fetch(&job.logits, &job.where, i, n, scratch + job.fetched, row)
+        fetched = 0
         for r in range(n):
+            if r == fetched:
+                fetched = fetch_from(job, i, r, n, scratch, row)
             if job.index and label_of(job, i + r) < 0:
                 terms[r].others = terms[r].gap = terms[r].power = dots[r] = weight[r] = 0
                 put_zeros(&job.grad, i + r)
@@ -401,7 +413,7 @@ cdef inline void normal_rows(const Job* job, Py_ssize_t start, Py_ssize_t stop, 
     cdef real w[BLOCK + L]
     cdef Terms terms
     cdef Due due
-    cdef Py_ssize_t i = start, c = job.logits.width, n, r, top
+    cdef Py_ssize_t i = start, c = job.logits.width, n, r, fetched, top
     cdef real* e = scratch
     cdef real m
     cdef double total, ratio
@@ -410,10 +422,12 @@ cdef inline void normal_rows(const Job* job, Py_ssize_t start, Py_ssize_t stop, 
     due.pace = L*job.logits.itemsize
     while i < stop:
         n = stop - i if stop - i < job.group else job.group
-        fetch(&job.logits, &job.where, i, n, scratch + job.fetched, row)
+        fetched = 0
         for r in range(n):
+            if r == fetched:
+                fetched = fetch_from(job, i, r, n, scratch, row)
             if job.what == SOFTMAX:
-                due.ahead = source_of(job, i + n + r, stop, e[0])
+                due.ahead = source_of(job, i + r + job.together, stop, e[0])
                 row_terms(row[r], c, 0, e, &terms, &due)
                 total = total_of(&terms, e[0])
                 put_terms(job, i + r, e, c, 0, label_of_terms(&terms, e[0])/total,
