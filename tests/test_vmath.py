@@ -60,7 +60,7 @@ def test_exp_at_the_ends():
         np.testing.assert_array_equal(out, [0, 0, one, one, np.nan])
 
 
-@pytest.mark.parametrize("fine, most", [(True, 0.75), (False, 0.95)])
+@pytest.mark.parametrize(("fine", "most"), [(True, 0.75), (False, 0.95)])
 def test_exp_float64(fine, most):
     rng = np.random.default_rng(0)
     x = np.concatenate([-rng.uniform(0, 780, 300_000), rng.uniform(-1, 1, 300_000), rng.uniform(0, 277, 100_000),

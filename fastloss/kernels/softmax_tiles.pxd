@@ -84,7 +84,6 @@ cdef inline void index_tiles(const Job* job, Py_ssize_t start, Py_ssize_t stop, 
     cdef real label[LANES]
     cdef int64_t y[LANES]
     cdef double weight[LANES]
-    cdef double inverse[LANES]
     cdef double entry[LANES]
     cdef Lanes rows
     cdef Asks asks
@@ -104,7 +103,7 @@ cdef inline void index_tiles(const Job* job, Py_ssize_t start, Py_ssize_t stop, 
             label[j] = <real>y[j]
         tile_max(b, c, lanes, m)
         tile_terms(b, c, lanes, m, label, &rows, &asks, i, n)
-        tile_ratios(lanes, &rows, m[0])
+        tile_ratios(lanes, &rows, job.grad.data != NULL, m[0])
         for j in range(lanes):
             v = <real>(rows.ratio[j]*weight[j])
             m[j] = v if weight[j] != 0 else <real>0
@@ -116,9 +115,8 @@ cdef inline void index_tiles(const Job* job, Py_ssize_t start, Py_ssize_t stop, 
                 for r in range(n):
                     weight[r] *= job.scale[i + r]
             for j in range(lanes):
-                inverse[j] = 1/rows.total[j]
-                entry[j] = -(rows.others[j]*inverse[j])*weight[j]
-            scale_tile(b, c, lanes, weight, inverse, rows.total, label, entry)
+                entry[j] = -(rows.others[j]*rows.inverse[j])*weight[j]
+            scale_tile(b, c, lanes, weight, rows.inverse, rows.total, label, entry)
             store_tile(&job.grad, i, n, b)
         i += n
 
@@ -188,10 +186,10 @@ cdef inline void target_tiles(const Job* job, Py_ssize_t start, Py_ssize_t stop,
     cdef double rest[LANES]
     cdef double t_top[LANES]
     cdef double scale[LANES]
-    cdef double inverse[LANES]
     cdef double entry[LANES]
     cdef double at_top[LANES]
     cdef double factor[LANES]
+    cdef double label
     cdef Lanes rows
     cdef Asks asks
     cdef Py_ssize_t i = start, c = job.logits.width, n, r, k
@@ -220,7 +218,7 @@ cdef inline void target_tiles(const Job* job, Py_ssize_t start, Py_ssize_t stop,
             for k in range(c*lanes):
                 x[k] = b[k]
         tile_terms(b, c, lanes, m, top, &rows, &asks, i, n)
-        tile_ratios(lanes, &rows, m[0])
+        tile_ratios(lanes, &rows, job.grad.data != NULL, m[0])
         for j in range(lanes):
             u[j] = <real>(dot[j] + (rest[j] + t_top[j])*rows.ratio[j])
         for r in range(n):
@@ -238,17 +236,17 @@ cdef inline void target_tiles(const Job* job, Py_ssize_t start, Py_ssize_t stop,
                 put_labels_grad(job, i + r, row, m[r], rows.ratio[r], scale[r])
         if job.grad.data != NULL:
             for j in range(lanes):
-                inverse[j] = 1/rows.total[j]
                 dot[j] = scale[j]*(rest[j] + t_top[j])
                 # the maximum's entry apart, as two terms that cancel only where the truth does
-                entry[j] = (rest[j]*(rows.label[j]*inverse[j]) - t_top[j]*(rows.others[j]*inverse[j]))*scale[j]
+                label = rows.label[j]*rows.inverse[j]
+                entry[j] = (rest[j]*label - t_top[j]*(rows.others[j]*rows.inverse[j]))*scale[j]
                 u[j] = <real>scale[j]
             if job.hess.data != NULL and job.hessian != RESIDUAL:
                 for j in range(lanes):
-                    at_top[j] = (rows.label[j]*inverse[j])*(rows.others[j]*inverse[j])
+                    at_top[j] = (rows.label[j]*rows.inverse[j])*(rows.others[j]*rows.inverse[j])
                     factor[j] = dot[j]*(2 if job.hessian == UPPER else 1)
-                put_curvatures(job, i, n, b, x, lanes, top, inverse, factor, at_top)
-            scale_tile(b, c, lanes, dot, inverse, rows.total, top, entry)
+                put_curvatures(job, i, n, b, x, lanes, top, rows.inverse, factor, at_top)
+            scale_tile(b, c, lanes, dot, rows.inverse, rows.total, top, entry)
             for s in range(0, lanes, 32):
                 for k in range(c):
                     for j in range(S):          # t is 0 at the maximum
@@ -271,7 +269,6 @@ cdef inline void normal_tiles(const Job* job, Py_ssize_t start, Py_ssize_t stop,
     cdef real m[LANES]
     cdef real l[LANES]
     cdef real top[LANES]
-    cdef double inverse[LANES]
     cdef double entry[LANES]
     cdef double ones[LANES]
     cdef Lanes rows
@@ -292,13 +289,13 @@ cdef inline void normal_tiles(const Job* job, Py_ssize_t start, Py_ssize_t stop,
         tile_terms(b, c, lanes, m, top, &rows, &asks, i, n)
         if job.what == SOFTMAX:
             for j in range(lanes):
-                inverse[j] = 1/rows.total[j]
-                entry[j] = rows.label[j]*inverse[j]
-            scale_tile(b, c, lanes, ones, inverse, rows.total, top, entry)
+                rows.inverse[j] = 1/rows.total[j]
+                entry[j] = rows.label[j]*rows.inverse[j]
+            scale_tile(b, c, lanes, ones, rows.inverse, rows.total, top, entry)
             store_tile(&job.grad, i, n, b)
             i += n
             continue
-        tile_ratios(lanes, &rows, m[0])
+        tile_ratios(lanes, &rows, False, m[0])
         if job.what == LOGSUMEXP:
             for r in range(n):
                 l[r] = log_sum(x + r//S*S*c + r % S, S, c, m[r], rows.ratio[r])

@@ -7,8 +7,8 @@ reference; no sum runs across lanes, so a row's bits do not depend on its neighb
 from fastloss.kernels.arrays cimport Rows, even_run, is_direct, load, row_at, run_stride, store
 from fastloss.kernels.terms cimport settled, sum_rest
 from fastloss.kernels.vmath cimport (
-    FL_LN2, FL_PREFETCH, bias_of, exp_of, fl_exp_label, fl_log1p, fl_log1p_short, fl_quotient_rest, lo_of, magic_of,
-    power_of, real, shift_of,
+    FL_LN2, FL_PREFETCH, bias_of, exp_of, fl_exp_label_short, fl_log1p, fl_log1p_short, fl_quotient_rest, lo_of,
+    magic_of, power_of, real, shift_of,
 )
 
 cdef extern from "transpose.h" nogil:
@@ -174,6 +174,7 @@ cdef struct Lanes:          # what is known of each row of a tile
     double gap[LANES]       # its logit minus shift
     double power[LANES]
     double total[LANES]
+    double inverse[LANES]   # of the total
     double ratio[LANES]     # log(1 + others/label)
 
 
@@ -265,21 +266,28 @@ cdef inline void tile_terms(real* b, Py_ssize_t c, Py_ssize_t lanes, const real*
             rows.label[s + j] = e_out[j]
     for j in range(lanes):
         if real is float:           # rounded to float it would cost the loss half a unit or more
-            rows.label[j] = fl_exp_label(rows.gap[j], rows.power[j], bias)
+            rows.label[j] = fl_exp_label_short(rows.gap[j], rows.power[j], bias)
         rows.total[j] = rows.others[j] + rows.label[j]
 
 
-cdef inline void tile_ratios(Py_ssize_t lanes, Lanes* rows, real dummy) noexcept nogil:
-    """log(1 + others/label); where the label underflowed, log(others) - log(label)."""
-    cdef double u, far, rest, least = 2.0**-16 if real is float else 2.0**-600
+cdef inline void tile_ratios(Py_ssize_t lanes, Lanes* rows, bint inverses, real dummy) noexcept nogil:
+    """log(1 + others/label); where the label underflowed, log(others) - log(label). And the inverses, if asked for."""
+    cdef double u, far, rest, label, both, least = 2.0**-16 if real is float else 2.0**-600
     cdef Py_ssize_t j
     cdef int bias = bias_of(dummy)
     for j in range(lanes):
-        u = rows.others[j] if rows.label[j] < least else rows.others[j]/rows.label[j]
         far = (rows.power[j] - bias)*FL_LN2 - rows.gap[j] if rows.label[j] < least else 0.0
-        if real is float:
-            rows.ratio[j] = fl_log1p_short(u) + far
+        label = 1.0 if rows.label[j] < least else rows.label[j]
+        if real is float:           # one division for both: they need not be exact
+            both = 1/(label*rows.total[j])
+            rows.inverse[j] = label*both
+            rows.ratio[j] = fl_log1p_short(rows.others[j]*(rows.total[j]*both)) + far
         else:
+            u = rows.others[j]/label
             rest = fl_quotient_rest(rows.others[j], rows.label[j], u)/rows.total[j]
             rest = 0.0 if rows.label[j] < least else rest
             rows.ratio[j] = (fl_log1p(u) + rest) + far
+    if real is double:
+        if inverses:
+            for j in range(lanes):
+                rows.inverse[j] = 1/rows.total[j]

@@ -148,6 +148,21 @@ FL_INLINE double fl_exp_label(double d, double power, int bias) {
     return fl_exp_fine(d, fl_lo(power), fl_magic(power));
 }
 
+/* The same to 2^-33, which is all that a float result needs */
+FL_INLINE double fl_exp_label_short(double d, double power, int bias) {
+    double lo, n, s, p, r;
+    power += FL_BIAS - bias;
+    lo = fl_lo(power);
+    r = fl_exp_reduced(lo > d ? lo : d, fl_magic(power), &n, &s, &power);
+    p = 0.000197903407804962422;
+    p = FL_FMA(p, r, 0.00139446596090650795);
+    p = FL_FMA(p, r, 0.00833349707616793662);
+    p = FL_FMA(p, r, 0.0416662949475948509);
+    p = FL_FMA(p, r, 0.166666658689301755);
+    p = FL_FMA(p, r, 0.500000006768198873);
+    return FL_FMA(FL_FMA(p, r, 1.0), r, 1.0) * power;
+}
+
 /* ---- log(1 + u), u >= 0 ---------------------------------------------------------------------------------------- */
 /* 1 + u = 2^k (1 + f) with 1 + f in [sqrt 1/2, sqrt 2); for k = 0 f is u itself, so a tiny u loses nothing */
 FL_INLINE double fl_split1p(double u, double *k, double *scale) {

@@ -25,6 +25,7 @@ cdef extern from "vmath.h" nogil:
     double fl_exp(double, double, double) noexcept
     double fl_exp_fine(double, double, double) noexcept
     double fl_exp_label(double, double, int) noexcept
+    double fl_exp_label_short(double, double, int) noexcept
     double fl_log1p(double) noexcept
     double fl_log1p_short(double) noexcept
     double fl_log(double) noexcept
