@@ -124,7 +124,7 @@ cdef inline bint _weighs(const Law* w) noexcept nogil:
 
 
 cdef inline const float* _pair_of(const Law* w, int64_t v) noexcept nogil:
-    """The weights of the two ids of a fixed unigram's bucket: beside its entry, so that one access brings both, or, where
+    """The weights of the two ids of a fixed unigram's bucket: beside its entry, for one access to bring both; or, where
     all lies in a cache anyway, after the last entry."""
     return <const float*>(w.table + (2*v + 1 if w.n > CACHED else w.n + v))
 

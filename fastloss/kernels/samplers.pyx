@@ -27,9 +27,9 @@ def sample(tuple law, uint64_t key, uint64_t stream, uint64_t block, object out,
     """Fill out with draws, distinct ones if `unique`.
 
     Where `limit` draws were enough, and counts are wanted, gives the expected counts of the true and sampled ids, too,
-    and then a learned law learns the true ones, if its tree has room.  Returns the position of the first true id outside
-    the range, or -1 (if there is one, nothing is done); how many ids there are; how many draws were made, as a float;
-    and whether all was learned that there was to learn.
+    and then a learned law learns the true ones, if its tree has room.  Returns the position of the first true id
+    outside the range, or -1 (if there is one, nothing is done); how many ids there are; how many draws were made, as a
+    float; and whether all was learned that there was to learn.
     """
     cdef Law w
     cdef fl_rng g

@@ -15,7 +15,7 @@ from fastloss.kernels.parallel cimport blocks, cut
 from fastloss.kernels.softmax_job cimport CROSS_ENTROPY, LOG_SOFTMAX, LOGSUMEXP, SOFTMAX, Job
 from fastloss.kernels.softmax_rows cimport index_rows, normal_rows, target_rows
 from fastloss.kernels.softmax_tiles cimport DENSE_TILE, index_tiles, normal_tiles, target_tiles
-from fastloss.kernels.terms cimport BLOCK, ROWS, L
+from fastloss.kernels.terms cimport ROWS, L
 from fastloss.kernels.tiles cimport TILE
 from fastloss.kernels.vmath cimport real
 

@@ -1,8 +1,8 @@
 """The tree of counts of the learned unigram: a draw and an update take a step for each level.
 
-An entry holds what was added to the counts of its subtree and of its elder siblings'; the ones that every id begins with
-are not stored.  Ids beyond the range would have counts of one too, but lie after all that can be drawn.  A node, the
-entries of siblings, is a cache line: of int32 (narrow) as long as no sum can overflow, else of int64 (wide).
+An entry holds what was added to the counts of its subtree and of its elder siblings'; the ones that every id begins
+with are not stored.  Ids beyond the range would have counts of one too, but lie after all that can be drawn.  A node,
+the entries of siblings, is a cache line: of int32 (narrow) as long as no sum can overflow, else of int64 (wide).
 """
 from libc.stdint cimport int32_t, int64_t
 
