@@ -73,13 +73,11 @@ cdef inline Terms weighted_cross_entropy(real x, real z, real q, real scaled) no
     cdef real sum = a + c, v = sum - a, sum_rest = (a - (sum - v)) + (c - v)
     cdef real k = a if x < 0 else c, k_rest = a_rest if x < 0 else c_rest
     cdef real top = fma(c, scaled, -a*unit) if x < 0 else fma(-a, scaled, c*unit), v1 = unit + scaled
-    cdef real near = scaled if scaled < 1 else s*unit, far, far_rest, rest
+    cdef real near = scaled if scaled < 1 else s*unit, rest
     m = m if k != 0 else <real>0
-    far = k*m
-    far_rest = fma(k_rest, m, product_rest(k, m, far))
-    rest = fma((a_rest + c_rest) + sum_rest, s, fma(sum, low, far_rest))
+    rest = fma((a_rest + c_rest) + sum_rest, s, fma(k_rest, m, sum*low))
     rest = rest if rest == rest else <real>0                # an infinite logit
-    t.value = fma(sum/unit, near, far + rest)
+    t.value = fma(sum/unit, near, fma(k, m, rest))
     t.slope = top/v1
     t.curvature = (sum*scaled/v1)*(unit/v1)
     t.label_slope = fma(q - 1, s, times(q, -x) if x < 0 else -x)
@@ -106,10 +104,10 @@ cdef inline bint is_ordinary(const real* z, const real* scaled, Py_ssize_t n) no
                 odd[j] |= fl_bits_of_float(fma(z[g + j], z[g + j], -z[g + j]))
                 low[j] = fl_bits_of_float(scaled[g + j]) if fl_bits_of_float(scaled[g + j]) < low[j] else low[j]
             g += STRIP
+        least = fl_bits_of_float(1e-15)
         for j in range(STRIP):
-            any |= odd[j]
-            least = low[j] if low[j] < least else least
-        return any << 1 == 0 and least > fl_bits_of_float(1e-15)
+            any |= odd[j] | (low[j] <= least)
+        return any == 0
     else:
         for j in range(STRIP):
             odd2[j] = 0
@@ -119,19 +117,18 @@ cdef inline bint is_ordinary(const real* z, const real* scaled, Py_ssize_t n) no
                 odd2[j] |= fl_bits_of_double(fma(z[g + j], z[g + j], -z[g + j]))
                 low2[j] = fl_bits_of_double(scaled[g + j]) if fl_bits_of_double(scaled[g + j]) < low2[j] else low2[j]
             g += STRIP
+        least2 = fl_bits_of_double(1e-200)
         for j in range(STRIP):
-            any2 |= odd2[j]
-            least2 = low2[j] if low2[j] < least2 else least2
-        return any2 << 1 == 0 and least2 > fl_bits_of_double(1e-200)
+            any2 |= odd2[j] | (low2[j] <= least2)
+        return any2 == 0
 
 
 cdef inline Terms ordinary_cross_entropy(real x, real z, real q, real scaled) noexcept nogil:
     """The value of weighted_cross_entropy, to the bit, where the labels' products are exact."""
     cdef Terms t
-    cdef real low, s = log1p_unit(scaled/scaled_unit(x), &low), c = 1 - z, w = fma(z, q, c), m = x*(c - z), far
+    cdef real low, s = log1p_unit(scaled/scaled_unit(x), &low), c = 1 - z, w = fma(z, q, c), m = x*fma(z, -2, 1)
     m = m if m > 0 else <real>0
-    far = w*m
-    t.value = fma(w, s, far + fma(w, low, product_rest(w, m, far)))
+    t.value = fma(w, s, fma(w, m, w*low))
     return t
 
 
