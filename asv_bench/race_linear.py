@@ -94,7 +94,7 @@ def case(n: int, d: int, c: int, grad: bool) -> Case:
     name = f"linear float32 N={n} D={d} C={c} {'loss+grads, grad_out=' if grad else 'loss'}"
     large = c > 100_000
     flops = 2 * n * d * c * (3 if grad else 1)
-    return Case(name, contenders(n, d, c, grad), 1.0, 1.15, flops=flops, headline=large, rounds=5 if large else 7)
+    return Case(name, contenders(n, d, c, grad), 1.0, 1.15, flops=flops, headline=large, rounds=3 if large else 7)
 
 
 CASES = [
