@@ -70,6 +70,16 @@ def test_exp_float64(fine, most):
     assert reference.ulps(out, np.exp(x.astype(np.longdouble)) * np.longdouble(2) ** 120).max() <= most
 
 
+def test_exp_short():
+    rng = np.random.default_rng(6)
+    x = np.concatenate([-rng.uniform(0, 780, 300_000), rng.uniform(-1, 1, 300_000), [0.0, -np.inf, np.nan]])
+    out = np.empty_like(x)
+    probe.exp_short(x, out)
+    np.testing.assert_array_equal(out[-3:], [2.0**120, 0, np.nan])
+    want = np.exp(x[:-3].astype(np.longdouble)) * np.longdouble(2) ** 120
+    assert (np.abs(out[:-3] - want) / want).max() <= 2.0**-33
+
+
 def test_log1p():
     rng = np.random.default_rng(1)
     x = np.concatenate([10.0 ** rng.uniform(-300, 300, 200_000), 10.0 ** rng.uniform(-3, 3, 200_000),

@@ -376,7 +376,7 @@ cdef inline char* apart(double* room, const char* x) noexcept nogil:
 
 
 cdef bint only_total(const Job* job) noexcept nogil:
-    """Whether the sum of the losses is all that is asked for, and what it is of lies as it is computed."""
+    """Whether the sum of the losses is all that is asked for, and logits and labels are read in place."""
     cdef int k
     for k in range(ARRAYS):
         if job.a[k].lies != (DIRECT if k == X or k == LABEL else ABSENT):

@@ -3,7 +3,7 @@ from libc.stdint cimport uint16_t
 
 from fastloss.kernels.arrays cimport BF16, F16, load, store
 from fastloss.kernels.vmath cimport (
-    FL_BIAS, FL_BIASF, exp_fine, exp_of, fl_log, fl_log1p, fl_log1p_short, lo_of, magic_of, real,
+    FL_BIAS, FL_BIASF, exp_fine, exp_of, fl_exp_label_short, fl_log, fl_log1p, fl_log1p_short, lo_of, magic_of, real,
 )
 
 BIAS = {"float32": FL_BIASF, "float64": FL_BIAS}
@@ -20,6 +20,14 @@ def exp(const real[::1] x, real[::1] out, bint fine):
         else:
             for k in range(x.shape[0]):
                 out[k] = exp_of(x[k], lo, magic)
+
+
+def exp_short(const double[::1] x, double[::1] out):
+    """out = exp(x) 2^BIAS, as exact as a float32 result needs."""
+    cdef Py_ssize_t k
+    with nogil:
+        for k in range(x.shape[0]):
+            out[k] = fl_exp_label_short(x[k], 0, FL_BIAS)
 
 
 def log(const double[::1] x, double[::1] out):

@@ -86,7 +86,10 @@ cdef inline Terms weighted_cross_entropy(real x, real z, real q, real scaled) no
 
 
 cdef inline bint is_ordinary(const real* z, const real* scaled, Py_ssize_t n) noexcept nogil:
-    """Whether all labels are 0 or 1, and no u is subnormal or nearly; n a multiple of STRIP."""
+    """Whether all labels are 0 or 1, and no u is subnormal or nearly; n a multiple of STRIP.
+
+    On the bits, once for each type: one loop on the numbers themselves makes the loss 3 to 5 % slower.
+    """
     cdef uint32_t odd[STRIP]
     cdef uint32_t low[STRIP]
     cdef uint64_t odd2[STRIP]
