@@ -36,10 +36,20 @@ COMPILE = {
     "msvc": ["/O2", "/fp:precise"],
 }
 OPENMP = {"unix": ["-fopenmp"], "msvc": ["/openmp"]}
-# Long chains of vector operations gain by being interleaved; the scalar loops of draws lose a tenth by it, and a
-# twentieth, on Intel's cores before Ice Lake, if a branch of theirs lies across 32 bytes.
+# Long chains of vector operations gain by being interleaved, by copies that stay in registers instead of becoming
+# memcpy, and by loops in functions of their own; the scalar loops of draws lose a tenth by it, and a twentieth, on
+# Intel's cores before Ice Lake, if a branch of theirs lies across 32 bytes.
 SCALAR = {"alias", "candidates", "samplers", "unigram"}
-INTERLEAVED = {"unix": ["-fschedule-insns", "-fsched-pressure"], "msvc": []}
+INTERLEAVED = {
+    "unix": [
+        "-fschedule-insns",
+        "-fsched-pressure",
+        "-fno-tree-loop-distribute-patterns",
+        "-fno-inline-functions-called-once",
+        "-fno-wrapv",  # Python's own flags have it, for code that overflows
+    ],
+    "msvc": [],
+}
 ALIGNED = {"unix": ["-Wa,-mbranches-within-32B-boundaries"], "msvc": []}
 DIRECTIVES = {
     "language_level": 3,

@@ -211,6 +211,14 @@ def test_a_long_mean_is_right(n_threads):
     assert fl.mean_squared_error(labels=0, predictions=same, n_threads=n_threads) == want
 
 
+@pytest.mark.parametrize("scale", [1e-21, 1e-3, 1, 1e15])
+def test_sums_of_squares_at_any_scale(scale):
+    rng = np.random.default_rng(8)
+    x, y = (rng.normal(0, scale, 5_000).astype(np.float32) for _ in range(2))
+    want = np.square(reference.wide(x) - reference.wide(y)).mean()
+    assert reference.ulps(fl.mean_squared_error(labels=y, predictions=x), want, np.float32) <= 2
+
+
 def test_bits_of_a_sum_do_not_depend_on_the_layout():
     x = np.random.default_rng(0).normal(size=(300, 217)).astype(np.float32)
     want = fl.mean_squared_error(labels=0.5, predictions=x)

@@ -3,16 +3,17 @@
 Reading misses the caches and so does writing; one after the other would cost their sum.
 """
 from libc.stdint cimport uintptr_t
+from libc.string cimport memcpy
 
 from fastloss.kernels.vmath cimport FL_PREFETCH, real, scaled
 
 cdef extern from "stream.h" nogil:
     void fl_put_groupf(float*, const float*, float, float, int) noexcept
     void fl_put_group(double*, const double*, double, double, int) noexcept
-    void fl_put_line(void*, const void*, int) noexcept
+    void fl_stream(void*, const void*, size_t) noexcept
 
 cdef enum:
-    GROUP = 32          # elements written at a time: as many as terms.pxd reads
+    GROUP = 32          # elements written at a time, two of them, as terms.pxd reads
     LINE = 64           # bytes
     AHEAD = 2048        # bytes
 
@@ -55,25 +56,39 @@ cdef inline void put_elements(Due* due, Py_ssize_t n, real dummy) noexcept nogil
 
 
 cdef inline void put_due(Due* due, real dummy) noexcept nogil:
-    """The next group, or what is left of one."""
-    cdef real group[GROUP]
+    """The next two groups, or what is left."""
+    cdef real groups[2*GROUP]
     cdef real* target = <real*>due.target + due.done
+    cdef real* to = target
     cdef const real* terms = <const real*>due.terms + due.done
     cdef Py_ssize_t k, n = due.n - due.done, at = due.at - due.done
     if n < GROUP:
         put_elements(due, n, dummy)
         return
-    due.done += GROUP
+    n = 2*GROUP if n >= 2*GROUP else GROUP
+    due.done += n
     if not due.past:                            # lines are read before they are written: in time
-        for k in range(0, GROUP*<Py_ssize_t>sizeof(real), 64):
+        for k in range(0, 2*GROUP*<Py_ssize_t>sizeof(real), 64):
             FL_PREFETCH(<char*>target + AHEAD + k)
-    if not 0 <= at < GROUP:
-        write_group(target, terms, due, due.past)
+    if 0 <= at < n:                             # a line written past the caches must be whole at once
+        to = groups
+    write_group(to, terms, due, due.past and to == target)
+    if n > GROUP:
+        write_group(to + GROUP, terms + GROUP, due, due.past and to == target)
+    if to == target:
         return
-    write_group(group, terms, due, False)       # a line written past the caches must be whole at once
-    group[at] = <real>due.entry
-    for k in range(0, GROUP*<Py_ssize_t>sizeof(real), 64):
-        fl_put_line(<char*>target + k, <char*>group + k, due.past)
+    groups[at] = <real>due.entry
+    if due.past:
+        fl_stream(target, groups, n*sizeof(real))
+    else:
+        memcpy(target, groups, n*sizeof(real))
+
+
+cdef inline void nothing_due(Due* due, Py_ssize_t itemsize) noexcept nogil:
+    due.target = NULL
+    due.n = due.done = 0
+    due.ahead = NULL
+    due.pace = GROUP*itemsize
 
 
 cdef inline void defer(Due* due, void* target, const real* terms, Py_ssize_t n, double slope, double rest,

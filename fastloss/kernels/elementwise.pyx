@@ -23,11 +23,11 @@ from fastloss.kernels.regression cimport (
 )
 from fastloss.kernels.sigmoid cimport (
     LogSigmoid, OrdinaryCrossEntropy, Sigmoid, SigmoidCrossEntropy, SigmoidFocal, Softplus, Terms,
-    WeightedCrossEntropy, is_ordinary, ordinary_cross_entropy, sigmoid_cross_entropy, sigmoid_focal, softplus,
+    WeightedCrossEntropy, far_part, is_ordinary, ordinary_cross_entropy, sigmoid_cross_entropy, sigmoid_focal, softplus,
     weighted_cross_entropy,
 )
-from fastloss.kernels.special cimport exp_minus, exp_scaled, far_of, fma
-from fastloss.kernels.vmath cimport magnitude, real
+from fastloss.kernels.special cimport exp_minus, exp_scaled, far_of, fma, scaled_unit
+from fastloss.kernels.vmath cimport fl_log1p, magnitude, real
 
 cdef extern from *:
     """
@@ -42,6 +42,7 @@ cdef extern from *:
 
 cdef extern from "stream.h" nogil:
     int fl_streams(double, int) noexcept
+    int fl_reads_ahead() noexcept
     void fl_stream(void*, const void*, size_t) noexcept
     void fl_stream_end() noexcept
 
@@ -49,6 +50,7 @@ cdef enum:
     SPAN = 512              # elements computed at a time, in scratch of the first-level cache
     PART = 16384            # elements whose sum is one term of the total; a multiple of SPAN
     LANES = 32
+    APART = 64              # elements that add_apart takes at a time, whatever a strip is
     PAGE = 4096
 
 cdef enum:                  # fields of Terms
@@ -238,23 +240,34 @@ cdef inline real* place_of(const Job* job, const Operand* a, Py_ssize_t i, Py_ss
 # ------------------------------------------------------------------ loops over a span
 # of n elements, a multiple of STRIP: strips of constant length are unrolled, and their operations interleaved.
 
-cdef inline void exponentials(const Job* job, const Loss* loss, const real* x, real* u, Py_ssize_t n,
-                              Ahead* ahead) noexcept nogil:
-    """What a loss takes as u.  In a loop of its own: together, the chain of operations is too long to overlap."""
-    cdef real v[STRIP]          # u itself might overlap x, for all that the compiler knows; likewise below
+cdef inline real exp_of_far(const Loss* loss, real x, real far) noexcept nogil:
+    if Loss is WeightedCrossEntropy or Loss is OrdinaryCrossEntropy:
+        return exp_scaled(magnitude(x), far)
+    return exp_minus(magnitude(x), far)
+
+
+cdef void exponentials(const Job* job, const Loss* loss, const real* x, real* u, Py_ssize_t n,
+                       Ahead* ahead) noexcept nogil:
+    """What a loss takes as u.  In a loop of its own: together, the chain of operations is too long to overlap.  Two
+    strips at a time, for AMD's cores look only some sixty operations ahead."""
+    cdef real v[2*STRIP]        # u itself might overlap x, for all that the compiler knows; likewise below
     cdef Py_ssize_t g = 0, j
     cdef real far = <real>job.far
     if takes_exp(loss):
-        while g < n:
+        while g + 2*STRIP <= n:
+            ask(job, ahead, x[0])
+            ask(job, ahead, x[0])
+            for j in range(2*STRIP):
+                v[j] = exp_of_far(loss, x[g + j], far)
+            for j in range(2*STRIP):
+                u[g + j] = v[j]
+            g += 2*STRIP
+        if g < n:
             ask(job, ahead, x[0])
             for j in range(STRIP):
-                if Loss is WeightedCrossEntropy or Loss is OrdinaryCrossEntropy:
-                    v[j] = exp_scaled(magnitude(x[g + j]), far)
-                else:
-                    v[j] = exp_minus(magnitude(x[g + j]), far)
+                v[j] = exp_of_far(loss, x[g + j], far)
             for j in range(STRIP):
                 u[g + j] = v[j]
-            g += STRIP
 
 
 cdef inline void compute(const Job* job, const Loss* loss, int field, const real* x, const real* y, const real* q,
@@ -284,13 +297,21 @@ cdef inline void compute(const Job* job, const Loss* loss, int field, const real
         g += STRIP
 
 
+cdef inline double summand(const Loss* loss, real x, real y, real q, real u) noexcept nogil:
+    cdef double d
+    if Loss is SquaredError:            # the difference in its own type: half the conversions
+        d = <real>(x - y)
+        return d*d
+    return terms(loss, x, y, q, u).value
+
+
 cdef inline void wide_values(const Job* job, const Loss* loss, const real* x, const real* y, const real* q,
                              const real* u, Py_ssize_t n, double* value, Ahead* ahead) noexcept nogil:
     cdef Py_ssize_t g = 0, j
     while g < n:
         ask(job, ahead, x[0])
         for j in range(STRIP):
-            value[g + j] = terms(loss, x[g + j], y[g + j], q[g + j], u[g + j]).value
+            value[g + j] = summand(loss, x[g + j], y[g + j], q[g + j], u[g + j])
         g += STRIP
 
 
@@ -308,13 +329,72 @@ cdef inline void add_values(const Job* job, const Loss* loss, const real* x, con
         if not takes_exp(loss):
             ask(job, ahead, x[0])
         for j in range(STRIP):
-            v[j] = terms(loss, x[g + j], y[g + j], q[g + j], u[g + j]).value
+            if Loss is SquaredError and real is float:
+                v[j] = <real>(x[g + j] - y[g + j])
+            else:
+                v[j] = summand(loss, x[g + j], y[g + j], q[g + j], u[g + j])
         for k in range(0, STRIP, 32):
             for j in range(LANES):
-                sum[j] += v[k + j]
+                if Loss is SquaredError and real is float:      # the square is exact, so these are summand's bits
+                    sum[j] = fma(v[k + j], v[k + j], sum[j])
+                else:
+                    sum[j] += v[k + j]
         g += STRIP
     for j in range(LANES):
         lane[j] = sum[j]
+
+
+cdef inline real joined(real a, real b) noexcept nogil:
+    """(1 + a)(1 + b) - 1"""
+    return fma(a, b, a + b)
+
+
+cdef void add_apart(const Job* job, const Loss* loss, const real* x, const real* z, const real* q,
+                    const real* u, Py_ssize_t n, double* lane, double* growth, Ahead* ahead) noexcept nogil:
+    """add_values of a cross entropy, all but log(1 + u): for that, growth takes the product of all 1 + u, less 1.
+
+    Of OrdinaryCrossEntropy those of label 1 go into another LANES of them, for they weigh pos_weight.  Numbers are
+    joined in pairs first, for conversions to double take most of the time; n is a multiple of APART.
+    """
+    cdef double sum[LANES]
+    cdef double grown[LANES]
+    cdef double grown1[LANES]
+    cdef real v[LANES]
+    cdef real near[LANES]
+    cdef real near1[LANES]
+    cdef real c, w
+    cdef Py_ssize_t g = 0, h, i, _h
+    cdef int j
+    for j in range(LANES):
+        sum[j] = lane[j]
+        grown[j] = growth[j]
+        grown1[j] = growth[LANES + j]
+    while g < n:
+        for _h in range(APART//STRIP):
+            ask(job, ahead, x[0])
+        for h in range(0, LANES, 16):
+            i = g + 2*h
+            for j in range(LANES):
+                if Loss is OrdinaryCrossEntropy:    # labels are factors, for selects would fill all mask registers
+                    c = 1 - z[i + j]
+                    w = u[i + j]/scaled_unit(c)
+                    near1[j] = z[i + j]*w
+                    near[j] = w - near1[j]
+                    w = x[i + j]*fma(-q[i + j], z[i + j], c)
+                    v[j] = w if w > 0 else <real>0
+                else:
+                    near[j] = u[i + j]
+                    v[j] = far_part(x[i + j], z[i + j])
+            for j in range(16):
+                sum[h + j] += v[j] + v[j + 16]
+                grown[h + j] = joined(grown[h + j], joined(near[j], near[j + 16]))
+                if Loss is OrdinaryCrossEntropy:
+                    grown1[h + j] = joined(grown1[h + j], joined(near1[j], near1[j + 16]))
+        g += APART
+    for j in range(LANES):
+        lane[j] = sum[j]
+        growth[j] = grown[j]
+        growth[LANES + j] = grown1[j]
 
 
 cdef void scale(real* v, const double* by, Py_ssize_t n) noexcept nogil:
@@ -395,6 +475,8 @@ cdef double part(const Job* job, const Loss* loss, Py_ssize_t start, Py_ssize_t 
     cdef double c_[SPAN]
     cdef double by[SPAN]
     cdef double lane[LANES]
+    cdef double growth[2*LANES]         # what add_apart leaves; of so many elements it is below 2^512
+    cdef double weight = 0
     cdef Ahead ahead
     cdef OrdinaryCrossEntropy plain
     cdef bint ordinary = False
@@ -413,7 +495,7 @@ cdef double part(const Job* job, const Loss* loss, Py_ssize_t start, Py_ssize_t 
     cdef Py_ssize_t i = start, n = stop - start if stop - start < SPAN else SPAN, m, k
     cdef int j
     for j in range(LANES):
-        lane[j] = 0
+        lane[j] = growth[j] = growth[LANES + j] = 0
     look_ahead(job, &ahead)
     fill(&a[X], n, x_)
     fill(&a[LABEL], n, y_)
@@ -436,10 +518,13 @@ cdef double part(const Job* job, const Loss* loss, Py_ssize_t start, Py_ssize_t 
             c = fetch(job, &a[COTANGENT], i, n, c_)
         exponentials(job, loss, x, u, m, &ahead)
         if Loss is WeightedCrossEntropy:
-            ordinary = a[POS_WEIGHT].lies == CONSTANT and fabs(q[0]) < <double>INFINITY and is_ordinary(y, u, m)
+            ordinary = a[POS_WEIGHT].lies == CONSTANT and 0 <= q[0] < <double>INFINITY and is_ordinary(y, u, m)
         if job.total and w == NULL and n == m:
-            if Loss is WeightedCrossEntropy and ordinary:
-                add_values(job, &plain, x, y, q, u, m, lane, &ahead)
+            if Loss is SigmoidCrossEntropy and n % APART == 0:
+                add_apart(job, loss, x, y, q, u, m, lane, growth, &ahead)
+            elif Loss is WeightedCrossEntropy and ordinary and n % APART == 0:
+                add_apart(job, &plain, x, y, q, u, m, lane, growth, &ahead)
+                weight = q[0]
             else:
                 add_values(job, loss, x, y, q, u, m, lane, &ahead)
         elif job.total:
@@ -481,6 +566,10 @@ cdef double part(const Job* job, const Loss* loss, Py_ssize_t start, Py_ssize_t 
         i += n
     if job.stream:
         fl_stream_end()
+    if Loss is SigmoidCrossEntropy or Loss is WeightedCrossEntropy:
+        for j in range(2*LANES):
+            growth[j] = fl_log1p(growth[j])
+        return lanes_sum(lane) + (lanes_sum(growth) + weight*lanes_sum(growth + LANES))
     return lanes_sum(lane)
 
 
@@ -500,6 +589,8 @@ cdef double over(Job* job, const Loss* loss, int n_threads, real dummy) except? 
         if job.a[b].lies == DIRECT and job.a[b].kind == own and not (job.stream and b >= LOSS):
             job.asked[job.n_asked] = job.a[b].data
             job.n_asked += 1
+    if not takes_exp(loss) and only_total(job) and fl_reads_ahead():
+        job.n_asked = 0
     if parts > 1:
         sums = <double*>PyMem_RawMalloc(parts*sizeof(double))
     if sums == NULL:

@@ -5,7 +5,7 @@ from libc.math cimport INFINITY, pow
 from libc.stdint cimport int64_t
 
 from fastloss.kernels.arrays cimport F64, NO_AXIS, Held, Rows, index_at, load, release, row_at, store, take
-from fastloss.kernels.due cimport Due
+from fastloss.kernels.due cimport Due, nothing_due
 from fastloss.kernels.parallel cimport blocks, cut
 from fastloss.kernels.special cimport fl_product_rest
 from fastloss.kernels.terms cimport (
@@ -44,8 +44,7 @@ cdef double focal_row(const Job* job, double factor, Py_ssize_t y, real* x, real
     cdef Due nothing
     cdef double s, total, label, rest, lost, power, common
     cdef Py_ssize_t k, c = job.logits.width
-    nothing.target = NULL
-    nothing.ahead = NULL
+    nothing_due(&nothing, sizeof(real))
     row_terms(x, c, y, e, &terms, &nothing)
     log_ratios(1, &terms, &s, e[0])
     label = label_of_terms(&terms, e[0])

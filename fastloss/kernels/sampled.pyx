@@ -10,7 +10,7 @@ from libc.stdint cimport int64_t, uint64_t
 from libc.string cimport memcpy
 
 from fastloss.kernels.arrays cimport Held, Rows, is_direct, load, release, row_at, store, take
-from fastloss.kernels.due cimport Due
+from fastloss.kernels.due cimport Due, nothing_due
 from fastloss.kernels.lanes cimport halve_sum
 from fastloss.kernels.nce cimport FACTORS, nce_row, nce_true
 from fastloss.kernels.special cimport fma
@@ -276,8 +276,7 @@ cdef inline bint softmax_terms(const Job* job, const real* z, const double* zt, 
     cdef Py_ssize_t j
     cdef Groups nowhere
     cdef Due nothing
-    nothing.target = NULL
-    nothing.ahead = NULL
+    nothing_due(&nothing, sizeof(real))
     nowhere.out = NONE
     nowhere.tail = NONE
     limit = (power + (HEADROOMF if real is float else HEADROOM))*<real>FL_LN2

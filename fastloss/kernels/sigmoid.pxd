@@ -54,6 +54,12 @@ cdef inline Terms softplus(real x, real u) noexcept nogil:
     return t
 
 
+cdef inline real far_part(real x, real z) noexcept nogil:
+    """sigmoid_cross_entropy's value, all but log(1 + u)."""
+    cdef real c = 1 - z, k = z if x < 0 else c
+    return k*(magnitude(x) if k != 0 else <real>0)
+
+
 cdef inline Terms sigmoid_cross_entropy(real x, real z, real u) noexcept nogil:
     cdef Terms t
     cdef real low, s = log1p_unit(u, &low), c = 1 - z

@@ -3,7 +3,7 @@ from libc.math cimport INFINITY, fabs
 from libc.stdint cimport int64_t
 
 from fastloss.kernels.arrays cimport Rows, is_direct, row_at
-from fastloss.kernels.due cimport Due, defer, settle
+from fastloss.kernels.due cimport Due, defer, nothing_due, settle
 from fastloss.kernels.softmax_job cimport (
     LOG_SOFTMAX, RESIDUAL, SOFTMAX, UPPER, Job, Slope, fetch, label_of, labels_of, put, put_one, put_run, put_zeros,
     scale_of, slope_of, target, targets,
@@ -70,9 +70,7 @@ cdef inline void index_rows(const Job* job, Py_ssize_t start, Py_ssize_t stop, r
     cdef Due due
     cdef real loss[ROWS]
     cdef double total, s
-    due.target = NULL
-    due.ahead = NULL
-    due.pace = L*job.logits.itemsize
+    nothing_due(&due, job.logits.itemsize)
     while i < stop:
         n = stop - i if stop - i < job.group else job.group
         labels_of(job, i, n, y, weight)
@@ -181,14 +179,14 @@ cdef inline void target_block(const real* x, const target* t, Py_ssize_t n_group
             s = tail_t if g + 1 == at.tail else t + (g + 1)*L
             s = out_t if g + 1 == at.out else s
             s = no_t if g + 1 == n_groups else s
-            FL_PREFETCH(x + g*L + BLOCK)
-            FL_PREFETCH(x + g*L + BLOCK + 16)
-            FL_PREFETCH(x + g*L + BLOCK + 32)
-            FL_PREFETCH(x + g*L + BLOCK + 48)
-            FL_PREFETCH(t + g*L + BLOCK)
-            FL_PREFETCH(t + g*L + BLOCK + 16)
-            FL_PREFETCH(t + g*L + BLOCK + 32)
-            FL_PREFETCH(t + g*L + BLOCK + 48)
+            FL_PREFETCH(x + g*L + BLOCK//2)
+            FL_PREFETCH(x + g*L + BLOCK//2 + 16)
+            FL_PREFETCH(x + g*L + BLOCK//2 + 32)
+            FL_PREFETCH(x + g*L + BLOCK//2 + 48)
+            FL_PREFETCH(t + g*L + BLOCK//2)
+            FL_PREFETCH(t + g*L + BLOCK//2 + 16)
+            FL_PREFETCH(t + g*L + BLOCK//2 + 32)
+            FL_PREFETCH(t + g*L + BLOCK//2 + 48)
             for j in range(L):
                 v[j] = exp_of(p[j] - shift, lo, magic)
             for j in range(L):
@@ -267,13 +265,12 @@ cdef inline void put_target_grad(const Job* job, Py_ssize_t i, const real* e, co
     cdef real f = <real>s.c, rest = <real>s.rest, apart = <real>s.apart, u = <real>scale
     while b < c:
         n = c - b if c - b < BLOCK else BLOCK
-        for k in range(n):
-            w[k] = scaled(e[b + k], f, rest)
-        if apart != 1:
+        if apart == 1:
             for k in range(n):
-                w[k] = w[k]*apart
-        for k in range(n):
-            w[k] = w[k] - <real>t[b + k]*u
+                w[k] = scaled(e[b + k], f, rest) - <real>t[b + k]*u
+        else:
+            for k in range(n):
+                w[k] = scaled(e[b + k], f, rest)*apart - <real>t[b + k]*u
         put(&job.grad, i, b, w, n, job.stream)
         if job.hess.data != NULL and job.hessian == RESIDUAL:
             for k in range(n):
@@ -417,9 +414,7 @@ cdef inline void normal_rows(const Job* job, Py_ssize_t start, Py_ssize_t stop, 
     cdef real* e = scratch
     cdef real m
     cdef double total, ratio
-    due.target = NULL
-    due.ahead = NULL
-    due.pace = L*job.logits.itemsize
+    nothing_due(&due, job.logits.itemsize)
     while i < stop:
         n = stop - i if stop - i < job.group else job.group
         fetched = 0

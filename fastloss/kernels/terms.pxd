@@ -226,9 +226,7 @@ cdef inline double exp_block(const real* x, Py_ssize_t n_groups, Groups at, cons
                 for j in range(L):
                     e[g*L + j] = w[j]
                     e[(g + 1)*L + j] = u[j]
-                if due.target != NULL and due.done < due.n:
-                    put_due(due, shift)
-                if due.target != NULL and due.done < due.n:
+                if due.done < due.n:
                     put_due(due, shift)
             g = g + 2
         for j in range(L):
@@ -267,7 +265,7 @@ cdef inline double exp_block_kept(const real* x, Py_ssize_t n_groups, Groups at,
             v = p[j]
             top[j] = v if v > top[j] else top[j]
             e[g*L + j] = exp_of(v - shift, lo, magic)
-        if due.target != NULL and due.done < due.n:
+        if g % 2 and due.done < due.n:
             put_due(due, shift)
     top_out[0] = lanes_max(top)
     return sum_groups(e, n_groups)
