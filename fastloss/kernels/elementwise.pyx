@@ -12,22 +12,18 @@ from libc.string cimport memcpy
 
 from fastloss.kernels.arrays cimport F32, F64, Held, load, release, store
 from fastloss.kernels.lanes cimport halve_sum
+from fastloss.kernels.losses cimport Loss, Parameters, exp_of_logit, summand, takes_exp, terms
 from fastloss.kernels.operands cimport (
     ABSENT, ARRAYS, CONSTANT, COTANGENT, DIRECT, EVEN, GRAD, HESSIAN, LABEL, LABEL_GRAD, LOSS, POS_WEIGHT,
     POS_WEIGHT_GRAD, STRIP, UNEVEN, WEIGHT, X, Ahead, Job, Operand, arrange, ask, hold, look_ahead, place, settle,
 )
 from fastloss.kernels.parallel cimport blocks, cut
-from fastloss.kernels.regression cimport (
-    AbsoluteError, Divergence, Gamma, Hinge, Huber, LogCosh, Poisson, Quantile, SquaredError, SquaredHinge, Tweedie,
-    absolute_error, divergence, gamma, hinge, huber, log_cosh, poisson, quantile, squared_error, squared_hinge, tweedie,
-)
+from fastloss.kernels.regression cimport SquaredError
 from fastloss.kernels.sigmoid cimport (
-    LogSigmoid, OrdinaryCrossEntropy, Sigmoid, SigmoidCrossEntropy, SigmoidFocal, Softplus, Terms,
-    WeightedCrossEntropy, far_part, is_ordinary, ordinary_cross_entropy, sigmoid_cross_entropy, sigmoid_focal, softplus,
-    weighted_cross_entropy,
+    OrdinaryCrossEntropy, SigmoidCrossEntropy, Terms, WeightedCrossEntropy, far_part, is_ordinary, ordinary_bits,
 )
-from fastloss.kernels.special cimport exp_minus, exp_scaled, far_of, fma, scaled_unit
-from fastloss.kernels.vmath cimport fl_log1p, magnitude, real
+from fastloss.kernels.special cimport far_of, fma, joined, min_bits, odd_bits, scaled_unit
+from fastloss.kernels.vmath cimport fl_log1p, real
 
 cdef extern from *:
     """
@@ -78,96 +74,6 @@ cpdef enum:                 # losses
     HINGE
     SQUARED_HINGE
     DIVERGENCE
-
-ctypedef fused Loss:
-    Sigmoid
-    LogSigmoid
-    Softplus
-    SigmoidCrossEntropy
-    WeightedCrossEntropy
-    OrdinaryCrossEntropy
-    SigmoidFocal
-    SquaredError
-    AbsoluteError
-    Huber
-    LogCosh
-    Quantile
-    Poisson
-    Gamma
-    Tweedie
-    Hinge
-    SquaredHinge
-    Divergence
-
-cdef union Parameters:       # one loss's tag
-    Sigmoid sigmoid
-    LogSigmoid log_sigmoid
-    Softplus softplus
-    SigmoidCrossEntropy sigmoid_cross_entropy
-    WeightedCrossEntropy weighted_cross_entropy
-    SigmoidFocal sigmoid_focal
-    SquaredError squared_error
-    AbsoluteError absolute_error
-    Huber huber
-    LogCosh log_cosh
-    Quantile quantile
-    Poisson poisson
-    Gamma gamma
-    Tweedie tweedie
-    Hinge hinge
-    SquaredHinge squared_hinge
-    Divergence divergence
-
-# ------------------------------------------------------------------ the losses
-
-cdef inline Terms terms(const Loss* loss, real x, real y, real q, real u) noexcept nogil:
-    cdef Terms t
-    if Loss is Sigmoid:
-        t = softplus(x, u)
-        t.value = t.slope
-        return t
-    elif Loss is LogSigmoid:
-        t = softplus(-x, u)
-        t.value = -t.value
-        return t
-    elif Loss is Softplus:
-        return softplus(x, u)
-    elif Loss is SigmoidCrossEntropy:
-        return sigmoid_cross_entropy(x, y, u)
-    elif Loss is WeightedCrossEntropy:
-        return weighted_cross_entropy(x, y, q, u)
-    elif Loss is OrdinaryCrossEntropy:
-        return ordinary_cross_entropy(x, y, q, u)
-    elif Loss is SigmoidFocal:
-        return sigmoid_focal(loss, x, y)
-    elif Loss is SquaredError:
-        return squared_error(x, y)
-    elif Loss is AbsoluteError:
-        return absolute_error(x, y)
-    elif Loss is Huber:
-        return huber(loss, x, y)
-    elif Loss is LogCosh:
-        return log_cosh(x, y)
-    elif Loss is Quantile:
-        return quantile(loss, x, y)
-    elif Loss is Poisson:
-        return poisson(loss, x, y)
-    elif Loss is Gamma:
-        return gamma(x, y)
-    elif Loss is Tweedie:
-        return tweedie(loss, x, y)
-    elif Loss is Hinge:
-        return hinge(x, y)
-    elif Loss is SquaredHinge:
-        return squared_hinge(x, y)
-    else:
-        return divergence(x, y)
-
-
-cdef inline bint takes_exp(const Loss* loss) noexcept nogil:
-    """Whether u is an exponential of the logit, and all is computed in the type of the logits."""
-    return (Loss is Sigmoid or Loss is LogSigmoid or Loss is Softplus or Loss is SigmoidCrossEntropy
-            or Loss is WeightedCrossEntropy or Loss is OrdinaryCrossEntropy)
 
 
 # ------------------------------------------------------------------ spans in, spans out
@@ -240,12 +146,6 @@ cdef inline real* place_of(const Job* job, const Operand* a, Py_ssize_t i, Py_ss
 # ------------------------------------------------------------------ loops over a span
 # of n elements, a multiple of STRIP: strips of constant length are unrolled, and their operations interleaved.
 
-cdef inline real exp_of_far(const Loss* loss, real x, real far) noexcept nogil:
-    if Loss is WeightedCrossEntropy or Loss is OrdinaryCrossEntropy:
-        return exp_scaled(magnitude(x), far)
-    return exp_minus(magnitude(x), far)
-
-
 cdef void exponentials(const Job* job, const Loss* loss, const real* x, real* u, Py_ssize_t n,
                        Ahead* ahead) noexcept nogil:
     """What a loss takes as u.  In a loop of its own: together, the chain of operations is too long to overlap.  Two
@@ -258,14 +158,14 @@ cdef void exponentials(const Job* job, const Loss* loss, const real* x, real* u,
             ask(job, ahead, x[0])
             ask(job, ahead, x[0])
             for j in range(2*STRIP):
-                v[j] = exp_of_far(loss, x[g + j], far)
+                v[j] = exp_of_logit(loss, x[g + j], far)
             for j in range(2*STRIP):
                 u[g + j] = v[j]
             g += 2*STRIP
         if g < n:
             ask(job, ahead, x[0])
             for j in range(STRIP):
-                v[j] = exp_of_far(loss, x[g + j], far)
+                v[j] = exp_of_logit(loss, x[g + j], far)
             for j in range(STRIP):
                 u[g + j] = v[j]
 
@@ -295,14 +195,6 @@ cdef inline void compute(const Job* job, const Loss* loss, int field, const real
         for j in range(STRIP):
             out[g + j] = v[j]
         g += STRIP
-
-
-cdef inline double summand(const Loss* loss, real x, real y, real q, real u) noexcept nogil:
-    cdef double d
-    if Loss is SquaredError:            # the difference in its own type: half the conversions
-        d = <real>(x - y)
-        return d*d
-    return terms(loss, x, y, q, u).value
 
 
 cdef inline void wide_values(const Job* job, const Loss* loss, const real* x, const real* y, const real* q,
@@ -344,21 +236,19 @@ cdef inline void add_values(const Job* job, const Loss* loss, const real* x, con
         lane[j] = sum[j]
 
 
-cdef inline real joined(real a, real b) noexcept nogil:
-    """(1 + a)(1 + b) - 1"""
-    return fma(a, b, a + b)
-
-
-cdef void add_apart(const Job* job, const Loss* loss, const real* x, const real* z, const real* q,
-                    const real* u, Py_ssize_t n, double* lane, double* growth, Ahead* ahead) noexcept nogil:
+cdef bint add_apart(const Job* job, const Loss* loss, const real* x, const real* z, const real* q, const real* u,
+                    Py_ssize_t n, double* lane, double* growth, Ahead* ahead) noexcept nogil:
     """add_values of a cross entropy, all but log(1 + u): for that, growth takes the product of all 1 + u, less 1.
 
-    Of OrdinaryCrossEntropy those of label 1 go into another LANES of them, for they weigh pos_weight.  Numbers are
-    joined in pairs first, for conversions to double take most of the time; n is a multiple of APART.
+    Of OrdinaryCrossEntropy those of label 1 go into another LANES of them, for they weigh pos_weight; where not all
+    turn out to be ordinary, False, and nothing is added.  Numbers are joined in pairs first, for conversions to double
+    would take most of the time; n is a multiple of APART.
     """
     cdef double sum[LANES]
     cdef double grown[LANES]
     cdef double grown1[LANES]
+    cdef real odd[LANES]
+    cdef real low[LANES]
     cdef real v[LANES]
     cdef real near[LANES]
     cdef real near1[LANES]
@@ -369,6 +259,8 @@ cdef void add_apart(const Job* job, const Loss* loss, const real* x, const real*
         sum[j] = lane[j]
         grown[j] = growth[j]
         grown1[j] = growth[LANES + j]
+        odd[j] = 0
+        low[j] = INFINITY
     while g < n:
         for _h in range(APART//STRIP):
             ask(job, ahead, x[0])
@@ -376,6 +268,8 @@ cdef void add_apart(const Job* job, const Loss* loss, const real* x, const real*
             i = g + 2*h
             for j in range(LANES):
                 if Loss is OrdinaryCrossEntropy:    # labels are factors, for selects would fill all mask registers
+                    odd[j] = odd_bits(odd[j], z[i + j])
+                    low[j] = min_bits(low[j], u[i + j])
                     c = 1 - z[i + j]
                     w = u[i + j]/scaled_unit(c)
                     near1[j] = z[i + j]*w
@@ -391,10 +285,13 @@ cdef void add_apart(const Job* job, const Loss* loss, const real* x, const real*
                 if Loss is OrdinaryCrossEntropy:
                     grown1[h + j] = joined(grown1[h + j], joined(near1[j], near1[j + 16]))
         g += APART
+    if Loss is OrdinaryCrossEntropy and not ordinary_bits(odd, low, LANES):
+        return False
     for j in range(LANES):
         lane[j] = sum[j]
         growth[j] = grown[j]
         growth[LANES + j] = grown1[j]
+    return True
 
 
 cdef void scale(real* v, const double* by, Py_ssize_t n) noexcept nogil:
@@ -479,7 +376,7 @@ cdef double part(const Job* job, const Loss* loss, Py_ssize_t start, Py_ssize_t 
     cdef double weight = 0
     cdef Ahead ahead
     cdef OrdinaryCrossEntropy plain
-    cdef bint ordinary = False
+    cdef bint ordinary = False, added
     cdef bint in_place = not takes_exp(loss) and only_total(job)
     cdef real* to
     cdef real* u = <real*>apart(room, job.a[X].data if job.a[X].lies == DIRECT else <char*>x_)
@@ -517,17 +414,22 @@ cdef double part(const Job* job, const Loss* loss, Py_ssize_t start, Py_ssize_t 
         if a[COTANGENT].lies != ABSENT:
             c = fetch(job, &a[COTANGENT], i, n, c_)
         exponentials(job, loss, x, u, m, &ahead)
-        if Loss is WeightedCrossEntropy:
-            ordinary = a[POS_WEIGHT].lies == CONSTANT and 0 <= q[0] < <double>INFINITY and is_ordinary(y, u, m)
-        if job.total and w == NULL and n == m:
-            if Loss is SigmoidCrossEntropy and n % APART == 0:
-                add_apart(job, loss, x, y, q, u, m, lane, growth, &ahead)
-            elif Loss is WeightedCrossEntropy and ordinary and n % APART == 0:
-                add_apart(job, &plain, x, y, q, u, m, lane, growth, &ahead)
+        added = False
+        if job.total and w == NULL and n % APART == 0:
+            if Loss is SigmoidCrossEntropy:
+                added = add_apart(job, loss, x, y, q, u, n, lane, growth, &ahead)
+            elif Loss is WeightedCrossEntropy and a[POS_WEIGHT].lies == CONSTANT and 0 <= q[0] < <double>INFINITY:
+                added = add_apart(job, &plain, x, y, q, u, n, lane, growth, &ahead)
                 weight = q[0]
+        if Loss is WeightedCrossEntropy:
+            ordinary = added or (a[POS_WEIGHT].lies == CONSTANT and fabs(q[0]) < <double>INFINITY
+                                 and is_ordinary(y, u, m))
+        if job.total and not added and w == NULL and n == m:
+            if Loss is WeightedCrossEntropy and ordinary:
+                add_values(job, &plain, x, y, q, u, m, lane, &ahead)
             else:
                 add_values(job, loss, x, y, q, u, m, lane, &ahead)
-        elif job.total:
+        elif job.total and not added:
             wide_values(job, loss, x, y, q, u, m, wide, &ahead)
             if w != NULL:
                 scale(wide, w, n)

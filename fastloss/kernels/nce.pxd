@@ -6,7 +6,7 @@ type of z, then in float64.
 from libc.math cimport fabs
 
 from fastloss.kernels.lanes cimport fl_halve_product, fl_halve_sum
-from fastloss.kernels.special cimport fma
+from fastloss.kernels.special cimport joined
 from fastloss.kernels.terms cimport L, ROWS
 from fastloss.kernels.vmath cimport (
     FL_BIAS, bias_of, exp_of, fl_exp_fine, fl_lo, fl_log1p, fl_magic, lo_of, magic_of, magnitude, real,
@@ -14,11 +14,6 @@ from fastloss.kernels.vmath cimport (
 
 cdef enum:
     FACTORS = 512       # columns at a time: one product, at most 2^512
-
-
-cdef inline real joined(real a, real b) noexcept nogil:
-    """(1 + a)(1 + b) - 1."""
-    return fma(a, b, a + b)
 
 
 cdef inline double nce_row(real* z, Py_ssize_t n, real s, bint kept, double* product) noexcept nogil:

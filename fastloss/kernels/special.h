@@ -76,6 +76,19 @@ FL_INLINE double fl_log1p_unit(double u, double *low) {
     return fl_log1p(u);
 }
 
+/* ---- bits, by integer operations, which have units of their own ---------------------------------------------------- */
+/* a with more bits set unless z is 0 or 1 */
+FL_INLINE float fl_odd_bitsf(float a, float z) {
+    return fl_float_of(fl_bits_of_float(a) | fl_bits_of_float(FL_FMAF(z, z, -z)));
+}
+FL_INLINE double fl_odd_bits(double a, double z) {
+    return fl_double_of(fl_bits_of_double(a) | fl_bits_of_double(FL_FMA(z, z, -z)));
+}
+
+/* the smaller of two numbers >= 0; NaN is large */
+FL_INLINE float fl_min_bitsf(float a, float b) { return fl_bits_of_float(a) < fl_bits_of_float(b) ? a : b; }
+FL_INLINE double fl_min_bits(double a, double b) { return fl_bits_of_double(a) < fl_bits_of_double(b) ? a : b; }
+
 /* ---- log(x) for any x >= 0: -inf, inf and subnormals as they should be; NaN for the rest ------------------------- */
 FL_INLINE double fl_log_any(double x) {
     double tiny = x < 0x1p-1022 ? 0x1p54 : 1.0, y = x * tiny, r;

@@ -16,6 +16,10 @@ cdef extern from "special.h" nogil:
     float fl_log1p_unitf(float, float*) noexcept
     double fl_log1p_unit(double, double*) noexcept
     double fl_log_any(double) noexcept
+    float fl_odd_bitsf(float, float) noexcept
+    double fl_odd_bits(double, double) noexcept
+    float fl_min_bitsf(float, float) noexcept
+    double fl_min_bits(double, double) noexcept
     float FL_FMAF(float, float, float) noexcept
     double FL_FMA(double, double, double) noexcept
 
@@ -70,3 +74,22 @@ cdef inline real log1p_unit(real u, real* low) noexcept nogil:
         return fl_log1p_unitf(u, low)
     else:
         return fl_log1p_unit(u, low)
+
+
+cdef inline real odd_bits(real a, real z) noexcept nogil:
+    if real is float:
+        return fl_odd_bitsf(a, z)
+    else:
+        return fl_odd_bits(a, z)
+
+
+cdef inline real min_bits(real a, real b) noexcept nogil:
+    if real is float:
+        return fl_min_bitsf(a, b)
+    else:
+        return fl_min_bits(a, b)
+
+
+cdef inline real joined(real a, real b) noexcept nogil:
+    """(1 + a)(1 + b) - 1."""
+    return fma(a, b, a + b)
