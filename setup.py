@@ -98,8 +98,11 @@ class BuildExt(build_ext):
         link = OPENMP[self.kind] if self.kind == "unix" else []
         serial = sys.platform == "darwin" or not self._compiles(openmp, OPENMP[self.kind], link)
         self.openmp = [] if serial else OPENMP[self.kind]
-        aligns = self._compiles("int main(void) { return 0; }\n", ALIGNED[self.kind], [])
-        self.aligned = ALIGNED[self.kind] if aligns else []
+        nothing = "int main(void) { return 0; }\n"  # what a compiler does not know it does without
+        self.styles = {
+            name: [flag for flag in flags[self.kind] if self._compiles(nothing, [flag], [])]
+            for name, flags in (("scalar", ALIGNED), ("interleaved", INTERLEAVED))
+        }
         super().build_extensions()
 
     def _compiles(self, program, flags, link):
@@ -116,7 +119,7 @@ class BuildExt(build_ext):
 
     def build_extension(self, ext):
         *_, isa, kernel = ext.name.split(".")
-        style = self.aligned if kernel in SCALAR else INTERLEAVED[self.kind]
+        style = self.styles["scalar" if kernel in SCALAR else "interleaved"]
         ext.extra_compile_args = COMPILE[self.kind] + style + ISAS.get(isa, {}).get(self.kind, []) + self.openmp
         ext.extra_link_args = self.openmp if self.kind == "unix" else []
         super().build_extension(ext)
