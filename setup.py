@@ -100,18 +100,19 @@ class BuildExt(build_ext):
         self.openmp = [] if serial else OPENMP[self.kind]
         nothing = "int main(void) { return 0; }\n"  # what a compiler does not know it does without
         self.styles = {
-            name: [flag for flag in flags[self.kind] if self._compiles(nothing, [flag], [])]
+            name: [flag for flag in flags[self.kind] if self._compiles(nothing, [flag])]
             for name, flags in (("scalar", ALIGNED), ("interleaved", INTERLEAVED))
         }
         super().build_extensions()
 
-    def _compiles(self, program, flags, link):
+    def _compiles(self, program, flags, link=None):
         with tempfile.TemporaryDirectory() as folder:
             source = Path(folder, "probe.c")
             source.write_text(program)
             try:
                 objects = self.compiler.compile([str(source)], output_dir=folder, extra_postargs=flags)
-                self.compiler.link_executable(objects, str(Path(folder, "probe")), extra_postargs=link)
+                if link is not None:
+                    self.compiler.link_executable(objects, str(Path(folder, "probe")), extra_postargs=link)
             except Exception as error:  # compilers' errors have no common base
                 print(f"building without {' '.join(flags)}: {error}", file=sys.stderr)
                 return False
