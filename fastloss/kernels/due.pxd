@@ -13,7 +13,7 @@ cdef extern from "stream.h" nogil:
     void fl_stream(void*, const void*, size_t) noexcept
 
 cdef enum:
-    GROUP = 32          # elements written at a time, two of them, as terms.pxd reads
+    GROUP = 32          # elements; terms.pxd reads two groups at a time, so two are written
     LINE = 64           # bytes
     AHEAD = 2048        # bytes
 

@@ -1,8 +1,8 @@
 """The one loop of all element-wise losses.
 
 A loss is a tag (a struct with its parameters) and an inline function from (prediction, label) to its Terms; the fused
-type of the tags makes a loop of its own for each, without a call or a switch in it.  Operands have one shape and any
-layout and dtype: they are read in spans, in place where they can be, and so are results written.
+type of the tags (losses.pxd) makes a loop of its own for each, without a call or a switch in it.  Operands have one
+shape and any layout and dtype: they are read in spans, in place where they can be, and so are results written.
 """
 from cpython.mem cimport PyMem_RawFree, PyMem_RawMalloc
 from cython.parallel cimport prange
@@ -146,28 +146,31 @@ cdef inline real* place_of(const Job* job, const Operand* a, Py_ssize_t i, Py_ss
 # ------------------------------------------------------------------ loops over a span
 # of n elements, a multiple of STRIP: strips of constant length are unrolled, and their operations interleaved.
 
+cdef inline void exp_of_some(const Loss* loss, const real* x, real* u, int n, real far) noexcept nogil:
+    """n is a constant, at most two strips."""
+    cdef real v[2*STRIP]        # u itself might overlap x, for all that the compiler knows; likewise below
+    cdef int j
+    for j in range(n):
+        v[j] = exp_of_logit(loss, x[j], far)
+    for j in range(n):
+        u[j] = v[j]
+
+
 cdef void exponentials(const Job* job, const Loss* loss, const real* x, real* u, Py_ssize_t n,
                        Ahead* ahead) noexcept nogil:
     """What a loss takes as u.  In a loop of its own: together, the chain of operations is too long to overlap.  Two
     strips at a time, for AMD's cores look only some sixty operations ahead."""
-    cdef real v[2*STRIP]        # u itself might overlap x, for all that the compiler knows; likewise below
-    cdef Py_ssize_t g = 0, j
+    cdef Py_ssize_t g = 0
     cdef real far = <real>job.far
     if takes_exp(loss):
         while g + 2*STRIP <= n:
             ask(job, ahead, x[0])
             ask(job, ahead, x[0])
-            for j in range(2*STRIP):
-                v[j] = exp_of_logit(loss, x[g + j], far)
-            for j in range(2*STRIP):
-                u[g + j] = v[j]
+            exp_of_some(loss, x + g, u + g, 2*STRIP, far)
             g += 2*STRIP
         if g < n:
             ask(job, ahead, x[0])
-            for j in range(STRIP):
-                v[j] = exp_of_logit(loss, x[g + j], far)
-            for j in range(STRIP):
-                u[g + j] = v[j]
+            exp_of_some(loss, x + g, u + g, STRIP, far)
 
 
 cdef inline void compute(const Job* job, const Loss* loss, int field, const real* x, const real* y, const real* q,

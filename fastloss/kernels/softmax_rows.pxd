@@ -14,6 +14,9 @@ from fastloss.kernels.terms cimport (
 )
 from fastloss.kernels.vmath cimport FL_PREFETCH, exp_of, lo_of, magic_of, magnitude, power_of, real, scaled, shift_of
 
+cdef enum:
+    AHEAD = 1024        # elements after which logits and targets are asked for; twice as many: 6 % slower
+
 
 # ------------------------------------------------------------------ row by row: class indices
 
@@ -179,14 +182,14 @@ cdef inline void target_block(const real* x, const target* t, Py_ssize_t n_group
             s = tail_t if g + 1 == at.tail else t + (g + 1)*L
             s = out_t if g + 1 == at.out else s
             s = no_t if g + 1 == n_groups else s
-            FL_PREFETCH(x + g*L + BLOCK//2)
-            FL_PREFETCH(x + g*L + BLOCK//2 + 16)
-            FL_PREFETCH(x + g*L + BLOCK//2 + 32)
-            FL_PREFETCH(x + g*L + BLOCK//2 + 48)
-            FL_PREFETCH(t + g*L + BLOCK//2)
-            FL_PREFETCH(t + g*L + BLOCK//2 + 16)
-            FL_PREFETCH(t + g*L + BLOCK//2 + 32)
-            FL_PREFETCH(t + g*L + BLOCK//2 + 48)
+            FL_PREFETCH(x + g*L + AHEAD)
+            FL_PREFETCH(x + g*L + AHEAD + 16)
+            FL_PREFETCH(x + g*L + AHEAD + 32)
+            FL_PREFETCH(x + g*L + AHEAD + 48)
+            FL_PREFETCH(t + g*L + AHEAD)
+            FL_PREFETCH(t + g*L + AHEAD + 16)
+            FL_PREFETCH(t + g*L + AHEAD + 32)
+            FL_PREFETCH(t + g*L + AHEAD + 48)
             for j in range(L):
                 v[j] = exp_of(p[j] - shift, lo, magic)
             for j in range(L):

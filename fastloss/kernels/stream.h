@@ -1,7 +1,7 @@
 /* Stores past the caches, for results larger than the last of them: they need not be read before they are written.
  *
  *     fl_streams        whether that pays for so many bytes, written by so many threads
- *     fl_reads_ahead    whether no line of an array that is only read need be asked for
+ *     fl_reads_ahead    whether the processor needs no prefetching of arrays that are only read
  *     fl_stream         copies n bytes past the caches
  *     fl_put_group*     d[0..32) = e[0..32) times c + rest, past the caches or not; past: d is aligned to 64 bytes
  *     fl_stream_end     after the last of them, before other threads may look
