@@ -444,6 +444,20 @@ def test_no_classes():
     assert SPARSE(labels=np.zeros(0, int), logits=np.zeros((0, 0))).shape == (0,)
 
 
+@pytest.mark.parametrize(("dtype", "seeds"), [(np.float32, 16), (np.float64, 2)])
+def test_rows_led_by_one_class(dtype, seeds):
+    """What remains beside the label is often one term and little more: its exp and the sum's roundings add up."""
+    for seed in range(seeds):
+        rng = np.random.default_rng(seed)
+        x = (rng.choice([5, 20], (2000, 1)) * rng.standard_normal((2000, 1000))).astype(dtype)
+        y = x.argmax(1)
+        rest = reference.wide(x) if dtype == np.float64 else x.astype(np.float64)
+        rest -= rest[np.arange(2000), y][:, None]
+        rest[np.arange(2000), y] = -np.inf
+        want = np.log1p(np.exp(rest, out=rest).sum(1))
+        assert reference.ulps(SPARSE(labels=y, logits=x), want).max() <= LOSS_ULP[np.dtype(dtype).name]
+
+
 # ------------------------------------------------------------------ softmax, log-softmax, log-sum-exp
 
 

@@ -18,10 +18,21 @@ def floats(first, last):
     return [(k, min(k + CHUNK, b + 1)) for k in range(a, b + 1, CHUNK)]
 
 
-def worst_exp(bounds, fine=False):
+def exp_of(x, kind):
+    """exp(x) 2^BIAS: of one, of one and finer, or of many at once."""
+    many = np.zeros(-(-x.size // 64) * 64, x.dtype)
+    many[: x.size] = x
+    out = np.empty_like(many)
+    if kind == "many":
+        probe.exp_many(many, out)
+    else:
+        probe.exp(many, out, kind == "fine")
+    return out[: x.size]
+
+
+def worst_exp(bounds, kind):
     x = np.arange(*bounds, dtype=np.uint32).view(np.float32)
-    out = np.empty_like(x)
-    probe.exp(x, out, fine)
+    out = exp_of(x, kind)
     out *= np.float32(2.0**-49)
     if abs(x).max() < 2.0**-26:  # so near 1 that only 1 is right to the last place
         return 0.0 if (out == 1).all() else np.inf
@@ -31,42 +42,53 @@ def worst_exp(bounds, fine=False):
     return distance.max()
 
 
-@pytest.mark.parametrize(("fine", "least"), [(False, 0.0), (True, 2.0**-26)])
-def test_every_float32_exp(fine, least):
+@pytest.mark.parametrize("kind", ["one", "fine", "many"])
+def test_every_float32_exp(kind):
+    least = 0.0 if kind == "one" else 2.0**-26
     # beyond: -122 gives 0, and a row whose top exceeds its reference by 2^29 is done again
     chunks = floats(-87.3, -least) + floats(least, 20.2)
     with ThreadPoolExecutor(2) as pool:
-        worst = max(pool.map(lambda c: worst_exp(c, fine), chunks))
+        worst = max(pool.map(lambda c: worst_exp(c, kind), chunks))
     assert worst <= 1
     assert len(chunks) * CHUNK > (5e8 if least else 2.2e9)
 
 
-def test_exp_below_the_normal_range():
+@pytest.mark.parametrize("kind", ["one", "many"])
+def test_exp_below_the_normal_range(kind):
     """Results under 2^-126 that the bias keeps exact: every argument from -121 to -87.3."""
     for a, b in floats(-121, -87.3):
         x = np.arange(a, b, dtype=np.uint32).view(np.float32)
-        out = np.empty_like(x)
-        probe.exp(x, out, False)
+        out = exp_of(x, kind)
         want = np.exp(x.astype(np.float64)) * 2.0**49
         assert (np.abs(out - want) / np.spacing(want.astype(np.float32))).max() <= 1
 
 
-def test_exp_at_the_ends():
+@pytest.mark.parametrize("kind", ["one", "many"])
+def test_exp_at_the_ends(kind):
     for dtype in (np.float32, np.float64):
-        x = np.array([-np.inf, -1e30, 0, -0.0, np.nan], dtype)
-        out = np.empty_like(x)
-        probe.exp(x, out, False)
+        x = np.array([-np.inf, -1e30, 0, -0.0, np.nan, -np.nan], dtype)
         one = 2.0 ** probe.BIAS[np.dtype(dtype).name]
-        np.testing.assert_array_equal(out, [0, 0, one, one, np.nan])
+        np.testing.assert_array_equal(exp_of(x, kind), [0, 0, one, one, np.nan, np.nan])
 
 
-@pytest.mark.parametrize(("fine", "most"), [(True, 0.75), (False, 0.95)])
-def test_exp_float64(fine, most):
+def test_exp_of_many_minus():
+    """To the bit exp_many of the opposite."""
+    rng = np.random.default_rng(7)
+    for dtype, far in ((np.float32, 120), (np.float64, 790)):
+        x = np.concatenate([rng.uniform(0, far, 64_000), 10.0 ** rng.uniform(-12, 0, 63_936), [0.0] * 63, [np.nan]])
+        x = x.astype(dtype)
+        out, want = np.empty_like(x), np.empty_like(x)
+        probe.exp_many_minus(x, out)
+        probe.exp_many(-x, want)
+        np.testing.assert_array_equal(out, want)
+
+
+@pytest.mark.parametrize(("kind", "most"), [("fine", 0.75), ("one", 0.95), ("many", 1.0)])
+def test_exp_float64(kind, most):
     rng = np.random.default_rng(0)
     x = np.concatenate([-rng.uniform(0, 780, 300_000), rng.uniform(-1, 1, 300_000), rng.uniform(0, 277, 100_000),
                         -(10.0 ** rng.uniform(-12, 0, 50_000)), 10.0 ** rng.uniform(-12, 0, 50_000)])  # fmt: skip
-    out = np.empty_like(x)
-    probe.exp(x, out, fine)
+    out = exp_of(x, kind)
     assert reference.ulps(out, np.exp(x.astype(np.longdouble)) * np.longdouble(2) ** 120).max() <= most
 
 

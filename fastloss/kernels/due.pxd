@@ -5,11 +5,12 @@ Reading misses the caches and so does writing; one after the other would cost th
 from libc.stdint cimport uintptr_t
 from libc.string cimport memcpy
 
+from fastloss.kernels.special cimport fma
 from fastloss.kernels.vmath cimport FL_PREFETCH, real, scaled
 
 cdef extern from "stream.h" nogil:
-    void fl_put_groupf(float*, const float*, float, float, int) noexcept
-    void fl_put_group(double*, const double*, double, double, int) noexcept
+    void fl_put_groupf(float*, const float*, float, float, const float*, float, int) noexcept
+    void fl_put_group(double*, const double*, double, double, const double*, double, int) noexcept
     void fl_stream(void*, const void*, size_t) noexcept
 
 cdef enum:
@@ -20,8 +21,10 @@ cdef enum:
 cdef struct Due:
     void* target        # NULL: nothing is due
     const void* terms
-    double slope        # target = terms (slope + rest)
+    const void* labels
+    double slope        # target = terms (slope + rest) - labels scale; labels as `dense` says
     double rest
+    double scale
     double entry        # but this one
     Py_ssize_t at       # here
     Py_ssize_t n
@@ -31,39 +34,43 @@ cdef struct Due:
     Py_ssize_t pace     # bytes of it for each group of logits
 
 
-cdef inline void write_group(real* target, const real* terms, const Due* due, bint past) noexcept nogil:
+cdef inline void write_group(real* target, const real* terms, const real* labels, const Due* due,
+                             bint past) noexcept nogil:
     if real is float:
         if past:
-            fl_put_groupf(target, terms, <float>due.slope, 0, 1)
+            fl_put_groupf(target, terms, <float>due.slope, 0, labels, <float>due.scale, 1)
         else:
-            fl_put_groupf(target, terms, <float>due.slope, 0, 0)
+            fl_put_groupf(target, terms, <float>due.slope, 0, labels, <float>due.scale, 0)
     elif past:
-        fl_put_group(target, terms, due.slope, due.rest, 1)
+        fl_put_group(target, terms, due.slope, due.rest, labels, due.scale, 1)
     else:
-        fl_put_group(target, terms, due.slope, due.rest, 0)
+        fl_put_group(target, terms, due.slope, due.rest, labels, due.scale, 0)
 
 
-cdef inline void put_elements(Due* due, Py_ssize_t n, real dummy) noexcept nogil:
+cdef inline void put_elements(Due* due, bint dense, Py_ssize_t n, real dummy) noexcept nogil:
     cdef real* target = <real*>due.target + due.done
     cdef const real* terms = <const real*>due.terms + due.done
-    cdef real slope = <real>due.slope, rest = <real>due.rest
+    cdef const real* labels = <const real*>due.labels + due.done if dense else NULL
+    cdef real slope = <real>due.slope, rest = <real>due.rest, scale = <real>due.scale
     cdef Py_ssize_t k, at = due.at - due.done
     for k in range(n):
-        target[k] = scaled(terms[k], slope, rest)
+        target[k] = fma(-labels[k], scale, scaled(terms[k], slope, rest)) if dense else scaled(terms[k], slope, rest)
     if 0 <= at < n:
         target[at] = <real>due.entry
     due.done += n
 
 
-cdef inline void put_due(Due* due, real dummy) noexcept nogil:
-    """The next two groups, or what is left."""
+cdef inline void put_due(Due* due, bint dense, real dummy) noexcept nogil:
+    """The next two groups, or what is left; `dense`, whether there are labels to subtract, is a constant."""
     cdef real groups[2*GROUP]
     cdef real* target = <real*>due.target + due.done
     cdef real* to = target
     cdef const real* terms = <const real*>due.terms + due.done
+    cdef const real* labels = <const real*>due.labels + due.done if dense else NULL
+    cdef const real* more = labels + GROUP if dense else NULL
     cdef Py_ssize_t k, n = due.n - due.done, at = due.at - due.done
     if n < GROUP:
-        put_elements(due, n, dummy)
+        put_elements(due, dense, n, dummy)
         return
     n = 2*GROUP if n >= 2*GROUP else GROUP
     due.done += n
@@ -72,9 +79,9 @@ cdef inline void put_due(Due* due, real dummy) noexcept nogil:
             FL_PREFETCH(<char*>target + AHEAD + k)
     if 0 <= at < n:                             # a line written past the caches must be whole at once
         to = groups
-    write_group(to, terms, due, due.past and to == target)
+    write_group(to, terms, labels, due, due.past and to == target)
     if n > GROUP:
-        write_group(to + GROUP, terms + GROUP, due, due.past and to == target)
+        write_group(to + GROUP, terms + GROUP, more, due, due.past and to == target)
     if to == target:
         return
     groups[at] = <real>due.entry
@@ -85,32 +92,34 @@ cdef inline void put_due(Due* due, real dummy) noexcept nogil:
 
 
 cdef inline void nothing_due(Due* due, Py_ssize_t itemsize) noexcept nogil:
-    due.target = NULL
+    due.target = due.terms = NULL
     due.n = due.done = 0
     due.ahead = NULL
     due.pace = GROUP*itemsize
 
 
-cdef inline void defer(Due* due, void* target, const real* terms, Py_ssize_t n, double slope, double rest,
-                       Py_ssize_t at, double entry, bint past) noexcept nogil:
-    """target[k] = terms[k] (slope + rest), but target[at] = entry, when there is time."""
+cdef inline void defer(Due* due, bint dense, void* target, const real* terms, Py_ssize_t n, double slope, double rest,
+                       const real* labels, double scale, Py_ssize_t at, double entry, bint past) noexcept nogil:
+    """target[k] = terms[k] (slope + rest) - labels[k] scale, but target[at] = entry, when there is time."""
     cdef Py_ssize_t head
     due.target = target
     due.terms = terms
+    due.labels = labels
     due.slope = slope
     due.rest = rest
+    due.scale = scale
     due.entry = entry
     due.at = at
     due.n = n
     due.done = 0
     due.past = past
     head = <Py_ssize_t>((LINE - <uintptr_t>target % LINE) % LINE//sizeof(real))
-    put_elements(due, head if head < n else n, terms[0])
+    put_elements(due, dense, head if head < n else n, terms[0])
 
 
-cdef inline void settle(Due* due, real dummy) noexcept nogil:
+cdef inline void settle(Due* due, bint dense, real dummy) noexcept nogil:
     """Writes what is left of the row."""
     if due.target != NULL:
         while due.done < due.n:
-            put_due(due, dummy)
+            put_due(due, dense, dummy)
         due.target = NULL

@@ -11,8 +11,9 @@ from libc.stdint cimport uintptr_t
 from libc.string cimport memcpy
 
 from fastloss.kernels.arrays cimport F32, F64, Held, load, release, store
+from fastloss.kernels.exps cimport exps, steps_magic_of
 from fastloss.kernels.lanes cimport halve_sum
-from fastloss.kernels.losses cimport Loss, Parameters, exp_of_logit, summand, takes_exp, terms
+from fastloss.kernels.losses cimport Loss, Parameters, summand, takes_exp, takes_scaled, terms
 from fastloss.kernels.operands cimport (
     ABSENT, ARRAYS, CONSTANT, COTANGENT, DIRECT, EVEN, GRAD, HESSIAN, LABEL, LABEL_GRAD, LOSS, POS_WEIGHT,
     POS_WEIGHT_GRAD, STRIP, UNEVEN, WEIGHT, X, Ahead, Job, Operand, arrange, ask, hold, look_ahead, place, settle,
@@ -23,7 +24,7 @@ from fastloss.kernels.sigmoid cimport (
     OrdinaryCrossEntropy, SigmoidCrossEntropy, Terms, WeightedCrossEntropy, far_part, is_ordinary, ordinary_bits,
 )
 from fastloss.kernels.special cimport far_of, fma, joined, min_bits, odd_bits, scaled_unit
-from fastloss.kernels.vmath cimport fl_log1p, real
+from fastloss.kernels.vmath cimport fl_log1p, magnitude, real
 
 cdef extern from *:
     """
@@ -147,13 +148,15 @@ cdef inline real* place_of(const Job* job, const Operand* a, Py_ssize_t i, Py_ss
 # of n elements, a multiple of STRIP: strips of constant length are unrolled, and their operations interleaved.
 
 cdef inline void exp_of_some(const Loss* loss, const real* x, real* u, int n, real far) noexcept nogil:
-    """n is a constant, at most two strips."""
-    cdef real v[2*STRIP]        # u itself might overlap x, for all that the compiler knows; likewise below
+    """u = exp(-|x|), scaled if the loss takes it so; n is a constant, at most two strips."""
+    cdef real v[2*STRIP]        # results themselves might overlap x, for all that the compiler knows; likewise below
     cdef int j
     for j in range(n):
-        v[j] = exp_of_logit(loss, x[j], far)
+        v[j] = magnitude(x[j])
+        v[j] = far if far < v[j] else v[j]
+    exps(v, -1, steps_magic_of(<real>0), v, n)
     for j in range(n):
-        u[j] = v[j]
+        u[j] = v[j] if takes_scaled(loss) else v[j]*(1/scaled_unit(far))
 
 
 cdef void exponentials(const Job* job, const Loss* loss, const real* x, real* u, Py_ssize_t n,
@@ -198,6 +201,28 @@ cdef inline void compute(const Job* job, const Loss* loss, int field, const real
         for j in range(STRIP):
             out[g + j] = v[j]
         g += STRIP
+
+
+cdef bint ordinary_values(const Job* job, const OrdinaryCrossEntropy* loss, const real* x, const real* y, const real* q,
+                          const real* u, Py_ssize_t n, real* out, Ahead* ahead) noexcept nogil:
+    """compute the values of a span; False, and nothing of use in out, where it is not ordinary."""
+    cdef real odd[STRIP]
+    cdef real low[STRIP]
+    cdef real v[STRIP]
+    cdef Py_ssize_t g = 0, j
+    for j in range(STRIP):
+        odd[j] = 0
+        low[j] = INFINITY
+    while g < n:
+        ask(job, ahead, x[0])
+        for j in range(STRIP):
+            odd[j] = odd_bits(odd[j], y[g + j])
+            low[j] = min_bits(low[j], u[g + j])
+            v[j] = <real>terms(loss, x[g + j], y[g + j], q[g + j], u[g + j]).value
+        for j in range(STRIP):
+            out[g + j] = v[j]
+        g += STRIP
+    return ordinary_bits(odd, low, STRIP)
 
 
 cdef inline void wide_values(const Job* job, const Loss* loss, const real* x, const real* y, const real* q,
@@ -424,7 +449,7 @@ cdef double part(const Job* job, const Loss* loss, Py_ssize_t start, Py_ssize_t 
             elif Loss is WeightedCrossEntropy and a[POS_WEIGHT].lies == CONSTANT and 0 <= q[0] < <double>INFINITY:
                 added = add_apart(job, &plain, x, y, q, u, n, lane, growth, &ahead)
                 weight = q[0]
-        if Loss is WeightedCrossEntropy:
+        if Loss is WeightedCrossEntropy and job.total:
             ordinary = added or (a[POS_WEIGHT].lies == CONSTANT and fabs(q[0]) < <double>INFINITY
                                  and is_ordinary(y, u, m))
         if job.total and not added and w == NULL and n == m:
@@ -439,9 +464,11 @@ cdef double part(const Job* job, const Loss* loss, Py_ssize_t start, Py_ssize_t 
             add_to(lane, wide, n)
         if a[LOSS].lies != ABSENT:
             to = place_of(job, &a[LOSS], i, n, x, v)
-            if Loss is WeightedCrossEntropy and ordinary:
-                compute(job, &plain, VALUE, x, y, q, u, m, to, &ahead)
-            else:
+            to = v if to == y else to           # labels may be read again
+            if Loss is WeightedCrossEntropy:
+                ordinary = (a[POS_WEIGHT].lies == CONSTANT and fabs(q[0]) < <double>INFINITY
+                            and ordinary_values(job, &plain, x, y, q, u, m, to, &ahead))
+            if not ordinary:
                 compute(job, loss, VALUE, x, y, q, u, m, to, &ahead)
             if w != NULL:
                 scale(to, w, n)

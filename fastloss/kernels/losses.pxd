@@ -8,8 +8,7 @@ from fastloss.kernels.sigmoid cimport (
     WeightedCrossEntropy, ordinary_cross_entropy, sigmoid_cross_entropy, sigmoid_focal, softplus,
     weighted_cross_entropy,
 )
-from fastloss.kernels.special cimport exp_minus, exp_scaled
-from fastloss.kernels.vmath cimport magnitude, real
+from fastloss.kernels.vmath cimport real
 
 ctypedef fused Loss:
     Sigmoid
@@ -101,10 +100,9 @@ cdef inline bint takes_exp(const Loss* loss) noexcept nogil:
             or Loss is WeightedCrossEntropy or Loss is OrdinaryCrossEntropy)
 
 
-cdef inline real exp_of_logit(const Loss* loss, real x, real far) noexcept nogil:
-    if Loss is WeightedCrossEntropy or Loss is OrdinaryCrossEntropy:
-        return exp_scaled(magnitude(x), far)
-    return exp_minus(magnitude(x), far)
+cdef inline bint takes_scaled(const Loss* loss) noexcept nogil:
+    """Whether u is exp(-|x|) times scaled_unit."""
+    return Loss is WeightedCrossEntropy or Loss is OrdinaryCrossEntropy
 
 
 cdef inline double summand(const Loss* loss, real x, real y, real q, real u) noexcept nogil:

@@ -2,6 +2,7 @@
 from libc.stdint cimport uint16_t
 
 from fastloss.kernels.arrays cimport BF16, F16, load, store
+from fastloss.kernels.exps cimport exps, steps_magic_of
 from fastloss.kernels.vmath cimport (
     FL_BIAS, FL_BIASF, exp_fine, exp_of, fl_exp_label_short, fl_log, fl_log1p, fl_log1p_short, lo_of, magic_of, real,
 )
@@ -20,6 +21,27 @@ def exp(const real[::1] x, real[::1] out, bint fine):
         else:
             for k in range(x.shape[0]):
                 out[k] = exp_of(x[k], lo, magic)
+
+
+def exp_many(const real[::1] x, real[::1] out):
+    """out = exp(x) 2^BIAS, as kernels take it of whole registers; the length is a multiple of 64."""
+    cdef real d[64]
+    cdef Py_ssize_t g, j
+    cdef real zero = 0, lo = lo_of(zero), magic = steps_magic_of(zero)
+    with nogil:
+        for g in range(x.shape[0]//64):
+            for j in range(64):
+                d[j] = lo if lo > x[64*g + j] else x[64*g + j]
+            exps(d, 1, magic, &out[64*g], 64)
+
+
+def exp_many_minus(const real[::1] x, real[::1] out):
+    """out = exp(-x) 2^BIAS of x in range, likewise."""
+    cdef Py_ssize_t g
+    cdef real zero = 0, magic = steps_magic_of(zero)
+    with nogil:
+        for g in range(x.shape[0]//64):
+            exps(&x[64*g], -1, magic, &out[64*g], 64)
 
 
 def exp_short(const double[::1] x, double[::1] out):

@@ -16,10 +16,10 @@ from fastloss.kernels.nce cimport FACTORS, nce_row, nce_true
 from fastloss.kernels.special cimport fma
 from fastloss.kernels.terms cimport (
     BLOCK, HEADROOM, HEADROOMF, L, ROWS, Groups, Terms, add_block, exp_block, exp_block_kept, label_of_terms,
-    log_ratios, row_max, settled,
+    lanes_magic_of, log_ratios, row_max, settled,
 )
 from fastloss.kernels.vmath cimport (
-    FL_LN2, FL_PREFETCH, bias_of, fl_exp_label, fl_log, fl_log1p, lo_of, magic_of, power_of, real, shift_of,
+    FL_LN2, FL_PREFETCH, bias_of, fl_exp_label, fl_log, fl_log1p, lo_of, power_of, real, shift_of,
 )
 
 cdef enum:
@@ -270,7 +270,8 @@ cdef inline bint softmax_terms(const Job* job, const real* z, const double* zt, 
                                Terms* terms) noexcept nogil:
     """Sum of exp over all but the best true class; False when a logit lies too far above the reference m."""
     cdef real empty[L]
-    cdef real shift = shift_of(m), power = power_of(m, shift), lo = lo_of(power), magic = magic_of(power), top, limit
+    cdef real shift = shift_of(m), power = power_of(m, shift), lo = lo_of(power)
+    cdef real magic = lanes_magic_of(power), top, limit
     cdef double total = 0, carry = 0, t
     cdef Py_ssize_t b = 0, n, k
     cdef Py_ssize_t j

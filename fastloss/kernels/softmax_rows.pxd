@@ -3,16 +3,17 @@ from libc.math cimport INFINITY, fabs
 from libc.stdint cimport int64_t
 
 from fastloss.kernels.arrays cimport Rows, is_direct, row_at
-from fastloss.kernels.due cimport Due, defer, nothing_due, settle
+from fastloss.kernels.due cimport Due, defer, nothing_due, put_due, settle
 from fastloss.kernels.softmax_job cimport (
     LOG_SOFTMAX, RESIDUAL, SOFTMAX, UPPER, Job, Slope, fetch, label_of, labels_of, put, put_one, put_run, put_zeros,
     scale_of, slope_of, target, targets,
 )
+from fastloss.kernels.special cimport fma
 from fastloss.kernels.terms cimport (
-    BLOCK, PAIRS, ROWS, Groups, L, Terms, add_block, find, label_of_terms, lanes_sum, log_ratios, row_max, row_terms,
-    row_terms_from, settled, sum_rest, total_of,
+    BLOCK, PAIRS, ROWS, Groups, L, Terms, add_block, add_part, exp_lanes, find, label_of_terms, lanes_magic_of, lanes_sum, log_ratios,
+    row_max, row_terms, row_terms_from, settled, total_of,
 )
-from fastloss.kernels.vmath cimport FL_PREFETCH, exp_of, lo_of, magic_of, magnitude, power_of, real, scaled, shift_of
+from fastloss.kernels.vmath cimport FL_PREFETCH, lo_of, magnitude, power_of, real, scaled, shift_of
 
 cdef enum:
     AHEAD = 1024        # elements after which logits and targets are asked for; twice as many: 6 % slower
@@ -39,9 +40,9 @@ cdef inline void put_scaled(const Rows* out, Py_ssize_t i, const real* e, Slope 
 cdef inline void put_terms(const Job* job, Py_ssize_t i, const real* e, Py_ssize_t c, Py_ssize_t at, double entry,
                            Slope s, Due* due) noexcept nogil:
     """Row i of the gradient = e times the slope, but `entry` at class `at`: later, if it can wait."""
-    settle(due, e[0])
+    settle(due, False, e[0])
     if s.apart == 1 and is_direct(&job.grad, e[0]):
-        defer(due, <void*>row_at(&job.grad, i), e, c, s.c, s.rest, at, entry, job.stream)
+        defer(due, False, <void*>row_at(&job.grad, i), e, c, s.c, s.rest, <const real*>NULL, 0, at, entry, job.stream)
     else:
         put_scaled(&job.grad, i, e, s)
         put_one(&job.grad, i, at, <real>entry)
@@ -100,7 +101,7 @@ cdef inline void index_rows(const Job* job, Py_ssize_t start, Py_ssize_t stop, r
             loss[r] = <real>(ratio[r]*weight[r]) if weight[r] != 0 else 0
         put_run(&job.loss, i, n, loss)
         i += n
-    settle(&due, e[0])
+    settle(&due, False, e[0])
 
 
 # ------------------------------------------------------------------ row by row: a target for every class
@@ -111,18 +112,8 @@ cdef struct Sums:       # over all elements but the maximum
     double rest         # of t_k
 
 
-cdef inline void flush(const real* part, double* total, double* carry) noexcept nogil:
-    cdef double z
-    cdef Py_ssize_t j
-    for j in range(L):
-        z = total[j] + <double>part[j]
-        if real is double:
-            carry[j] = carry[j] + sum_rest(total[j], part[j], z)
-        total[j] = z
-
-
 cdef inline void flush_growing(const target* part, double* total, double* carry) noexcept nogil:
-    """The same in fewer operations where the total is the larger one; where it is not, as the sum then doubles, half a
+    """add_part in fewer operations where the total is the larger one; where it is not, as the sum then doubles, half a
     unit of the part may be lost."""
     cdef double z
     cdef Py_ssize_t j
@@ -135,7 +126,7 @@ cdef inline void flush_growing(const target* part, double* total, double* carry)
 
 cdef inline void target_block(const real* x, const target* t, Py_ssize_t n_groups, Groups at, const real* out_x,
                               const target* out_t, const real* tail_x, const target* tail_t, real m, real shift,
-                              real lo, real magic, real* e, Sums* sums) noexcept nogil:
+                              real lo, real magic, real* e, Sums* sums, Due* due) noexcept nogil:
     """The sums of a block, all in the shape of exp_block's; the terms are kept in e unless it is NULL."""
     cdef real part[L]
     cdef real v[L]
@@ -190,11 +181,8 @@ cdef inline void target_block(const real* x, const target* t, Py_ssize_t n_group
             FL_PREFETCH(t + g*L + AHEAD + 16)
             FL_PREFETCH(t + g*L + AHEAD + 32)
             FL_PREFETCH(t + g*L + AHEAD + 48)
-            for j in range(L):
-                v[j] = exp_of(p[j] - shift, lo, magic)
-            for j in range(L):
-                w[j] = exp_of(q[j] - shift, lo, magic)
-                part[j] = part[j] + (v[j] + w[j])
+            exp_lanes(p, shift, lo, magic, v, NULL, NULL, NULL)
+            exp_lanes(q, shift, lo, magic, w, NULL, v, part)
             for j in range(L):
                 a = r[j]*(top - <target>p[j])
                 a = a if r[j] != 0 else <target>0
@@ -206,13 +194,15 @@ cdef inline void target_block(const real* x, const target* t, Py_ssize_t n_group
                 for j in range(L):
                     e[g*L + j] = v[j]
                     e[(g + 1)*L + j] = w[j]
+                if due.done < due.n:
+                    put_due(due, True, shift)
             if target is double and (g & 2 or g + 2 >= n_groups):
                 flush_growing(dot, dots, dot_carry)
                 flush_growing(rest, rests, rest_carry)
                 for j in range(L):
                     dot[j] = rest[j] = 0
             g = g + 2
-        flush(part, exps, exp_carry)
+        add_part(part, exps, exp_carry)
         if target is float:
             flush_growing(dot, dots, dot_carry)
             flush_growing(rest, rests, rest_carry)
@@ -222,13 +212,16 @@ cdef inline void target_block(const real* x, const target* t, Py_ssize_t n_group
 
 
 cdef inline void target_sums(const real* x, const target* t, Py_ssize_t c, Py_ssize_t top, real m, real* e,
-                             Terms* terms, Sums* sums) noexcept nogil:
-    """Sums of a row whose maximum is x[top] = m; e (room for c + 2 L, or NULL): the terms, e[top] = 0."""
+                             Terms* terms, Sums* sums, Due* due) noexcept nogil:
+    """Sums of a row whose maximum is x[top] = m; e (room for c + 2 L, or NULL): the terms, e[top] = 0.
+
+    Meanwhile writes what is due, if terms are kept.
+    """
     cdef real out_x[L]
     cdef target out_t[L]
     cdef real tail_x[L]
     cdef target tail_t[L]
-    cdef real shift = shift_of(m), power = power_of(m, shift), lo = lo_of(power), magic = magic_of(power)
+    cdef real shift = shift_of(m), power = power_of(m, shift), lo = lo_of(power), magic = lanes_magic_of(power)
     cdef Groups row, at
     cdef Sums block, carry
     cdef Py_ssize_t b = 0, n_groups, k
@@ -248,7 +241,7 @@ cdef inline void target_sums(const real* x, const target* t, Py_ssize_t c, Py_ss
         at.out = row.out - b//L
         at.tail = row.tail - b//L
         target_block(x + b, t + b, n_groups, at, out_x, out_t, tail_x, tail_t, m, shift, lo, magic,
-                     e + b if e != NULL else NULL, &block)
+                     e + b if e != NULL else NULL, &block, due)
         add_block(&sums.exps, &carry.exps, block.exps)
         add_block(&sums.dots, &carry.dots, block.dots)
         add_block(&sums.rest, &carry.rest, block.rest)
@@ -270,16 +263,22 @@ cdef inline void put_target_grad(const Job* job, Py_ssize_t i, const real* e, co
         n = c - b if c - b < BLOCK else BLOCK
         if apart == 1:
             for k in range(n):
-                w[k] = scaled(e[b + k], f, rest) - <real>t[b + k]*u
+                w[k] = fma(-<real>t[b + k], u, scaled(e[b + k], f, rest))
         else:
             for k in range(n):
-                w[k] = scaled(e[b + k], f, rest)*apart - <real>t[b + k]*u
+                w[k] = fma(-<real>t[b + k], u, scaled(e[b + k], f, rest)*apart)
         put(&job.grad, i, b, w, n, job.stream)
         if job.hess.data != NULL and job.hessian == RESIDUAL:
             for k in range(n):
                 w[k] = magnitude(w[k])
             put(&job.hess, i, b, w, n, False)
         b += n
+
+
+cdef inline bint can_wait(const Job* job, Py_ssize_t i, const target* t, Slope s, real dummy) noexcept nogil:
+    """Whether a gradient may be written later: nothing else is, and the targets stay where they are."""
+    return (sizeof(target) == sizeof(real) and <const char*>t == row_at(&job.labels, i) and s.apart == 1
+            and is_direct(&job.grad, dummy) and job.hess.data == NULL and job.labels_grad.data == NULL)
 
 
 cdef inline void put_curvature(const Job* job, Py_ssize_t i, const real* e, double inverse,
@@ -325,14 +324,18 @@ cdef inline void put_labels_grad(const Job* job, Py_ssize_t i, const real* x, re
 
 
 cdef inline void target_row(const Job* job, Py_ssize_t i, const real* x, const target* t, real* e, Terms* terms,
-                            double* dots, double* weight) noexcept nogil:
-    """Gradients of row i, around its maximum; its loss is dots + weight times the log ratio of its terms."""
+                            double* dots, double* weight, Due* due) noexcept nogil:
+    """Gradients of row i, around its maximum; its loss is dots + weight times the log ratio of its terms.
+
+    The gradient may be left due, and then needs e.
+    """
     cdef Sums sums
+    cdef Slope slope
     cdef Py_ssize_t c = job.logits.width, top
     cdef real m = row_max(x, c)
     cdef double total, ratio, s = scale_of(job, i), top_slope
     top = find(x, c, m)
-    target_sums(x, t, c, top, m, e if job.grad.data != NULL else NULL, terms, &sums)
+    target_sums(x, t, c, top, m, e if job.grad.data != NULL else NULL, terms, &sums, due)
     dots[0] = sums.dots
     weight[0] = sums.rest + t[top]
     if job.labels_grad.data != NULL:
@@ -347,7 +350,13 @@ cdef inline void target_row(const Job* job, Py_ssize_t i, const real* x, const t
     # the maximum's entry apart, as two terms that cancel only where the truth does
     total = total_of(terms, m)
     top_slope = sums.rest*(label_of_terms(terms, m)/total) - t[top]*(terms.others/total)
-    put_target_grad(job, i, e, t, slope_of(s*weight[0], total, 1/total, m), s)
+    slope = slope_of(s*weight[0], total, 1/total, m)
+    settle(due, True, m)
+    if can_wait(job, i, t, slope, m):
+        defer(due, True, <void*>row_at(&job.grad, i), e, c, slope.c, slope.rest, <const real*>t, s, top,
+              top_slope*s, job.stream)
+        return
+    put_target_grad(job, i, e, t, slope, s)
     put_one(&job.grad, i, top, <real>(top_slope*s))
     if job.hess.data == NULL:
         return
@@ -370,7 +379,9 @@ cdef inline void target_rows(const Job* job, Py_ssize_t start, Py_ssize_t stop, 
     cdef real loss[ROWS]
     cdef Py_ssize_t i = start, n, r, fetched
     cdef double* built = <double*>scratch   # the row's targets, where they are not read as they lie
-    cdef real* e = scratch + job.built
+    cdef real* e = scratch + job.built  # the terms of this row; another row's may wait in the other half
+    cdef Due due
+    nothing_due(&due, job.logits.itemsize)
     everything.data = NULL
     while i < stop:
         n = stop - i if stop - i < job.group else job.group
@@ -384,15 +395,18 @@ cdef inline void target_rows(const Job* job, Py_ssize_t start, Py_ssize_t stop, 
                 put_zeros(&job.hess, i + r)
             elif job.soft:
                 targets(job, i + r, built)
-                target_row(job, i + r, row[r], built, e, &terms[r], &dots[r], &weight[r])
+                target_row(job, i + r, row[r], built, e, &terms[r], &dots[r], &weight[r], &due)
             else:
                 fetch(&job.labels, &everything, i + r, 1, <real*>built, &t)
-                target_row(job, i + r, row[r], t, e, &terms[r], &dots[r], &weight[r])
+                target_row(job, i + r, row[r], t, e, &terms[r], &dots[r], &weight[r], &due)
+                if due.terms == e:
+                    e = scratch + job.built + (job.kept if e == scratch + job.built else 0)
         log_ratios(n, terms, ratio, e[0])
         for r in range(n):
             loss[r] = <real>(dots[r] + weight[r]*ratio[r])
         put_run(&job.loss, i, n, loss)
         i += n
+    settle(&due, True, e[0])
 
 
 # ------------------------------------------------------------------ row by row: softmax, log-softmax, log-sum-exp
@@ -441,4 +455,4 @@ cdef inline void normal_rows(const Job* job, Py_ssize_t start, Py_ssize_t stop, 
             else:
                 put_one(&job.loss, i + r, 0, log_sum(row[r], 1, c, m, ratio))
         i += n
-    settle(&due, e[0])
+    settle(&due, False, e[0])

@@ -21,18 +21,11 @@ FL_INLINE double fl_product_rest(double a, double b, double p) {
 #endif
 }
 
-/* ---- exp(-a), a >= 0: nothing overflows, subnormals come out right, NaN stays ------------------------------------
- * It is 0 from `far` on, which is FL_FAR but should reach a loop as a variable: of a minimum of constants gcc makes two
- * operations.
- */
+/* ---- exp(-a), a >= 0: nothing overflows, subnormals come out right, NaN stays; it is 0 from FL_FAR on ------------- */
 #define FL_SCALEDF 0x1p49f                                /* the unit of the scaled ones, which are never subnormal */
 #define FL_SCALED 0x1p120
 #define FL_FARF (-fl_lof(0.0f))
 #define FL_FAR (-fl_lo(0.0))
-FL_INLINE float fl_exp_scaledf(float a, float far) {
-    return fl_exp_signedf(far < a ? far : a, -1.0f, fl_magicf(0.0f));
-}
-FL_INLINE float fl_exp_minusf(float a, float far) { return fl_exp_scaledf(a, far) * (1.0f / FL_SCALEDF); }
 FL_INLINE double fl_exp_scaled(double a) { return fl_exp_fine(-a, fl_lo(0.0), fl_magic(0.0)); }
 FL_INLINE double fl_exp_minus(double a) { return fl_exp_scaled(a) * (1.0 / FL_SCALED); }
 

@@ -8,9 +8,6 @@ cdef extern from "special.h" nogil:
     double FL_SCALED
     float FL_FARF
     double FL_FAR
-    float fl_exp_scaledf(float, float) noexcept
-    double fl_exp_scaled(double) noexcept
-    float fl_exp_minusf(float, float) noexcept
     double fl_exp_minus(double) noexcept
     double fl_exp_any(double, double) noexcept
     float fl_log1p_unitf(float, float*) noexcept
@@ -41,25 +38,11 @@ cdef inline real product_rest(real a, real b, real p) noexcept nogil:
 
 
 cdef inline real far_of(real dummy) noexcept nogil:
-    """Where exp(-a) ends."""
+    """Where exp(-a) ends; to reach a loop as a variable, for of a minimum of constants gcc makes two operations."""
     if real is float:
         return FL_FARF
     else:
         return FL_FAR
-
-
-cdef inline real exp_minus(real a, real far) noexcept nogil:
-    if real is float:
-        return fl_exp_minusf(a, far)
-    else:
-        return fl_exp_minus(a)
-
-
-cdef inline real exp_scaled(real a, real far) noexcept nogil:
-    if real is float:
-        return fl_exp_scaledf(a, far)
-    else:
-        return fl_exp_scaled(a)
 
 
 cdef inline real scaled_unit(real dummy) noexcept nogil:

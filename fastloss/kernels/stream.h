@@ -3,7 +3,8 @@
  *     fl_streams        whether that pays for so many bytes, written by so many threads
  *     fl_reads_ahead    whether the processor needs no prefetching of arrays that are only read
  *     fl_stream         copies n bytes past the caches
- *     fl_put_group*     d[0..32) = e[0..32) times c + rest, past the caches or not; past: d is aligned to 64 bytes
+ *     fl_put_group*     d[0..32) = e[0..32) times c + rest, less t[0..32) times u unless t is NULL, past the caches or not;
+ *                       past: d is aligned to 64 bytes
  *     fl_stream_end     after the last of them, before other threads may look
  */
 #ifndef FL_STREAM_H
@@ -43,6 +44,10 @@ FL_INLINE int fl_reads_ahead(void) {
 #define FL_TIMESF(e, c) _mm512_mul_ps(_mm512_loadu_ps(e), _mm512_set1_ps(c))
 #define FL_TIMESD(e, c, rest) \
     _mm512_fmadd_pd(_mm512_loadu_pd(e), _mm512_set1_pd(c), _mm512_mul_pd(_mm512_loadu_pd(e), _mm512_set1_pd(rest)))
+#define FL_LESSF(v, t, u) _mm512_fnmadd_ps(_mm512_loadu_ps(t), _mm512_set1_ps(u), v)
+#define FL_LESSD(v, t, u) _mm512_fnmadd_pd(_mm512_loadu_pd(t), _mm512_set1_pd(u), v)
+#define FL_VF __m512
+#define FL_VD __m512d
 #define FL_PUTF _mm512_storeu_ps
 #define FL_PUTD _mm512_storeu_pd
 #define FL_PASTF _mm512_stream_ps
@@ -57,6 +62,10 @@ FL_INLINE int fl_reads_ahead(void) {
 #define FL_TIMESF(e, c) _mm256_mul_ps(_mm256_loadu_ps(e), _mm256_set1_ps(c))
 #define FL_TIMESD(e, c, rest) \
     _mm256_fmadd_pd(_mm256_loadu_pd(e), _mm256_set1_pd(c), _mm256_mul_pd(_mm256_loadu_pd(e), _mm256_set1_pd(rest)))
+#define FL_LESSF(v, t, u) _mm256_fnmadd_ps(_mm256_loadu_ps(t), _mm256_set1_ps(u), v)
+#define FL_LESSD(v, t, u) _mm256_fnmadd_pd(_mm256_loadu_pd(t), _mm256_set1_pd(u), v)
+#define FL_VF __m256
+#define FL_VD __m256d
 #define FL_PUTF _mm256_storeu_ps
 #define FL_PUTD _mm256_storeu_pd
 #define FL_PASTF _mm256_stream_ps
@@ -73,6 +82,10 @@ FL_INLINE int fl_reads_ahead(void) {
 #define FL_TIMESF(e, c) _mm_mul_ps(_mm_loadu_ps(e), _mm_set1_ps(c))
 #define FL_TIMESD(e, c, rest) \
     _mm_add_pd(_mm_mul_pd(_mm_loadu_pd(e), _mm_set1_pd(c)), _mm_mul_pd(_mm_loadu_pd(e), _mm_set1_pd(rest)))
+#define FL_LESSF(v, t, u) _mm_sub_ps(v, _mm_mul_ps(_mm_loadu_ps(t), _mm_set1_ps(u)))
+#define FL_LESSD(v, t, u) _mm_sub_pd(v, _mm_mul_pd(_mm_loadu_pd(t), _mm_set1_pd(u)))
+#define FL_VF __m128
+#define FL_VD __m128d
 #define FL_PUTF _mm_storeu_ps
 #define FL_PUTD _mm_storeu_pd
 #define FL_PASTF _mm_stream_ps
@@ -80,21 +93,25 @@ FL_INLINE int fl_reads_ahead(void) {
 #endif
 
 #if defined(FL_SF)
-FL_INLINE void fl_put_groupf(float *d, const float *e, float c, float rest, int past) {
+FL_INLINE void fl_put_groupf(float *d, const float *e, float c, float rest, const float *t, float u, int past) {
     int k;
     (void)rest;
-    if (past)
-        for (k = 0; k < 32; k += FL_SF) FL_PASTF(d + k, FL_TIMESF(e + k, c));
-    else
-        for (k = 0; k < 32; k += FL_SF) FL_PUTF(d + k, FL_TIMESF(e + k, c));
+    for (k = 0; k < 32; k += FL_SF) {
+        FL_VF v = FL_TIMESF(e + k, c);
+        if (t) v = FL_LESSF(v, t + k, u);
+        if (past) FL_PASTF(d + k, v);
+        else FL_PUTF(d + k, v);
+    }
 }
 
-FL_INLINE void fl_put_group(double *d, const double *e, double c, double rest, int past) {
+FL_INLINE void fl_put_group(double *d, const double *e, double c, double rest, const double *t, double u, int past) {
     int k;
-    if (past)
-        for (k = 0; k < 32; k += FL_SD) FL_PASTD(d + k, FL_TIMESD(e + k, c, rest));
-    else
-        for (k = 0; k < 32; k += FL_SD) FL_PUTD(d + k, FL_TIMESD(e + k, c, rest));
+    for (k = 0; k < 32; k += FL_SD) {
+        FL_VD v = FL_TIMESD(e + k, c, rest);
+        if (t) v = FL_LESSD(v, t + k, u);
+        if (past) FL_PASTD(d + k, v);
+        else FL_PUTD(d + k, v);
+    }
 }
 
 FL_INLINE void fl_stream(void *target, const void *source, size_t n) {
@@ -112,16 +129,16 @@ FL_INLINE void fl_stream(void *target, const void *source, size_t n) {
 }
 FL_INLINE void fl_stream_end(void) { _mm_sfence(); }
 #else
-FL_INLINE void fl_put_groupf(float *d, const float *e, float c, float rest, int past) {
+FL_INLINE void fl_put_groupf(float *d, const float *e, float c, float rest, const float *t, float u, int past) {
     int k;
     (void)rest; (void)past;
-    for (k = 0; k < 32; k++) d[k] = e[k] * c;
+    for (k = 0; k < 32; k++) d[k] = t ? FL_FMAF(-t[k], u, e[k] * c) : e[k] * c;
 }
 
-FL_INLINE void fl_put_group(double *d, const double *e, double c, double rest, int past) {
+FL_INLINE void fl_put_group(double *d, const double *e, double c, double rest, const double *t, double u, int past) {
     int k;
     (void)past;
-    for (k = 0; k < 32; k++) d[k] = fl_scaled(e[k], c, rest);
+    for (k = 0; k < 32; k++) d[k] = t ? FL_FMA(-t[k], u, fl_scaled(e[k], c, rest)) : fl_scaled(e[k], c, rest);
 }
 
 FL_INLINE void fl_stream(void *target, const void *source, size_t n) { memcpy(target, source, n); }

@@ -10,6 +10,7 @@ compensation. In a longer chain equal terms (a constant background) would drift 
 from libc.math cimport INFINITY, fabs
 
 from fastloss.kernels.due cimport Due, put_due
+from fastloss.kernels.exps cimport exps, steps_magic_of
 from fastloss.kernels.vmath cimport (
     FL_LN2, FL_PREFETCH, bias_of, exp_of, fl_exp_label, fl_log1p, fl_log1p_short, fl_quotient_rest, lo_of,
     magic_of, power_of, real, shift_of,
@@ -76,12 +77,21 @@ cdef inline void add_block(double* total, double* carry, double term) noexcept n
     total[0] = z
 
 
+cdef inline void add_part(const real* part, double* total, double* carry) noexcept nogil:
+    cdef double z
+    cdef Py_ssize_t j
+    for j in range(L):
+        z = total[j] + <double>part[j]
+        if real is double:
+            carry[j] = carry[j] + sum_rest(total[j], part[j], z)
+        total[j] = z
+
+
 cdef inline double sum_groups(const real* e, Py_ssize_t n_groups) noexcept nogil:
     """Sum of n_groups groups of L terms; e has room for one group more, which may be overwritten with zeros."""
     cdef real part[L]
     cdef double total[L]
     cdef double carry[L]
-    cdef double z
     cdef Py_ssize_t g, p = 0, p_end
     cdef Py_ssize_t j
     for j in range(L):
@@ -99,12 +109,8 @@ cdef inline double sum_groups(const real* e, Py_ssize_t n_groups) noexcept nogil
         for g in range((p_end - p + 1)//2):
             for j in range(L):
                 part[j] = part[j] + (e[(p + 2*g)*L + j] + e[(p + 2*g + 1)*L + j])
-        for j in range(L):
-            z = total[j] + <double>part[j]
-            if real is double:
-                carry[j] = carry[j] + sum_rest(total[j], part[j], z)
-            total[j] = z
         p = p_end
+        add_part(part, total, carry)
     return lanes_sum(total, carry, real is double)
 
 
@@ -171,6 +177,59 @@ cdef struct Groups:     # which groups of the row are read from a padded copy: t
     Py_ssize_t tail
 
 
+cdef inline real lanes_magic_of(real power) noexcept nogil:
+    if real is float:
+        return magic_of(power)
+    else:
+        return steps_magic_of(power)
+
+
+cdef inline void exp_lanes(const real* x, real shift, real lo, real magic, real* e, real* top, const real* other,
+                           real* part) noexcept nogil:
+    """e = exp(x - shift) 2^bias, of L lanes; their largest logits, unless top is NULL; unless other is, part += other + e.
+
+    Float in one loop, and double in several, for its lookup cannot be vectorised with the rest.
+    """
+    cdef real d[L]
+    cdef real v
+    cdef Py_ssize_t j
+    for j in range(L):
+        v = x[j]
+        if top != NULL:
+            top[j] = v if v > top[j] else top[j]
+        v = v - shift
+        if real is float:
+            e[j] = exp_of(v, lo, magic)
+            if other != NULL:
+                part[j] = part[j] + (other[j] + e[j])
+        else:
+            d[j] = lo if lo > v else v
+    if real is double:
+        exps(d, 1, magic, e, L)
+        if other != NULL:
+            for j in range(L):
+                part[j] = part[j] + (other[j] + e[j])
+
+
+cdef inline void exp_pair(const real* x, Py_ssize_t g, Py_ssize_t n_groups, Groups at, const real* out_group,
+                          const real* tail_group, const real* empty_group, real shift, real lo, real magic,
+                          real* w, real* u, real* top, real* part, const char* ahead) noexcept nogil:
+    """Terms of groups g and g + 1, their largest logits and their sum."""
+    cdef const real* p = x + g*L
+    cdef const real* q = p + L
+    p = out_group if g == at.out else p
+    p = tail_group if g == at.tail else p
+    q = out_group if g + 1 == at.out else q
+    q = tail_group if g + 1 == at.tail else q
+    q = empty_group if g + 1 == n_groups else q
+    FL_PREFETCH(ahead)
+    FL_PREFETCH(ahead + 16*sizeof(real))
+    FL_PREFETCH(ahead + 32*sizeof(real))
+    FL_PREFETCH(ahead + 48*sizeof(real))
+    exp_lanes(p, shift, lo, magic, w, top, NULL, NULL)
+    exp_lanes(q, shift, lo, magic, u, top, w, part)
+
+
 cdef inline double exp_block(const real* x, Py_ssize_t n_groups, Groups at, const real* out_group,
                              const real* tail_group, const real* empty_group, real shift, real lo, real magic,
                              real* e, real* top_out, Due* due) noexcept nogil:
@@ -182,12 +241,8 @@ cdef inline double exp_block(const real* x, Py_ssize_t n_groups, Groups at, cons
     cdef real u[L]
     cdef double total[L]
     cdef double carry[L]
-    cdef double z
     cdef Py_ssize_t g = 0, g_end
     cdef Py_ssize_t j
-    cdef real v
-    cdef const real* p
-    cdef const real* q
     cdef const char* ahead = due.ahead if due.ahead != NULL else <const char*>(x + BLOCK)
     cdef Py_ssize_t pace = due.pace if due.ahead != NULL else L*<Py_ssize_t>sizeof(real)
     for j in range(L):
@@ -201,39 +256,22 @@ cdef inline double exp_block(const real* x, Py_ssize_t n_groups, Groups at, cons
         for j in range(L):
             part[j] = 0
         while g < g_end:
-            p = x + g*L
-            q = p + L
-            p = out_group if g == at.out else p
-            p = tail_group if g == at.tail else p
-            q = out_group if g + 1 == at.out else q
-            q = tail_group if g + 1 == at.tail else q
-            q = empty_group if g + 1 == n_groups else q
-            FL_PREFETCH(ahead)
-            FL_PREFETCH(ahead + 16*sizeof(real))
-            FL_PREFETCH(ahead + 32*sizeof(real))
-            FL_PREFETCH(ahead + 48*sizeof(real))
+            exp_pair(x, g, n_groups, at, out_group, tail_group, empty_group, shift, lo, magic, w, u, top, part,
+                     ahead)
             ahead += 2*pace
-            for j in range(L):
-                v = p[j]
-                top[j] = v if v > top[j] else top[j]
-                w[j] = exp_of(v - shift, lo, magic)
-            for j in range(L):
-                v = q[j]
-                top[j] = v if v > top[j] else top[j]
-                u[j] = exp_of(v - shift, lo, magic)
-                part[j] = part[j] + (w[j] + u[j])
             if e != NULL:
                 for j in range(L):
                     e[g*L + j] = w[j]
                     e[(g + 1)*L + j] = u[j]
                 if due.done < due.n:
-                    put_due(due, shift)
+                    put_due(due, False, shift)
+            elif real is double and g + 2 < g_end:      # another beside it; of float, or with stores, too much
+                g = g + 2
+                exp_pair(x, g, n_groups, at, out_group, tail_group, empty_group, shift, lo, magic, w, u, top, part,
+                         ahead)
+                ahead += 2*pace
             g = g + 2
-        for j in range(L):
-            z = total[j] + <double>part[j]
-            if real is double:
-                carry[j] = carry[j] + sum_rest(total[j], part[j], z)
-            total[j] = z
+        add_part(part, total, carry)
     top_out[0] = lanes_max(top)
     return lanes_sum(total, carry, real is double)
 
@@ -248,7 +286,6 @@ cdef inline double exp_block_kept(const real* x, Py_ssize_t n_groups, Groups at,
     cdef real top[L]
     cdef Py_ssize_t g
     cdef Py_ssize_t j
-    cdef real v
     cdef const real* p
     cdef const char* ahead = due.ahead if due.ahead != NULL else <const char*>(x + BLOCK)
     cdef Py_ssize_t pace = due.pace if due.ahead != NULL else L*<Py_ssize_t>sizeof(real)
@@ -261,12 +298,9 @@ cdef inline double exp_block_kept(const real* x, Py_ssize_t n_groups, Groups at,
         FL_PREFETCH(ahead)
         FL_PREFETCH(ahead + 16*sizeof(real))
         ahead += pace
-        for j in range(L):
-            v = p[j]
-            top[j] = v if v > top[j] else top[j]
-            e[g*L + j] = exp_of(v - shift, lo, magic)
+        exp_lanes(p, shift, lo, magic, e + g*L, top, NULL, NULL)
         if g % 2 and due.done < due.n:
-            put_due(due, shift)
+            put_due(due, False, shift)
     top_out[0] = lanes_max(top)
     return sum_groups(e, n_groups)
 
@@ -289,7 +323,8 @@ cdef inline bint exp_row(const real* x, Py_ssize_t c, Py_ssize_t out, real m, re
     cdef real out_group[L]
     cdef real tail_group[L]
     cdef real empty_group[L]
-    cdef real shift = shift_of(m), power = power_of(m, shift), lo = lo_of(power), magic = magic_of(power), top, limit
+    cdef real shift = shift_of(m), power = power_of(m, shift), lo = lo_of(power), magic = lanes_magic_of(power)
+    cdef real top, limit
     cdef Py_ssize_t b = 0, n, n_groups, k
     cdef Groups row, at
     cdef Py_ssize_t j

@@ -124,23 +124,26 @@ FL_INLINE double fl_exp_series(double r) {                /* exp(r) = 1 + r + r 
     return FL_FMA(p, r, 0.500000000000001072);
 }
 
-/* 0.7 ulp: r and 1 + r in two words */
-FL_INLINE double fl_exp_fine(double d, double lo, double magic) {
-    double n, s, power, high, low, r = fl_exp_reduced(lo > d ? lo : d, magic, &n, &s, &power);
+/* 0.7 ulp: r and 1 + r in two words. d in range */
+FL_INLINE double fl_exp_in_range_fine(double d, double magic) {
+    double n, s, power, high, low, r = fl_exp_reduced(d, magic, &n, &s, &power);
     high = 1.0 + r;
     low = (r - (high - 1.0)) + FL_FMA(n, -1.90821492927058770002e-10, s - r);
     return (high + FL_FMA(r * r, fl_exp_series(r), low)) * power;
 }
 
 /* 0.9 ulp, in three quarters of the operations */
-FL_INLINE double fl_exp(double d, double lo, double magic) {
+FL_INLINE double fl_exp_in_range(double d, double magic) {
 #if FL_HAS_FMA
-    double n, s, power, r = fl_exp_reduced(lo > d ? lo : d, magic, &n, &s, &power);
+    double n, s, power, r = fl_exp_reduced(d, magic, &n, &s, &power);
     return FL_FMA(FL_FMA(fl_exp_series(r), r, 1.0), r, 1.0) * power;
 #else
-    return fl_exp_fine(d, lo, magic);
+    return fl_exp_in_range_fine(d, magic);
 #endif
 }
+
+FL_INLINE double fl_exp_fine(double d, double lo, double magic) { return fl_exp_in_range_fine(lo > d ? lo : d, magic); }
+FL_INLINE double fl_exp(double d, double lo, double magic) { return fl_exp_in_range(lo > d ? lo : d, magic); }
 
 /* exp(d) in float64, in the unit 2^(power - bias) of a kernel whose own bias is another */
 FL_INLINE double fl_exp_label(double d, double power, int bias) {

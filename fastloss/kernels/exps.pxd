@@ -1,0 +1,43 @@
+"""exp of many at once: exps.h under one name for both types."""
+from fastloss.kernels.vmath cimport real
+
+cdef extern from "exps.h" nogil:
+    float fl_steps_magicf(float) noexcept
+    double fl_steps_magic(double) noexcept
+    float fl_exp_firstf(float, float, float, float*) noexcept
+    double fl_exp_first(double, double, double, double*) noexcept
+    void fl_exp_rootsf(const float*, float*, int) noexcept
+    void fl_exp_roots(const double*, double*, int) noexcept
+    float fl_exp_lastf(float, float, float) noexcept
+    double fl_exp_last(double, double, double) noexcept
+
+cdef enum:
+    MOST = 128
+
+
+cdef inline real steps_magic_of(real power) noexcept nogil:
+    if real is float:
+        return fl_steps_magicf(power)
+    else:
+        return fl_steps_magic(power)
+
+
+cdef inline void exps(const real* d, real sign, real magic, real* e, int n) noexcept nogil:
+    """e = exp(sign d) 2^bias, d in range; n, whole registers and at most MOST, and sign are constants."""
+    cdef real s[MOST]
+    cdef real r[MOST]
+    cdef int j
+    for j in range(n):
+        if real is float:
+            s[j] = fl_exp_firstf(d[j], sign, magic, &r[j])
+        else:
+            s[j] = fl_exp_first(d[j], sign, magic, &r[j])
+    if real is float:
+        fl_exp_rootsf(s, s, n)
+    else:
+        fl_exp_roots(s, s, n)
+    for j in range(n):
+        if real is float:
+            e[j] = fl_exp_lastf(s[j], r[j], sign)
+        else:
+            e[j] = fl_exp_last(s[j], r[j], sign)
