@@ -205,7 +205,7 @@ cdef inline void compute(const Job* job, const Loss* loss, int field, const real
 
 cdef bint ordinary_values(const Job* job, const OrdinaryCrossEntropy* loss, const real* x, const real* y, const real* q,
                           const real* u, Py_ssize_t n, real* out, Ahead* ahead) noexcept nogil:
-    """compute the values of a span; False, and nothing of use in out, where it is not ordinary."""
+    """compute's values of a span; False, and nothing of use in out, where it is not ordinary."""
     cdef real odd[STRIP]
     cdef real low[STRIP]
     cdef real v[STRIP]

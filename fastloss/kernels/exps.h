@@ -1,5 +1,5 @@
-/* exp of many at once: exp(sign d) = 2^(n/8) exp(r), with the root of 2 looked up in a register, so that a shorter series
- * is enough. In three steps, for the second is the only one that needs intrinsics:
+/* exp of many at once: exp(sign d) = 2^(n/8) exp(r), with the root of 2 looked up in a register, so that a shorter
+ * series is enough. In three steps, for the second is the only one that needs intrinsics:
  *
  *     s = fl_exp_first(d, sign, magic, &r)     of each; d in range, magic as below
  *     fl_exp_roots(s, root, n)                 of all; n whole registers
@@ -47,8 +47,8 @@ FL_INLINE float fl_exp_lastf(float root, float r, float sign) {
     return FL_FMAF(root, FL_FMAF(r * r, p, sign * r), root);
 }
 
-FL_INLINE double fl_exp_last(double root, double r, double sign) {                     /* errs to the side to which the worst root does not */
-    double p = sign * 0.0001984247963943916;
+FL_INLINE double fl_exp_last(double root, double r, double sign) {
+    double p = sign * 0.0001984247963943916;              /* errs to the side to which the worst root does not */
     p = FL_FMA(p, r, 0.0013889652804550481);
     p = FL_FMA(p, r, sign * 0.008333333316476784);
     p = FL_FMA(p, r, 0.04166666660811519);

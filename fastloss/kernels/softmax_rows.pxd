@@ -10,8 +10,8 @@ from fastloss.kernels.softmax_job cimport (
 )
 from fastloss.kernels.special cimport fma
 from fastloss.kernels.terms cimport (
-    BLOCK, PAIRS, ROWS, Groups, L, Terms, add_block, add_part, exp_lanes, find, label_of_terms, lanes_magic_of, lanes_sum, log_ratios,
-    row_max, row_terms, row_terms_from, settled, total_of,
+    BLOCK, PAIRS, ROWS, Groups, L, Terms, add_block, add_part, exp_lanes, find, label_of_terms, lanes_magic_of,
+    lanes_sum, log_ratios, row_max, row_terms, row_terms_from, settled, total_of,
 )
 from fastloss.kernels.vmath cimport FL_PREFETCH, lo_of, magnitude, power_of, real, scaled, shift_of
 

@@ -186,7 +186,7 @@ cdef inline real lanes_magic_of(real power) noexcept nogil:
 
 cdef inline void exp_lanes(const real* x, real shift, real lo, real magic, real* e, real* top, const real* other,
                            real* part) noexcept nogil:
-    """e = exp(x - shift) 2^bias, of L lanes; their largest logits, unless top is NULL; unless other is, part += other + e.
+    """e = exp(x - shift) 2^bias, of L lanes; unless NULL, top takes their largest logits, and part += other + e.
 
     Float in one loop, and double in several, for its lookup cannot be vectorised with the rest.
     """
