@@ -436,6 +436,29 @@ def test_a_gradient_over_the_labels_is_refused(f):
     assert not memory.any()
 
 
+@pytest.mark.parametrize("dtype", [np.float32, np.float64])
+@pytest.mark.parametrize("c", [97, 1000, 1023, 2050])
+def test_a_gradient_written_late_has_the_same_bits(c, dtype):
+    """Wide rows wait for the next one where targets and gradient are contiguous; a row alone waits for nothing."""
+    rng = np.random.default_rng(c)
+    x, labels = rng.normal(0, 3, (19, c)).astype(dtype), rng.dirichlet(np.ones(c), 19).astype(dtype)
+    weight = rng.random(19) * (rng.random(19) < 0.8)
+    dense = fl.value_and_grad(DENSE)
+    want = dense(labels=labels, logits=x, sample_weight=weight, reduction="none")[1]
+    rows = [slice(i, i + 1) for i in range(19)]
+    alone = [
+        dense(labels=labels[r], logits=x[r], sample_weight=weight[r], reduction="none")[1]  # nothing comes after it
+        for r in rows
+    ]
+    np.testing.assert_array_equal(np.concatenate(alone), want)
+    for strided in (np.repeat(labels, 2, 1)[:, ::2], np.asfortranarray(labels)):
+        got = dense(labels=strided, logits=x, sample_weight=weight, reduction="none")[1]
+        np.testing.assert_array_equal(got, want)
+    for out in (np.zeros((19, 2 * c), dtype)[:, ::2], np.zeros(19 * c + 1, dtype)[1:].reshape(19, c), x):
+        dense(labels=labels, logits=x, sample_weight=weight, reduction="none", grad_out=out)
+        np.testing.assert_array_equal(out, want)
+
+
 def test_no_classes():
     empty = np.zeros((3, 0), np.float32)
     assert (DENSE(labels=empty, logits=empty) == 0).all()

@@ -464,7 +464,6 @@ cdef double part(const Job* job, const Loss* loss, Py_ssize_t start, Py_ssize_t 
             add_to(lane, wide, n)
         if a[LOSS].lies != ABSENT:
             to = place_of(job, &a[LOSS], i, n, x, v)
-            to = v if to == y else to           # labels may be read again
             if Loss is WeightedCrossEntropy:
                 ordinary = (a[POS_WEIGHT].lies == CONSTANT and fabs(q[0]) < <double>INFINITY
                             and ordinary_values(job, &plain, x, y, q, u, m, to, &ahead))
