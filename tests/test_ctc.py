@@ -83,7 +83,8 @@ def test_enumeration(seed, frames, classes, n, merge, collapse_first, spread):
     if want == np.inf:
         assert np.isnan(grad).all()
         return
-    assert (np.abs(grad - want_grad) <= 1e-13 * unit + 1e-300).all()
+    # plain numbers lose masses below 2^-1000 where the labelling's own is above 2^-700: 2^-300 of a probability
+    assert (np.abs(grad - want_grad) <= 1e-13 * unit + 2.0**-300).all()
     assert np.abs(grad.sum(-1)).max() < 2e-15
 
 

@@ -235,6 +235,27 @@ def test_whole_labels_cost_no_accuracy_and_change_no_bit(dtype, q):
 
 
 @pytest.mark.parametrize("dtype", FLOATS)
+@pytest.mark.parametrize("far", [3, 63, 65, 100, 600, 1e4, np.inf])
+def test_one_pos_weight_for_all_has_the_bits_of_many(dtype, far):
+    """Spans of whole labels and one pos_weight take another way, unless a logit is too far out."""
+    rng = np.random.default_rng(0)
+    x = rng.standard_normal(3000).astype(dtype) * 20
+    x[[5, 700, 1500, 2999]] = [far, -far, far, -far]  # spans of either kind
+    x[2000] = -0.0
+    z = (rng.random(3000) < 0.3).astype(dtype)
+    z[1100] = -0.0
+    for q in (0, 0.3, 2, 1e20):
+        f = fl.value_and_grad(fl.weighted_cross_entropy_with_logits)
+        value, grad = f(labels=z, logits=x, pos_weight=dtype(q))
+        many, many_grad = f(labels=z, logits=x, pos_weight=np.full(3000, q, dtype))
+        np.testing.assert_array_equal(value.view(np.uint8), many.view(np.uint8))
+        np.testing.assert_array_equal(grad.view(np.uint8), many_grad.view(np.uint8))
+        in_place = x.copy()  # must not be written before the way is chosen
+        f(labels=z, logits=in_place, pos_weight=dtype(q), grad_out=in_place)
+        np.testing.assert_array_equal(in_place.view(np.uint8), grad.view(np.uint8))
+
+
+@pytest.mark.parametrize("dtype", FLOATS)
 def test_functions_are_exact(dtype):
     rng = np.random.default_rng(2)
     x = np.concatenate([MARGINS, rng.normal(0, 5, 50_000), rng.uniform(-110, 110, 50_000)]).astype(dtype)

@@ -25,7 +25,7 @@ cdef struct Due:
     double slope        # target = terms (slope + rest) - labels scale; labels as `dense` says
     double rest
     double scale
-    double entry        # but this one
+    double entry        # but this one, if dense
     Py_ssize_t at       # here
     Py_ssize_t n
     Py_ssize_t done     # elements written
@@ -37,14 +37,9 @@ cdef struct Due:
 cdef inline void write_group(real* target, const real* terms, const real* labels, const Due* due,
                              bint past) noexcept nogil:
     if real is float:
-        if past:
-            fl_put_groupf(target, terms, <float>due.slope, 0, labels, <float>due.scale, 1)
-        else:
-            fl_put_groupf(target, terms, <float>due.slope, 0, labels, <float>due.scale, 0)
-    elif past:
-        fl_put_group(target, terms, due.slope, due.rest, labels, due.scale, 1)
+        fl_put_groupf(target, terms, <float>due.slope, 0, labels, <float>due.scale, past)
     else:
-        fl_put_group(target, terms, due.slope, due.rest, labels, due.scale, 0)
+        fl_put_group(target, terms, due.slope, due.rest, labels, due.scale, past)
 
 
 cdef inline void put_elements(Due* due, bint dense, Py_ssize_t n, real dummy) noexcept nogil:
@@ -55,40 +50,45 @@ cdef inline void put_elements(Due* due, bint dense, Py_ssize_t n, real dummy) no
     cdef Py_ssize_t k, at = due.at - due.done
     for k in range(n):
         target[k] = fma(-labels[k], scale, scaled(terms[k], slope, rest)) if dense else scaled(terms[k], slope, rest)
-    if 0 <= at < n:
+    if dense and 0 <= at < n:
         target[at] = <real>due.entry
     due.done += n
 
 
-cdef inline void put_due(Due* due, bint dense, real dummy) noexcept nogil:
-    """The next two groups, or what is left; `dense`, whether there are labels to subtract, is a constant."""
+cdef inline void put_groups(Due* due, bint dense, int n, real dummy) noexcept nogil:
+    """The next n groups, one or two; `dense`, whether there are labels to subtract, and n are constants."""
     cdef real groups[2*GROUP]
     cdef real* target = <real*>due.target + due.done
-    cdef real* to = target
     cdef const real* terms = <const real*>due.terms + due.done
     cdef const real* labels = <const real*>due.labels + due.done if dense else NULL
     cdef const real* more = labels + GROUP if dense else NULL
-    cdef Py_ssize_t k, n = due.n - due.done, at = due.at - due.done
-    if n < GROUP:
-        put_elements(due, dense, n, dummy)
-        return
-    n = 2*GROUP if n >= 2*GROUP else GROUP
-    due.done += n
-    if not due.past:                            # lines are read before they are written: in time
-        for k in range(0, 2*GROUP*<Py_ssize_t>sizeof(real), 64):
-            FL_PREFETCH(<char*>target + AHEAD + k)
-    if 0 <= at < n:                             # a line written past the caches must be whole at once
-        to = groups
-    write_group(to, terms, labels, due, due.past and to == target)
-    if n > GROUP:
-        write_group(to + GROUP, terms + GROUP, more, due, due.past and to == target)
-    if to == target:
-        return
-    groups[at] = <real>due.entry
-    if due.past:
-        fl_stream(target, groups, n*sizeof(real))
+    cdef Py_ssize_t k, at = due.at - due.done
+    due.done += n*GROUP
+    if dense and 0 <= at < n*GROUP:             # a line written past the caches must be whole at once
+        write_group(&groups[0], terms, labels, due, False)
+        if n == 2:
+            write_group(&groups[GROUP], terms + GROUP, more, due, False)
+        groups[at] = <real>due.entry
+        if due.past:
+            fl_stream(target, groups, n*GROUP*sizeof(real))
+        else:
+            memcpy(target, groups, n*GROUP*sizeof(real))
+    elif due.past:
+        write_group(target, terms, labels, due, True)
+        if n == 2:
+            write_group(target + GROUP, terms + GROUP, more, due, True)
     else:
-        memcpy(target, groups, n*sizeof(real))
+        for k in range(0, n*GROUP*<Py_ssize_t>sizeof(real), 64):       # lines are read before they are written: in time
+            FL_PREFETCH(<char*>target + AHEAD + k)
+        write_group(target, terms, labels, due, False)
+        if n == 2:
+            write_group(target + GROUP, terms + GROUP, more, due, False)
+
+
+cdef inline void put_due(Due* due, bint dense, real dummy) noexcept nogil:
+    """The next two groups, if there are two."""
+    if due.done + 2*GROUP <= due.n:
+        put_groups(due, dense, 2, dummy)
 
 
 cdef inline void nothing_due(Due* due, Py_ssize_t itemsize) noexcept nogil:
@@ -100,7 +100,7 @@ cdef inline void nothing_due(Due* due, Py_ssize_t itemsize) noexcept nogil:
 
 cdef inline void defer(Due* due, bint dense, void* target, const real* terms, Py_ssize_t n, double slope, double rest,
                        const real* labels, double scale, Py_ssize_t at, double entry, bint past) noexcept nogil:
-    """target[k] = terms[k] (slope + rest) - labels[k] scale, but target[at] = entry, when there is time."""
+    """target[k] = terms[k] (slope + rest) - labels[k] scale, but if dense target[at] = entry, when there is time."""
     cdef Py_ssize_t head
     due.target = target
     due.terms = terms
@@ -115,11 +115,13 @@ cdef inline void defer(Due* due, bint dense, void* target, const real* terms, Py
     due.past = past
     head = <Py_ssize_t>((LINE - <uintptr_t>target % LINE) % LINE//sizeof(real))
     put_elements(due, dense, head if head < n else n, terms[0])
+    FL_PREFETCH(<char*>target + (n - 1)*<Py_ssize_t>sizeof(real))       # the next row's too: written in two halves
 
 
 cdef inline void settle(Due* due, bint dense, real dummy) noexcept nogil:
     """Writes what is left of the row."""
     if due.target != NULL:
-        while due.done < due.n:
-            put_due(due, dense, dummy)
+        while due.done + GROUP <= due.n:
+            put_groups(due, dense, 1, dummy)
+        put_elements(due, dense, due.n - due.done, dummy)
         due.target = NULL

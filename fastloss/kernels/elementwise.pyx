@@ -13,7 +13,7 @@ from libc.string cimport memcpy
 from fastloss.kernels.arrays cimport F32, F64, Held, load, release, store
 from fastloss.kernels.exps cimport exps, steps_magic_of
 from fastloss.kernels.lanes cimport halve_sum
-from fastloss.kernels.losses cimport Loss, Parameters, summand, takes_exp, takes_scaled, terms
+from fastloss.kernels.losses cimport Loss, Parameters, summand, takes_exp, takes_near, takes_scaled, terms
 from fastloss.kernels.operands cimport (
     ABSENT, ARRAYS, CONSTANT, COTANGENT, DIRECT, EVEN, GRAD, HESSIAN, LABEL, LABEL_GRAD, LOSS, POS_WEIGHT,
     POS_WEIGHT_GRAD, STRIP, UNEVEN, WEIGHT, X, Ahead, Job, Operand, arrange, ask, hold, look_ahead, place, settle,
@@ -23,8 +23,8 @@ from fastloss.kernels.regression cimport SquaredError
 from fastloss.kernels.sigmoid cimport (
     OrdinaryCrossEntropy, SigmoidCrossEntropy, Terms, WeightedCrossEntropy, far_part, is_ordinary, ordinary_bits,
 )
-from fastloss.kernels.special cimport far_of, fma, joined, min_bits, odd_bits, scaled_unit
-from fastloss.kernels.vmath cimport fl_log1p, magnitude, real
+from fastloss.kernels.special cimport far_of, fma, joined, min_bits, near_of, odd_bits, scaled_unit
+from fastloss.kernels.vmath cimport bias_of, fl_log1p, magnitude, real
 
 cdef extern from *:
     """
@@ -49,6 +49,10 @@ cdef enum:
     LANES = 32
     APART = 64              # elements that add_apart takes at a time, whatever a strip is
     PAGE = 4096
+
+cdef struct Sums:           # of a part
+    double lane[LANES]
+    double growth[2*LANES]  # what add_apart leaves; of so many elements it is below 2^512
 
 cdef enum:                  # fields of Terms
     VALUE
@@ -148,15 +152,19 @@ cdef inline real* place_of(const Job* job, const Operand* a, Py_ssize_t i, Py_ss
 # of n elements, a multiple of STRIP: strips of constant length are unrolled, and their operations interleaved.
 
 cdef inline void exp_of_some(const Loss* loss, const real* x, real* u, int n, real far) noexcept nogil:
-    """u = exp(-|x|), scaled if the loss takes it so; n is a constant, at most two strips."""
+    """u = exp(-|x|), |x| at most far, scaled if the loss takes it so; n is a constant, at most two strips.
+
+    far is a variable, for of a minimum of constants gcc makes two operations.
+    """
     cdef real v[2*STRIP]        # results themselves might overlap x, for all that the compiler knows; likewise below
+    cdef real power = bias_of(far) if takes_near(loss) else 0
     cdef int j
     for j in range(n):
         v[j] = magnitude(x[j])
         v[j] = far if far < v[j] else v[j]
-    exps(v, -1, steps_magic_of(<real>0), v, n)
+    exps(v, -1, steps_magic_of(power), v, n)
     for j in range(n):
-        u[j] = v[j] if takes_scaled(loss) else v[j]*(1/scaled_unit(far))
+        u[j] = v[j] if takes_near(loss) or takes_scaled(loss) else v[j]*(1/scaled_unit(far))
 
 
 cdef void exponentials(const Job* job, const Loss* loss, const real* x, real* u, Py_ssize_t n,
@@ -164,7 +172,7 @@ cdef void exponentials(const Job* job, const Loss* loss, const real* x, real* u,
     """What a loss takes as u.  In a loop of its own: together, the chain of operations is too long to overlap.  Two
     strips at a time, for AMD's cores look only some sixty operations ahead."""
     cdef Py_ssize_t g = 0
-    cdef real far = <real>job.far
+    cdef real far = <real>(job.near if takes_near(loss) else job.far)
     if takes_exp(loss):
         while g + 2*STRIP <= n:
             ask(job, ahead, x[0])
@@ -203,9 +211,9 @@ cdef inline void compute(const Job* job, const Loss* loss, int field, const real
         g += STRIP
 
 
-cdef bint ordinary_values(const Job* job, const OrdinaryCrossEntropy* loss, const real* x, const real* y, const real* q,
+cdef bint ordinary_values(const Job* job, const OrdinaryCrossEntropy* loss, const real* x, const real* y, real q,
                           const real* u, Py_ssize_t n, real* out, Ahead* ahead) noexcept nogil:
-    """compute's values of a span; False, and nothing of use in out, where it is not ordinary."""
+    """compute's values of a span, of one pos_weight; False, and nothing of use in out, where it is not ordinary."""
     cdef real odd[STRIP]
     cdef real low[STRIP]
     cdef real v[STRIP]
@@ -218,7 +226,7 @@ cdef bint ordinary_values(const Job* job, const OrdinaryCrossEntropy* loss, cons
         for j in range(STRIP):
             odd[j] = odd_bits(odd[j], y[g + j])
             low[j] = min_bits(low[j], u[g + j])
-            v[j] = <real>terms(loss, x[g + j], y[g + j], q[g + j], u[g + j]).value
+            v[j] = <real>terms(loss, x[g + j], y[g + j], q, u[g + j]).value
         for j in range(STRIP):
             out[g + j] = v[j]
         g += STRIP
@@ -264,8 +272,8 @@ cdef inline void add_values(const Job* job, const Loss* loss, const real* x, con
         lane[j] = sum[j]
 
 
-cdef bint add_apart(const Job* job, const Loss* loss, const real* x, const real* z, const real* q, const real* u,
-                    Py_ssize_t n, double* lane, double* growth, Ahead* ahead) noexcept nogil:
+cdef bint add_apart(const Job* job, const Loss* loss, const real* x, const real* z, real q, const real* u,
+                    Py_ssize_t n, Sums* sums, Ahead* ahead) noexcept nogil:
     """add_values of a cross entropy, all but log(1 + u): for that, growth takes the product of all 1 + u, less 1.
 
     Of OrdinaryCrossEntropy those of label 1 go into another LANES of them, for they weigh pos_weight; where not all
@@ -280,13 +288,13 @@ cdef bint add_apart(const Job* job, const Loss* loss, const real* x, const real*
     cdef real v[LANES]
     cdef real near[LANES]
     cdef real near1[LANES]
-    cdef real c, w
+    cdef real c, w, one = 1, none = 0
     cdef Py_ssize_t g = 0, h, i, _h
     cdef int j
     for j in range(LANES):
-        sum[j] = lane[j]
-        grown[j] = growth[j]
-        grown1[j] = growth[LANES + j]
+        sum[j] = sums.lane[j]
+        grown[j] = sums.growth[j]
+        grown1[j] = sums.growth[LANES + j]
         odd[j] = 0
         low[j] = INFINITY
     while g < n:
@@ -296,14 +304,13 @@ cdef bint add_apart(const Job* job, const Loss* loss, const real* x, const real*
             i = g + 2*h
             for j in range(LANES):
                 if Loss is OrdinaryCrossEntropy:    # labels are factors, for selects would fill all mask registers
+                    c = one - z[i + j]
                     odd[j] = odd_bits(odd[j], z[i + j])
                     low[j] = min_bits(low[j], u[i + j])
-                    c = 1 - z[i + j]
-                    w = u[i + j]/scaled_unit(c)
-                    near1[j] = z[i + j]*w
-                    near[j] = w - near1[j]
-                    w = x[i + j]*fma(-q[i + j], z[i + j], c)
-                    v[j] = w if w > 0 else <real>0
+                    near1[j] = z[i + j]*u[i + j]
+                    near[j] = u[i + j] - near1[j]
+                    w = x[i + j]*fma(-q, z[i + j], c)
+                    v[j] = w if w > 0 else none
                 else:
                     near[j] = u[i + j]
                     v[j] = far_part(x[i + j], z[i + j])
@@ -316,9 +323,9 @@ cdef bint add_apart(const Job* job, const Loss* loss, const real* x, const real*
     if Loss is OrdinaryCrossEntropy and not ordinary_bits(odd, low, LANES):
         return False
     for j in range(LANES):
-        lane[j] = sum[j]
-        growth[j] = grown[j]
-        growth[LANES + j] = grown1[j]
+        sums.lane[j] = sum[j]
+        sums.growth[j] = grown[j]
+        sums.growth[LANES + j] = grown1[j]
     return True
 
 
@@ -389,51 +396,113 @@ cdef bint only_total(const Job* job) noexcept nogil:
     return job.total
 
 
+cdef inline bint span(const Job* job, const Loss* loss, Py_ssize_t i, Py_ssize_t n, const real* x, const real* y,
+                      const real* q, const double* w, const double* c, real* u, Sums* sums,
+                      Ahead* ahead) noexcept nogil:
+    """All that is asked for of elements i .. i + n; u has room for four spans.
+
+    False, and nothing is written or added, where the loss is OrdinaryCrossEntropy and they are not.
+    """
+    cdef double wide[SPAN]
+    cdef double by[SPAN]
+    cdef const Operand* a = job.a
+    cdef Py_ssize_t m = whole(n), k
+    cdef real* v = <real*>(<char*>(u + SPAN) + PAGE//8)
+    cdef real* g = v + SPAN
+    cdef real* to = place_of(job, &a[LOSS], i, n, x, v)
+    cdef const double* each = by if w != NULL or c != NULL else NULL
+    cdef bint added = False, written = False
+    exponentials(job, loss, x, u, m, ahead)
+    if Loss is SigmoidCrossEntropy or Loss is OrdinaryCrossEntropy:
+        if job.total and w == NULL and n % APART == 0:
+            added = add_apart(job, loss, x, y, q[0], u, n, sums, ahead)
+    if Loss is OrdinaryCrossEntropy:
+        if not added and a[LOSS].lies != ABSENT:
+            written = ordinary_values(job, loss, x, y, q[0], u, m, to, ahead)
+        if not (added or written or is_ordinary(y, u, m)):
+            return False
+    if job.total and not added:
+        if w == NULL and n == m:
+            add_values(job, loss, x, y, q, u, m, sums.lane, ahead)
+        else:
+            wide_values(job, loss, x, y, q, u, m, wide, ahead)
+            if w != NULL:
+                scale(wide, w, n)
+            add_to(sums.lane, wide, n)
+    if a[LOSS].lies != ABSENT:
+        if not written:
+            compute(job, loss, VALUE, x, y, q, u, m, to, ahead)
+        if w != NULL:
+            scale(to, w, n)
+        if to == v:
+            put(job, &a[LOSS], i, n, v)
+    if each != NULL:
+        for k in range(n):
+            by[k] = job.factor
+        if w != NULL:
+            scale(by, w, n)
+        if c != NULL:
+            scale(by, c, n)
+    if Loss is OrdinaryCrossEntropy:
+        pass                            # has value and slope only
+    else:
+        if a[HESSIAN].lies != ABSENT:
+            compute(job, loss, CURVATURE, x, y, q, u, m, v, ahead)
+            finish(job, &a[HESSIAN], i, n, v, each)
+        if a[GRAD].lies != ABSENT:
+            compute(job, loss, SLOPE, x, y, q, u, m, g, ahead)
+        if a[LABEL_GRAD].lies != ABSENT:
+            compute(job, loss, LABEL_SLOPE, x, y, q, u, m, v, ahead)
+            finish(job, &a[LABEL_GRAD], i, n, v, each)
+    if Loss is WeightedCrossEntropy:
+        if a[POS_WEIGHT_GRAD].lies != ABSENT:
+            compute(job, loss, WEIGHT_SLOPE, x, y, q, u, m, v, ahead)
+            finish(job, &a[POS_WEIGHT_GRAD], i, n, v, each)
+    if a[GRAD].lies != ABSENT:          # last, for it may be written over x
+        if Loss is OrdinaryCrossEntropy:
+            compute(job, loss, SLOPE, x, y, q, u, m, g, ahead)
+        finish(job, &a[GRAD], i, n, g, each)
+    return True
+
+
 cdef double part(const Job* job, const Loss* loss, Py_ssize_t start, Py_ssize_t stop, real dummy) noexcept nogil:
     """All that is asked for of elements start .. stop; the sum of their losses, if that is."""
     cdef real x_[SPAN]
     cdef real y_[SPAN]
     cdef real q_[SPAN]
     cdef double room[4*SPAN]
-    cdef double wide[SPAN]
     cdef double w_[SPAN]
     cdef double c_[SPAN]
-    cdef double by[SPAN]
-    cdef double lane[LANES]
-    cdef double growth[2*LANES]         # what add_apart leaves; of so many elements it is below 2^512
-    cdef double weight = 0
+    cdef Sums sums
+    cdef double logs = 0
     cdef Ahead ahead
     cdef OrdinaryCrossEntropy plain
-    cdef bint ordinary = False, added
-    cdef bint in_place = not takes_exp(loss) and only_total(job)
-    cdef real* to
-    cdef real* u = <real*>apart(room, job.a[X].data if job.a[X].lies == DIRECT else <char*>x_)
-    cdef real* v = <real*>(<char*>(u + SPAN) + PAGE//8)
-    cdef real* g = v + SPAN
+    cdef const Operand* a = job.a
+    cdef bint in_place = not takes_exp(loss) and only_total(job), ordinary
+    cdef real* u = <real*>apart(room, a[X].data if a[X].lies == DIRECT else <char*>x_)
     cdef const real* x = x_
     cdef const real* y = x_
     cdef const real* q = x_
     cdef const double* w = NULL
     cdef const double* c = NULL
-    cdef const double* each = by if job.a[WEIGHT].lies != ABSENT or job.a[COTANGENT].lies != ABSENT else NULL
-    cdef const Operand* a = job.a
-    cdef Py_ssize_t i = start, n = stop - start if stop - start < SPAN else SPAN, m, k
+    cdef Py_ssize_t i = start, n = stop - start if stop - start < SPAN else SPAN
     cdef int j
     for j in range(LANES):
-        lane[j] = growth[j] = growth[LANES + j] = 0
+        sums.lane[j] = sums.growth[j] = sums.growth[LANES + j] = 0
     look_ahead(job, &ahead)
     fill(&a[X], n, x_)
     fill(&a[LABEL], n, y_)
     fill(&a[POS_WEIGHT], n, q_)
     fill(&a[WEIGHT], n, w_)
     fill(&a[COTANGENT], n, c_)
+    ordinary = (a[POS_WEIGHT].lies == CONSTANT and 0 <= q_[0] < <double>INFINITY and a[HESSIAN].lies == ABSENT
+                and a[LABEL_GRAD].lies == ABSENT and a[POS_WEIGHT_GRAD].lies == ABSENT)
     while i < stop:
         n = stop - i if stop - i < SPAN else SPAN
         if in_place and stop - i > SPAN:
             n = (stop - i)//STRIP*STRIP
-        m = whole(n)
         ahead.next = (i + SPAN)*<Py_ssize_t>sizeof(real)
-        ahead.stop = ahead.next + m*<Py_ssize_t>sizeof(real) if job.n_asked > 0 else 0
+        ahead.stop = ahead.next + whole(n)*<Py_ssize_t>sizeof(real) if job.n_asked > 0 else 0
         x = fetch(job, &a[X], i, n, x_)
         y = fetch(job, &a[LABEL], i, n, y_) if a[LABEL].lies != ABSENT else x
         q = fetch(job, &a[POS_WEIGHT], i, n, q_) if a[POS_WEIGHT].lies != ABSENT else x
@@ -441,67 +510,21 @@ cdef double part(const Job* job, const Loss* loss, Py_ssize_t start, Py_ssize_t 
             w = fetch(job, &a[WEIGHT], i, n, w_)
         if a[COTANGENT].lies != ABSENT:
             c = fetch(job, &a[COTANGENT], i, n, c_)
-        exponentials(job, loss, x, u, m, &ahead)
-        added = False
-        if job.total and w == NULL and n % APART == 0:
-            if Loss is SigmoidCrossEntropy:
-                added = add_apart(job, loss, x, y, q, u, n, lane, growth, &ahead)
-            elif Loss is WeightedCrossEntropy and a[POS_WEIGHT].lies == CONSTANT and 0 <= q[0] < <double>INFINITY:
-                added = add_apart(job, &plain, x, y, q, u, n, lane, growth, &ahead)
-                weight = q[0]
-        if Loss is WeightedCrossEntropy and job.total:
-            ordinary = added or (a[POS_WEIGHT].lies == CONSTANT and fabs(q[0]) < <double>INFINITY
-                                 and is_ordinary(y, u, m))
-        if job.total and not added and w == NULL and n == m:
-            if Loss is WeightedCrossEntropy and ordinary:
-                add_values(job, &plain, x, y, q, u, m, lane, &ahead)
-            else:
-                add_values(job, loss, x, y, q, u, m, lane, &ahead)
-        elif job.total and not added:
-            wide_values(job, loss, x, y, q, u, m, wide, &ahead)
-            if w != NULL:
-                scale(wide, w, n)
-            add_to(lane, wide, n)
-        if a[LOSS].lies != ABSENT:
-            to = place_of(job, &a[LOSS], i, n, x, v)
-            if Loss is WeightedCrossEntropy:
-                ordinary = (a[POS_WEIGHT].lies == CONSTANT and fabs(q[0]) < <double>INFINITY
-                            and ordinary_values(job, &plain, x, y, q, u, m, to, &ahead))
-            if not ordinary:
-                compute(job, loss, VALUE, x, y, q, u, m, to, &ahead)
-            if w != NULL:
-                scale(to, w, n)
-            if to == v:
-                put(job, &a[LOSS], i, n, v)
-        if each != NULL:
-            for k in range(n):
-                by[k] = job.factor
-            if w != NULL:
-                scale(by, w, n)
-            if c != NULL:
-                scale(by, c, n)
-        if a[HESSIAN].lies != ABSENT:
-            compute(job, loss, CURVATURE, x, y, q, u, m, v, &ahead)
-            finish(job, &a[HESSIAN], i, n, v, each)
-        if a[GRAD].lies != ABSENT:
-            compute(job, loss, SLOPE, x, y, q, u, m, g, &ahead)
-        if a[LABEL_GRAD].lies != ABSENT:
-            compute(job, loss, LABEL_SLOPE, x, y, q, u, m, v, &ahead)
-            finish(job, &a[LABEL_GRAD], i, n, v, each)
-        if a[POS_WEIGHT_GRAD].lies != ABSENT:
-            if Loss is WeightedCrossEntropy:
-                compute(job, loss, WEIGHT_SLOPE, x, y, q, u, m, v, &ahead)
-                finish(job, &a[POS_WEIGHT_GRAD], i, n, v, each)
-        if a[GRAD].lies != ABSENT:          # last, for it may be written over x
-            finish(job, &a[GRAD], i, n, g, each)
+        if Loss is WeightedCrossEntropy:
+            if not (ordinary and span(job, &plain, i, n, x, y, q, w, c, u, &sums, &ahead)):
+                span(job, loss, i, n, x, y, q, w, c, u, &sums, &ahead)
+        else:
+            span(job, loss, i, n, x, y, q, w, c, u, &sums, &ahead)
         i += n
     if job.stream:
         fl_stream_end()
     if Loss is SigmoidCrossEntropy or Loss is WeightedCrossEntropy:
         for j in range(2*LANES):
-            growth[j] = fl_log1p(growth[j])
-        return lanes_sum(lane) + (lanes_sum(growth) + weight*lanes_sum(growth + LANES))
-    return lanes_sum(lane)
+            sums.growth[j] = fl_log1p(sums.growth[j])
+        logs = lanes_sum(sums.growth)
+        if ordinary:
+            logs += q_[0]*lanes_sum(sums.growth + LANES)
+    return lanes_sum(sums.lane) + logs
 
 
 # ------------------------------------------------------------------ all elements
@@ -515,6 +538,7 @@ cdef double over(Job* job, const Loss* loss, int n_threads, real dummy) except? 
     cdef double total = 0, carry = 0, y, z
     job.n_asked = 0
     job.far = far_of(dummy)
+    job.near = near_of(dummy)
     for b in range(ARRAYS):
         settle(job, &job.a[b], F64 if b == WEIGHT or b == COTANGENT else own)
         if job.a[b].lies == DIRECT and job.a[b].kind == own and not (job.stream and b >= LOSS):

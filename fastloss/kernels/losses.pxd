@@ -102,7 +102,12 @@ cdef inline bint takes_exp(const Loss* loss) noexcept nogil:
 
 cdef inline bint takes_scaled(const Loss* loss) noexcept nogil:
     """Whether u is exp(-|x|) times scaled_unit."""
-    return Loss is WeightedCrossEntropy or Loss is OrdinaryCrossEntropy
+    return Loss is WeightedCrossEntropy
+
+
+cdef inline bint takes_near(const Loss* loss) noexcept nogil:
+    """Whether it is exp(-|x|) of |x| up to near_of only."""
+    return Loss is OrdinaryCrossEntropy
 
 
 cdef inline double summand(const Loss* loss, real x, real y, real q, real u) noexcept nogil:

@@ -51,6 +51,7 @@ cdef struct Job:
     Py_ssize_t n
     double factor                   # of all gradients
     double far                      # where exp(-a) ends
+    double near                     # up to where it need not be scaled
     bint total                      # the sum of the losses is asked for
     bint stream
     int n_asked

@@ -41,10 +41,8 @@ FL_INLINE __m128d fl_multiply_add_pd(__m128d a, __m128d b, __m128d c) { return _
 #endif
 
 #if defined(__GNUC__)
-#define FL_PREFETCH_FAR(p) __builtin_prefetch((const void *)(p), 0, 2)   /* rows pages apart share a place in level 1 */
 #define FL_UNROLL _Pragma("GCC unroll 12")
 #else
-#define FL_PREFETCH_FAR(p) ((void)(p))
 #define FL_UNROLL
 #endif
 

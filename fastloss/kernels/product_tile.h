@@ -26,7 +26,7 @@ FL_UNROLL
                 const FL_T *r = p + o * a_outer, *next = A + o * a_outer + ahead;
                 if (later && i0 + j0 == 0)
                     for (k = o; k < FL_TILE; k += n) {
-                        FL_PREFETCH_FAR(later + k * pitch);
+                        FL_PREFETCH_FAR(later + k * pitch);       /* rows pages apart share a place in level 1 */
                         FL_PREFETCH_FAR(later + k * pitch + FL_N / 2);
                     }
                 for (k = 0; k < K; k++) {

@@ -6,7 +6,8 @@ from libc.math cimport INFINITY, fabs
 
 from fastloss.kernels.operands cimport STRIP
 from fastloss.kernels.special cimport (
-    fl_exp_minus, fl_product_rest, fma, log1p_unit, min_bits, odd_bits, product_rest, scaled_unit,
+    choose, fl_exp_minus, fl_product_rest, fma, log1p_unit, min_bits, odd_bits, product_rest, scaled_unit,
+    towards,
 )
 from fastloss.kernels.vmath cimport fl_log1p, magnitude, real
 
@@ -32,7 +33,7 @@ cdef struct SigmoidCrossEntropy:
 cdef struct WeightedCrossEntropy:
     char unused
 
-cdef struct OrdinaryCrossEntropy:   # weighted, of spans that is_ordinary
+cdef struct OrdinaryCrossEntropy:   # weighted, value and slope, of spans that are is_ordinary
     char unused
 
 cdef struct SigmoidFocal:
@@ -93,8 +94,8 @@ cdef inline Terms weighted_cross_entropy(real x, real z, real q, real scaled) no
 
 
 cdef inline bint ordinary_bits(const real* odd, const real* low, Py_ssize_t n) noexcept nogil:
-    """Whether no odd_bits are set, and no u is subnormal or nearly."""
-    cdef real least = 1e-15 if real is float else 1e-200
+    """Whether no odd_bits are set, and no |x| was too large for u to be taken as it is."""
+    cdef real least = 2e-28 if real is float else 1e-222    # somewhat above exp(-near_of)
     cdef int any = 0
     cdef Py_ssize_t j
     for j in range(n):
@@ -102,8 +103,8 @@ cdef inline bint ordinary_bits(const real* odd, const real* low, Py_ssize_t n) n
     return any == 0
 
 
-cdef inline bint is_ordinary(const real* z, const real* scaled, Py_ssize_t n) noexcept nogil:
-    """Whether all labels are 0 or 1, and no u is subnormal or nearly; n a multiple of STRIP."""
+cdef inline bint is_ordinary(const real* z, const real* u, Py_ssize_t n) noexcept nogil:
+    """Whether all labels are 0 or 1, and u can be taken as it is; n a multiple of STRIP."""
     cdef real odd[STRIP]
     cdef real low[STRIP]
     cdef Py_ssize_t g = 0, j
@@ -113,17 +114,18 @@ cdef inline bint is_ordinary(const real* z, const real* scaled, Py_ssize_t n) no
     while g < n:
         for j in range(STRIP):
             odd[j] = odd_bits(odd[j], z[g + j])
-            low[j] = min_bits(low[j], scaled[g + j])
+            low[j] = min_bits(low[j], u[g + j])
         g += STRIP
     return ordinary_bits(odd, low, STRIP)
 
 
-cdef inline Terms ordinary_cross_entropy(real x, real z, real q, real scaled) noexcept nogil:
-    """The value of weighted_cross_entropy, to the bit, where the labels' products are exact."""
+cdef inline Terms ordinary_cross_entropy(real x, real z, real q, real u) noexcept nogil:
+    """weighted_cross_entropy's value and slope, to the bit, for labels 0 and 1: softplus(x) and q softplus(-x)."""
     cdef Terms t
-    cdef real low, s = log1p_unit(scaled/scaled_unit(x), &low), c = 1 - z, w = fma(z, q, c), m = x*fma(z, -2, 1)
-    m = m if m > 0 else <real>0
-    t.value = fma(w, s, fma(w, m, w*low))
+    cdef real low, s = log1p_unit(u, &low), one = 1, w = choose(z, q, one), y = towards(z, x)
+    cdef real far = y if y > 0 else <real>0, near = u if y < 0 else one
+    t.value = fma(w, s, fma(w, far, w*low))
+    t.slope = (0 + towards(z, w*near))/(one + u)        # no -0
     return t
 
 

@@ -26,6 +26,8 @@ FL_INLINE double fl_product_rest(double a, double b, double p) {
 #define FL_SCALED 0x1p120
 #define FL_FARF (-fl_lof(0.0f))
 #define FL_FAR (-fl_lo(0.0))
+#define FL_NEARF 64.0f                                    /* up to here nothing has to be scaled */
+#define FL_NEAR 512.0
 FL_INLINE double fl_exp_scaled(double a) { return fl_exp_fine(-a, fl_lo(0.0), fl_magic(0.0)); }
 FL_INLINE double fl_exp_minus(double a) { return fl_exp_scaled(a) * (1.0 / FL_SCALED); }
 
@@ -39,15 +41,14 @@ FL_INLINE double fl_exp_any(double x, double low) {
 /* ---- log(1 + u), u in [0, 1], in two words: the result and what it lost; 0.5 ulp beside u's own ------------------- */
 FL_INLINE float fl_log1p_unitf(float u, float *low) {
 #if FL_HAS_FMA                                            /* a division would take as long as all of this */
-    float z = u * u, p, h;                                /* u + u^2 p(u), p the fit of least relative error, 2^-27.5 */
-    p = -0.00330740749f;
-    p = FL_FMAF(p, u, 0.020154506f);
-    p = FL_FMAF(p, u, -0.0575699061f);
-    p = FL_FMAF(p, u, 0.106709197f);
-    p = FL_FMAF(p, u, -0.153496653f);
-    p = FL_FMAF(p, u, 0.19693397f);
-    p = FL_FMAF(p, u, -0.249581948f);
-    p = FL_FMAF(p, u, 0.333304733f);
+    float z = u * u, p, q, h;                             /* u + u^2 p(u), p the fit of least relative error, 2^-27.5 */
+    q = FL_FMAF(-0.0575699061f, u, 0.106709197f);         /* but the last in Estrin's form: the chain is half as long */
+    p = FL_FMAF(-0.00330740749f, u, 0.020154506f);
+    p = FL_FMAF(p, z, q);
+    q = FL_FMAF(-0.153496653f, u, 0.19693397f);
+    p = FL_FMAF(p, z, q);
+    q = FL_FMAF(-0.249581948f, u, 0.333304733f);
+    p = FL_FMAF(p, z, q);
     p = FL_FMAF(p, u, -0.499999315f);
     h = FL_FMAF(z, p, u);
     *low = FL_FMAF(z, p, u - h);
@@ -69,13 +70,34 @@ FL_INLINE double fl_log1p_unit(double u, double *low) {
     return fl_log1p(u);
 }
 
-/* ---- bits, by integer operations, which have units of their own ---------------------------------------------------- */
+/* ---- labels 0 and 1, by integer operations, which have units of their own; of other labels nothing is of use ------- */
+FL_INLINE uint32_t fl_onesf(float z) { return 0 - (fl_bits_of_float(z) >> 29); }          /* all bits set, or none */
+FL_INLINE uint64_t fl_ones(double z) { return 0 - (fl_bits_of_double(z) >> 61); }
+
+/* z ? a : b */
+FL_INLINE float fl_choosef(float z, float a, float b) {
+    uint32_t bits = fl_bits_of_float(b);
+    return fl_float_of(bits ^ (fl_onesf(z) & (fl_bits_of_float(a) ^ bits)));
+}
+FL_INLINE double fl_choose(double z, double a, double b) {
+    uint64_t bits = fl_bits_of_double(b);
+    return fl_double_of(bits ^ (fl_ones(z) & (fl_bits_of_double(a) ^ bits)));
+}
+
+/* z ? -x : x */
+FL_INLINE float fl_towardsf(float z, float x) {
+    return fl_float_of(fl_bits_of_float(x) ^ (fl_onesf(z) & 0x80000000));
+}
+FL_INLINE double fl_towards(double z, double x) {
+    return fl_double_of(fl_bits_of_double(x) ^ (fl_ones(z) & 0x8000000000000000));
+}
+
 /* a with more bits set unless z is 0 or 1 */
 FL_INLINE float fl_odd_bitsf(float a, float z) {
-    return fl_float_of(fl_bits_of_float(a) | fl_bits_of_float(FL_FMAF(z, z, -z)));
+    return fl_float_of(fl_bits_of_float(a) | (fl_bits_of_float(z) ^ (fl_onesf(z) & 0x3f800000)));
 }
 FL_INLINE double fl_odd_bits(double a, double z) {
-    return fl_double_of(fl_bits_of_double(a) | fl_bits_of_double(FL_FMA(z, z, -z)));
+    return fl_double_of(fl_bits_of_double(a) | (fl_bits_of_double(z) ^ (fl_ones(z) & 0x3ff0000000000000)));
 }
 
 /* the smaller of two numbers >= 0; NaN is large */

@@ -8,11 +8,17 @@ cdef extern from "special.h" nogil:
     double FL_SCALED
     float FL_FARF
     double FL_FAR
+    float FL_NEARF
+    double FL_NEAR
     double fl_exp_minus(double) noexcept
     double fl_exp_any(double, double) noexcept
     float fl_log1p_unitf(float, float*) noexcept
     double fl_log1p_unit(double, double*) noexcept
     double fl_log_any(double) noexcept
+    float fl_choosef(float, float, float) noexcept
+    double fl_choose(double, double, double) noexcept
+    float fl_towardsf(float, float) noexcept
+    double fl_towards(double, double) noexcept
     float fl_odd_bitsf(float, float) noexcept
     double fl_odd_bits(double, double) noexcept
     float fl_min_bitsf(float, float) noexcept
@@ -38,11 +44,18 @@ cdef inline real product_rest(real a, real b, real p) noexcept nogil:
 
 
 cdef inline real far_of(real dummy) noexcept nogil:
-    """Where exp(-a) ends; to reach a loop as a variable, for of a minimum of constants gcc makes two operations."""
+    """Where exp(-a) ends."""
     if real is float:
         return FL_FARF
     else:
         return FL_FAR
+
+
+cdef inline real near_of(real dummy) noexcept nogil:
+    if real is float:
+        return FL_NEARF
+    else:
+        return FL_NEAR
 
 
 cdef inline real scaled_unit(real dummy) noexcept nogil:
@@ -57,6 +70,20 @@ cdef inline real log1p_unit(real u, real* low) noexcept nogil:
         return fl_log1p_unitf(u, low)
     else:
         return fl_log1p_unit(u, low)
+
+
+cdef inline real choose(real z, real a, real b) noexcept nogil:
+    if real is float:
+        return fl_choosef(z, a, b)
+    else:
+        return fl_choose(z, a, b)
+
+
+cdef inline real towards(real z, real x) noexcept nogil:
+    if real is float:
+        return fl_towardsf(z, x)
+    else:
+        return fl_towards(z, x)
 
 
 cdef inline real odd_bits(real a, real z) noexcept nogil:

@@ -12,7 +12,7 @@ from libc.math cimport INFINITY, fabs
 from fastloss.kernels.due cimport Due, put_due
 from fastloss.kernels.exps cimport exps, steps_magic_of
 from fastloss.kernels.vmath cimport (
-    FL_LN2, FL_PREFETCH, bias_of, exp_of, fl_exp_label, fl_log1p, fl_log1p_short, fl_quotient_rest, lo_of,
+    FL_LN2, FL_PREFETCH_FAR, bias_of, exp_of, fl_exp_label, fl_log1p, fl_log1p_short, fl_quotient_rest, lo_of,
     magic_of, power_of, real, shift_of,
 )
 
@@ -34,6 +34,7 @@ cdef extern from "find.h" nogil:
 cdef enum:
     L = 32              # lanes
     BLOCK = 2048        # terms whose exp stays in the first-level cache between its two uses
+    AHEAD = 16384       # bytes after which logits are asked for
     PAIRS = 4
     ROWS = 16           # rows whose losses are finished together
     HEADROOMF = 29      # powers of two by which a logit may exceed the reference before its row is done again
@@ -215,6 +216,7 @@ cdef inline void exp_pair(const real* x, Py_ssize_t g, Py_ssize_t n_groups, Grou
                           const real* tail_group, const real* empty_group, real shift, real lo, real magic,
                           real* w, real* u, real* top, real* part, const char* ahead) noexcept nogil:
     """Terms of groups g and g + 1, their largest logits and their sum."""
+    cdef Py_ssize_t k
     cdef const real* p = x + g*L
     cdef const real* q = p + L
     p = out_group if g == at.out else p
@@ -222,10 +224,8 @@ cdef inline void exp_pair(const real* x, Py_ssize_t g, Py_ssize_t n_groups, Grou
     q = out_group if g + 1 == at.out else q
     q = tail_group if g + 1 == at.tail else q
     q = empty_group if g + 1 == n_groups else q
-    FL_PREFETCH(ahead)
-    FL_PREFETCH(ahead + 16*sizeof(real))
-    FL_PREFETCH(ahead + 32*sizeof(real))
-    FL_PREFETCH(ahead + 48*sizeof(real))
+    for k in range(0, 2*L*<Py_ssize_t>sizeof(real), 64):
+        FL_PREFETCH_FAR(ahead + k)
     exp_lanes(p, shift, lo, magic, w, top, NULL, NULL)
     exp_lanes(q, shift, lo, magic, u, top, w, part)
 
@@ -243,8 +243,9 @@ cdef inline double exp_block(const real* x, Py_ssize_t n_groups, Groups at, cons
     cdef double carry[L]
     cdef Py_ssize_t g = 0, g_end
     cdef Py_ssize_t j
-    cdef const char* ahead = due.ahead if due.ahead != NULL else <const char*>(x + BLOCK)
+    cdef const char* ahead = due.ahead if due.ahead != NULL else <const char*>x + AHEAD
     cdef Py_ssize_t pace = due.pace if due.ahead != NULL else L*<Py_ssize_t>sizeof(real)
+    cdef Due now = due[0]       # a copy, which no store can change
     for j in range(L):
         top[j] = -INFINITY
         total[j] = 0
@@ -263,8 +264,7 @@ cdef inline double exp_block(const real* x, Py_ssize_t n_groups, Groups at, cons
                 for j in range(L):
                     e[g*L + j] = w[j]
                     e[(g + 1)*L + j] = u[j]
-                if due.done < due.n:
-                    put_due(due, False, shift)
+                put_due(&now, False, shift)
             elif real is double and g + 2 < g_end:      # another beside it; of float, or with stores, too much
                 g = g + 2
                 exp_pair(x, g, n_groups, at, out_group, tail_group, empty_group, shift, lo, magic, w, u, top, part,
@@ -272,6 +272,7 @@ cdef inline double exp_block(const real* x, Py_ssize_t n_groups, Groups at, cons
                 ahead += 2*pace
             g = g + 2
         add_part(part, total, carry)
+    due.done = now.done
     top_out[0] = lanes_max(top)
     return lanes_sum(total, carry, real is double)
 
@@ -284,23 +285,25 @@ cdef inline double exp_block_kept(const real* x, Py_ssize_t n_groups, Groups at,
     Meanwhile as much is written of the row that is due.
     """
     cdef real top[L]
-    cdef Py_ssize_t g
+    cdef Py_ssize_t g, k
     cdef Py_ssize_t j
     cdef const real* p
-    cdef const char* ahead = due.ahead if due.ahead != NULL else <const char*>(x + BLOCK)
+    cdef const char* ahead = due.ahead if due.ahead != NULL else <const char*>x + AHEAD
     cdef Py_ssize_t pace = due.pace if due.ahead != NULL else L*<Py_ssize_t>sizeof(real)
+    cdef Due now = due[0]
     for j in range(L):
         top[j] = -INFINITY
     for g in range(n_groups):
         p = x + g*L
         p = out_group if g == at.out else p
         p = tail_group if g == at.tail else p
-        FL_PREFETCH(ahead)
-        FL_PREFETCH(ahead + 16*sizeof(real))
+        for k in range(0, L*<Py_ssize_t>sizeof(real), 64):
+            FL_PREFETCH_FAR(ahead + k)
         ahead += pace
         exp_lanes(p, shift, lo, magic, e + g*L, top, NULL, NULL)
-        if g % 2 and due.done < due.n:
-            put_due(due, False, shift)
+        if g % 2:
+            put_due(&now, False, shift)
+    due.done = now.done
     top_out[0] = lanes_max(top)
     return sum_groups(e, n_groups)
 
@@ -351,7 +354,9 @@ cdef inline bint exp_row(const real* x, Py_ssize_t c, Py_ssize_t out, real m, re
         n_groups = (n + L - 1)//L
         at.out = row.out - b//L
         at.tail = row.tail - b//L
-        if e == NULL:
+        if e == NULL and real is float and FL_MANY_REGISTERS and shift == 0:    # one operation less for an exp
+            t = exp_block(x + b, n_groups, at, out_group, tail_group, empty_group, 0, lo, magic, NULL, &top, due)
+        elif e == NULL:
             t = exp_block(x + b, n_groups, at, out_group, tail_group, empty_group, shift, lo, magic, NULL, &top, due)
         elif FL_MANY_REGISTERS:
             t = exp_block(x + b, n_groups, at, out_group, tail_group, empty_group, shift, lo, magic, e + b, &top, due)

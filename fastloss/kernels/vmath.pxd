@@ -12,6 +12,7 @@ cdef extern from "vmath.h" nogil:
         FL_BIAS
     double FL_LN2
     void FL_PREFETCH(const void*) noexcept
+    void FL_PREFETCH_FAR(const void*) noexcept
     float fl_shiftf(float) noexcept
     float fl_powerf(float, float) noexcept
     float fl_lof(float) noexcept
