@@ -94,7 +94,7 @@ def measure(stems: list[str], threads: int, seconds: float, only: str) -> dict[s
         for case in importlib.import_module(f"asv_bench.race_{stem}").CASES:
             if only not in case.name:
                 continue
-            times = machine.interleave(case.prepare(peers), seconds, case.rounds)
+            times = machine.interleave(case.prepare(peers), seconds, case.rounds, threads)
             medians = {name: statistics.median(t) for name, t in times.items()}
             ours, *others = medians
             best = min(others, key=medians.__getitem__) if others else None

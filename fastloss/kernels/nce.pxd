@@ -5,15 +5,29 @@ type of z, then in float64.
 """
 from libc.math cimport fabs
 
+from fastloss.kernels.exps cimport exps, steps_magic_of
 from fastloss.kernels.lanes cimport fl_halve_product, fl_halve_sum
 from fastloss.kernels.special cimport joined
 from fastloss.kernels.terms cimport L, ROWS
 from fastloss.kernels.vmath cimport (
-    FL_BIAS, bias_of, exp_of, fl_exp_fine, fl_lo, fl_log1p, fl_magic, lo_of, magic_of, magnitude, real,
+    FL_BIAS, bias_of, fl_exp_fine, fl_lo, fl_log1p, fl_magic, magnitude, real,
 )
 
 cdef enum:
     FACTORS = 512       # columns at a time: one product, at most 2^512
+    STRIP = 128         # side by side, so that their chains of operations overlap
+
+
+cdef inline void exp_strip(const real* z, real* q, int n, real far) noexcept nogil:
+    """q = exp(-|z|), 0 from far on, above which it would be subnormal; n is a constant."""
+    cdef real m[STRIP]
+    cdef int j
+    for j in range(n):
+        m[j] = magnitude(z[j])
+        m[j] = far if far < m[j] else m[j]
+    exps(m, -1, steps_magic_of(<real>bias_of(far)), q, n)
+    for j in range(n):
+        q[j] = <real>0 if m[j] >= far else q[j]
 
 
 cdef inline double nce_row(real* z, Py_ssize_t n, real s, bint kept, double* product) noexcept nogil:
@@ -23,13 +37,15 @@ cdef inline double nce_row(real* z, Py_ssize_t n, real s, bint kept, double* pro
     cdef double u[L]
     cdef double top[L]
     cdef double w
-    cdef real bias = bias_of(s), lo = lo_of(bias), magic = magic_of(bias), v, c, d
+    cdef real far = 87.3 if real is float else 708.3, v, c, d
     cdef Py_ssize_t g, whole = n//(4*L)*(4*L)
     cdef Py_ssize_t j
+    for g in range(0, whole, 128):  # STRIP
+        exp_strip(z + g, q + g, STRIP, far)
+    for g in range(whole, n, 32):   # L
+        exp_strip(z + g, q + g, L, far)
     for j in range(n):
-        v = z[j]
-        above[j] = v if v > 0 else <real>0
-        q[j] = exp_of(-magnitude(v), lo, magic)
+        above[j] = z[j] if z[j] > 0 else <real>0
     if kept:
         for j in range(n):
             v = q[j] if z[j] < 0 else <real>1

@@ -13,10 +13,11 @@ from fastloss.kernels.terms cimport (
     BLOCK, PAIRS, ROWS, Groups, L, Terms, add_block, add_part, exp_lanes, find, label_of_terms, lanes_magic_of,
     lanes_sum, log_ratios, row_max, row_terms, row_terms_from, settled, total_of,
 )
-from fastloss.kernels.vmath cimport FL_PREFETCH_FAR, lo_of, magnitude, power_of, real, scaled, shift_of
+from fastloss.kernels.vmath cimport FL_PREFETCH, FL_PREFETCH_FAR, lo_of, magnitude, power_of, real, scaled, shift_of
 
 cdef enum:
-    AHEAD = 12288       # bytes after which logits and targets are asked for: a row's maximum is sought before the rest
+    AHEAD = 12288       # bytes after which logits and targets are fetched into the second level: maxima are sought first
+    NEAR = 2048         # and targets into the first
 
 
 # ------------------------------------------------------------------ row by row: class indices
@@ -177,6 +178,7 @@ cdef inline void target_block(const real* x, const target* t, Py_ssize_t n_group
                 FL_PREFETCH_FAR(<const char*>(x + g*L) + AHEAD + j)
             for j in range(0, 2*L*<Py_ssize_t>sizeof(target), 64):
                 FL_PREFETCH_FAR(<const char*>(t + g*L) + AHEAD + j)
+                FL_PREFETCH(<const char*>(t + g*L) + NEAR + j)
             exp_lanes(p, shift, lo, magic, v, NULL, NULL, NULL)
             exp_lanes(q, shift, lo, magic, w, NULL, v, part)
             for j in range(L):

@@ -34,7 +34,7 @@ cdef extern from "find.h" nogil:
 cdef enum:
     L = 32              # lanes
     BLOCK = 2048        # terms whose exp stays in the first-level cache between its two uses
-    AHEAD = 16384       # bytes after which logits are asked for
+    AHEAD = 16384       # bytes after which logits are asked for into the second-level cache
     PAIRS = 4
     ROWS = 16           # rows whose losses are finished together
     HEADROOMF = 29      # powers of two by which a logit may exceed the reference before its row is done again
