@@ -125,7 +125,7 @@ cdef inline Terms ordinary_cross_entropy(real x, real z, real q, real u) noexcep
     cdef real low, s = log1p_unit(u, &low), one = 1, w = choose(z, q, one), y = towards(z, x)
     cdef real far = y if y > 0 else <real>0, near = u if y < 0 else one
     t.value = fma(w, s, fma(w, far, w*low))
-    t.slope = (0 + towards(z, w*near))/(one + u)        # no -0
+    t.slope = choose(z, 0 - q, one)*near/(one + u)      # never -0
     return t
 
 

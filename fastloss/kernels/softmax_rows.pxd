@@ -16,7 +16,7 @@ from fastloss.kernels.terms cimport (
 from fastloss.kernels.vmath cimport FL_PREFETCH, FL_PREFETCH_FAR, lo_of, magnitude, power_of, real, scaled, shift_of
 
 cdef enum:
-    AHEAD = 12288       # bytes after which logits and targets are fetched into the second level: maxima are sought first
+    AHEAD = 12288       # bytes after which logits and targets are fetched into the second level: maxima come first
     NEAR = 2048         # and targets into the first
 
 
