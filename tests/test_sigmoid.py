@@ -231,9 +231,6 @@ def test_whole_labels_cost_no_accuracy_and_change_no_bit(dtype, q):
         np.testing.assert_array_equal(again[keep], loss[keep])
 
 
-# ------------------------------------------------------------------ the functions
-
-
 @pytest.mark.parametrize("dtype", FLOATS)
 @pytest.mark.parametrize("far", [3, 63, 65, 100, 600, 1e4, np.inf])
 def test_one_pos_weight_for_all_has_the_bits_of_many(dtype, far):
@@ -253,6 +250,9 @@ def test_one_pos_weight_for_all_has_the_bits_of_many(dtype, far):
         in_place = x.copy()  # must not be written before the way is chosen
         f(labels=z, logits=in_place, pos_weight=dtype(q), grad_out=in_place)
         np.testing.assert_array_equal(in_place.view(np.uint8), grad.view(np.uint8))
+
+
+# ------------------------------------------------------------------ the functions
 
 
 @pytest.mark.parametrize("dtype", FLOATS)

@@ -443,14 +443,14 @@ cdef inline bint span(const Job* job, const Loss* loss, Py_ssize_t i, Py_ssize_t
             scale(by, w, n)
         if c != NULL:
             scale(by, c, n)
+    if a[GRAD].lies != ABSENT:
+        compute(job, loss, SLOPE, x, y, q, u, m, g, ahead)
     if Loss is OrdinaryCrossEntropy:
         pass                            # has value and slope only
     else:
         if a[HESSIAN].lies != ABSENT:
             compute(job, loss, CURVATURE, x, y, q, u, m, v, ahead)
             finish(job, &a[HESSIAN], i, n, v, each)
-        if a[GRAD].lies != ABSENT:
-            compute(job, loss, SLOPE, x, y, q, u, m, g, ahead)
         if a[LABEL_GRAD].lies != ABSENT:
             compute(job, loss, LABEL_SLOPE, x, y, q, u, m, v, ahead)
             finish(job, &a[LABEL_GRAD], i, n, v, each)
@@ -459,8 +459,6 @@ cdef inline bint span(const Job* job, const Loss* loss, Py_ssize_t i, Py_ssize_t
             compute(job, loss, WEIGHT_SLOPE, x, y, q, u, m, v, ahead)
             finish(job, &a[POS_WEIGHT_GRAD], i, n, v, each)
     if a[GRAD].lies != ABSENT:          # last, for it may be written over x
-        if Loss is OrdinaryCrossEntropy:
-            compute(job, loss, SLOPE, x, y, q, u, m, g, ahead)
         finish(job, &a[GRAD], i, n, g, each)
     return True
 

@@ -106,7 +106,7 @@ cdef inline bint takes_scaled(const Loss* loss) noexcept nogil:
 
 
 cdef inline bint takes_near(const Loss* loss) noexcept nogil:
-    """Whether it is exp(-|x|) of |x| up to near_of only."""
+    """Whether u is exp(-|x|) of |x| up to near_of only, and never scaled."""
     return Loss is OrdinaryCrossEntropy
 
 

@@ -33,7 +33,7 @@ cdef struct SigmoidCrossEntropy:
 cdef struct WeightedCrossEntropy:
     char unused
 
-cdef struct OrdinaryCrossEntropy:   # weighted, value and slope, of spans that are is_ordinary
+cdef struct OrdinaryCrossEntropy:   # weighted, value and slope, where is_ordinary
     char unused
 
 cdef struct SigmoidFocal:

@@ -93,7 +93,7 @@ cdef inline void index_rows(const Job* job, Py_ssize_t start, Py_ssize_t stop, r
                 put_zeros(&job.grad, i + r)
                 continue
             total = total_of(&terms[r], e[0])
-            e[y[r]] = <real>-terms[r].others        # p - 1, exactly at any margin
+            e[y[r]] = <real>-terms[r].others        # p - 1 times the total, without cancellation
             put_terms(job, i + r, e, c, slope_of(s, total, 1/total, e[0]), &due)
             e = scratch + job.kept if e == scratch else scratch
         log_ratios(n, terms, ratio, scratch[0])

@@ -52,6 +52,7 @@ cdef inline real far_of(real dummy) noexcept nogil:
 
 
 cdef inline real near_of(real dummy) noexcept nogil:
+    """Up to where exp(-a) need not be scaled."""
     if real is float:
         return FL_NEARF
     else:
