@@ -13,7 +13,6 @@ from fastloss._draws import (
     Ids,
     Law,
     Seed,
-    aligned,
     as_array,
     as_ids,
     as_integer,
@@ -21,6 +20,7 @@ from fastloss._draws import (
     resolve_seed,
     try_limit,
 )
+from fastloss._memory import aligned
 from fastloss._native import alias, samplers
 
 

@@ -102,18 +102,6 @@ def as_ids(name: str, ids: ArrayLike, range_max: int) -> Ids:
     return array
 
 
-def aligned(size: int, dtype: np.dtype[Any]) -> NDArray[Any]:
-    """Zeros that begin with a cache line or, where NumPy asks the system for huge pages, with one of those.
-
-    On small pages random accesses to a table of a few megabytes take twice the time.
-    """
-    space = size * dtype.itemsize
-    unit = 2**21 if space >= 2**22 else 64
-    room = np.zeros(-(-space // unit) * unit + unit, np.uint8)
-    first = -room.__array_interface__["data"][0] % unit
-    return room[first : first + space].view(dtype)
-
-
 def try_limit(range_max: int, num_sampled: int) -> int:
     """Draws after which skipping repeats gives way to the race.
 

@@ -9,7 +9,7 @@ from numpy.typing import ArrayLike, NDArray
 
 from fastloss import _inputs, _threads
 from fastloss._gradients import Wants, differentiable
-from fastloss._logits import Logits, Slopes, buffer_of, contiguous, padded, softmax, without_zeros
+from fastloss._logits import Logits, Slopes, buffer_of, contiguous, losses, padded, without_zeros
 from fastloss._reductions import Reduction
 
 Array = NDArray[Any]
@@ -117,7 +117,7 @@ def in_batch_softmax_loss(
             np.zeros_like(x) if "keys" in buffers else None,
             None,
         )
-    softmax(logits, rows, slopes, threads)
+    losses(False, logits, rows, slopes, threads)
     value = rows.value()
     if slopes is not None:
         if slopes.x is not None:

@@ -11,6 +11,7 @@ from numpy.typing import ArrayLike, NDArray
 
 from fastloss import _inputs, _threads
 from fastloss._gradients import Wants, differentiable
+from fastloss._memory import pieces
 from fastloss._native import linear as _kernels
 from fastloss._reductions import Reduction
 
@@ -104,10 +105,11 @@ class _Blocks:
             room = self._fit(max_memory - fixed, row + size * self.pitch, all_rows)
             self.rows = all_rows if whole else max(least, room)
         self.turn = self._turn(dw[0], table.dtype) if dw and d % self.lanes == 0 else 0
-        self.z, self.wp, self.xp, inputs_sums, inputs_rows, table_sums = self._memory(
-            size, self.rows * self.pitch, chunks * self.block * pitch, self.rows * d, self.rows * columns,
+        scratch = pieces(
+            table.dtype, self.rows * self.pitch, chunks * self.block * pitch, self.rows * d, self.rows * columns,
             self.rows * panel, self.block * panel,
         )  # fmt: skip
+        self.z, self.wp, self.xp, inputs_sums, inputs_rows, table_sums = [a.view(np.uint8) for a in scratch]
         self.dx = inputs_sums if dx else None
         self.xr = None if dw is None else inputs_rows
         self.dw = None if dw is None else table_sums
@@ -126,18 +128,6 @@ class _Blocks:
         """By how many columns the rows of a gradient stored like the sums start after a cache line."""
         like = dw.dtype == dtype and dw.strides[1] == dtype.itemsize and dw.strides[0] % 64 == 0
         return int(dw.__array_interface__["data"][0] % 64 // dtype.itemsize) if like else 0
-
-    @staticmethod
-    def _memory(size: int, *counts: int) -> list[Array]:
-        """Bytes for so many numbers each, from the start of a cache line.
-
-        Parts of one piece, for only large arrays have huge pages: on small ones what is to stay in a cache collides.
-        """
-        sizes = [-(-n * size // 64) * 64 + 64 for n in counts]
-        memory = np.empty(sum(sizes) + 64, np.uint8)
-        first = -memory.__array_interface__["data"][0] % 64
-        ends = np.cumsum(sizes)
-        return [memory[first + end - n : first + end] for n, end in zip(sizes, ends.tolist(), strict=True)]
 
     def state(self, n: int) -> Array:
         """Sums over no class, for the lanes of n rows."""

@@ -1,4 +1,4 @@
-"""Losses of logits that are matrix products: made tile by tile, read, and turned into gradients while they are near."""
+"""Losses of logits that are matrix products: made slab by slab, read, and turned into gradients while they are near."""
 
 from __future__ import annotations
 
@@ -8,14 +8,15 @@ from typing import Any, NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from fastloss import _inputs, _threads
+from fastloss import _inputs
 from fastloss._gradients import Wants
+from fastloss._memory import pieces
 from fastloss._native import sampled as _kernels
 from fastloss._reductions import Reduction
 
 Array = NDArray[Any]
-LOGITS = 1 << 22  # softmax: logits held at a time, of whole rows
-TILE = 1 << 20  # NCE: logits held at a time; less is faster on one thread, more on several
+KEPT = 1 << 22  # gradients to logits held at a time, of whole rows, for that to the candidates
+SOME = 512  # candidates gathered at a time
 
 
 class Logits(NamedTuple):
@@ -42,97 +43,54 @@ class Slopes(NamedTuple):
 
 def padded(k: int) -> int:
     """Columns in whole lanes; rows that are pages apart would share their place in the cache."""
-    width = int(-(-k // _kernels.LANES) * _kernels.LANES)
+    width: int = _wholes(k, _kernels.LANES) * _kernels.LANES
     return width if width % 1024 else width + _kernels.LANES
 
 
 @np.errstate(all="ignore")  # an infinite input is no error, its row says so
-def softmax(logits: Logits, rows: Reduction, slopes: Slopes | None, threads: int) -> None:
-    """Losses into rows.loss, gradients into slopes; the logits of a block of rows are held at a time."""
-    n, k = len(logits.x), logits.k
-    candidates = logits.candidates(slice(0, k))
-    width = padded(k)
-    block = max(1, LOGITS // max(width, 1) // _kernels.CHUNK) * _kernels.CHUNK
-    z = np.empty((min(block, n), width), logits.x.dtype)
-    loss = np.empty(n, logits.x.dtype)
-    scale = None if rows.scale is None else rows.scale.reshape(-1)
-    for start in range(0, n, block):
-        at = slice(start, min(start + block, n))
-        part = z[: at.stop - start]
-        np.matmul(logits.x[at], candidates.T, out=part[:, :k])
-        sums = _sums(slopes, part)
-        labels, *found = logits.hits
-        arguments = (
-            part, k, logits.slope, logits.shift, logits.true[at], None if labels is None else labels[at], *found,
-            start if logits.diagonal else -1, loss[at], None if slopes is None else slopes.true[at],
-            None if scale is None else scale[at], rows.factor * logits.slope, sums,
-        )  # fmt: skip
-        _spread(_kernels.softmax, arguments, part, threads)
-        if slopes is not None:
-            _collect(logits.x, candidates, slopes, part[:, :k], sums, at, slice(0, k))
-    rows.loss[...] = loss
-
-
-@np.errstate(all="ignore")
-def nce(logits: Logits, rows: Reduction, slopes: Slopes | None, threads: int) -> None:
-    """The same for noise-contrastive estimation, whose rows need not be whole."""
-    n, k = len(logits.x), logits.k
+def losses(nce: bool, logits: Logits, rows: Reduction, slopes: Slopes | None, threads: int) -> None:
+    """Losses into rows.loss, gradients into slopes: of noise-contrastive estimation, or of the softmax."""
+    x, k = logits.x, logits.k
+    n, d = x.shape
+    to_true, to_x, to_candidates, to_shift = slopes or (None, None, None, None)
     scale = None if rows.scale is None else rows.scale.reshape(-1)
     loss = np.empty(n)
-    _kernels.nce_targets(logits.true, loss, None if slopes is None else slopes.true, scale, rows.factor)
+    if nce:
+        _kernels.nce_targets(logits.true, loss, to_true, scale, rows.factor)
+    width, slab, panels = padded(k), _kernels.SLAB_ROWS, _wholes(d, _kernels.LANES) * _kernels.LANES
+    block, kept_slabs = max(1, n), 0
+    if to_candidates is not None:
+        kept_slabs = min(_wholes(n, slab), max(1, KEPT // max(1, width * slab)))
+        block = max(1, kept_slabs) * slab
+    by_rows, by_columns, kept, inputs = pieces(
+        x.dtype,
+        _wholes(k, _kernels.LANES) * _kernels.LANES * d,
+        0 if to_x is None else k * panels,
+        kept_slabs * _wholes(k, _kernels.SLAB_COLUMNS) * _kernels.SLAB_SIZE,
+        kept_slabs * slab * panels,
+    )
+    for first in range(0, k, SOME):
+        _kernels.pack_candidates(logits.candidates(slice(first, min(first + SOME, k))), first, by_rows, by_columns)
     labels, *found = logits.hits
-    width = min(_kernels.COLUMNS, padded(k))
-    block = max(1, TILE // width // _kernels.CHUNK) * _kernels.CHUNK
-    memory = np.empty(min(n, block) * width, logits.x.dtype)
-    for first in range(0, k, _kernels.COLUMNS):
-        columns = slice(first, min(first + _kernels.COLUMNS, k))
-        candidates = logits.candidates(columns)
-        for start in range(0, n, block):
-            at = slice(start, min(start + block, n))
-            shape = at.stop - start, padded(len(candidates))
-            part = memory[: shape[0] * shape[1]].reshape(shape)
-            products = part[:, : len(candidates)]
-            np.matmul(logits.x[at], candidates.T, out=products)
-            sums = _sums(slopes, part)
-            arguments = (
-                part, first, len(candidates), logits.shift, None if labels is None else labels[at], *found,
-                loss[at], slopes is not None, None if scale is None else scale[at], rows.factor, sums,
-            )  # fmt: skip
-            _spread(_kernels.nce, arguments, part, threads)
-            if slopes is not None:
-                _collect(logits.x, candidates, slopes, products, sums, at, columns)
+    for start in range(0, n, block):
+        at = slice(start, min(start + block, n))
+        sums = None if to_shift is None else np.zeros((_wholes(at.stop - start, slab), width))
+        _kernels.losses(
+            nce, x[at], by_rows, by_columns, k, width, logits.slope, logits.shift, logits.true[at],
+            None if labels is None else labels[at], *found, start if logits.diagonal else -1, loss[at],
+            None if to_true is None else to_true[at], kept, None if to_x is None else to_x[at],
+            None if scale is None else scale[at], rows.factor * logits.slope, sums, threads,
+        )  # fmt: skip
+        if to_shift is not None and sums is not None:
+            to_shift += sums.sum(axis=0)[:k]
+        if to_candidates is not None:
+            _kernels.table_gradient(kept, x[at], inputs, to_candidates, start > 0, threads)
     rows.loss[...] = loss
 
 
-def _spread(kernel: Any, arguments: tuple[Any, ...], z: Array, threads: int) -> None:
-    _threads.spread(lambda first, last: kernel(*arguments, first, last), len(z), _kernels.CHUNK, threads, z.size)
-
-
-def _sums(slopes: Slopes | None, z: Array) -> Array | None:
-    """Room for the column sums of each chunk of rows."""
-    if slopes is None or slopes.sums is None:
-        return None
-    return np.zeros((-(-len(z) // _kernels.CHUNK), z.shape[1]))
-
-
-def _collect(
-    x: Array, candidates: Array, slopes: Slopes, g: Array, sums: Array | None, rows: slice, columns: slice
-) -> None:
-    """What the gradients to the logits of these rows and columns, and of these candidates, add to the others."""
-    if slopes.sums is not None and sums is not None:
-        slopes.sums[columns] += sums.sum(axis=0)[: g.shape[1]]
-    if slopes.candidates is not None:
-        _add(g.T, x[rows], slopes.candidates[columns], rows.start > 0)
-    if slopes.x is not None:
-        _add(g, candidates, slopes.x[rows], columns.start > 0)
-
-
-def _add(a: Array, b: Array, out: Array, more: bool) -> None:
-    """out = a b, or += where there is more already."""
-    if more:
-        out += a @ b
-    else:
-        np.matmul(a, b, out=out)
+def _wholes(n: int, size: int) -> int:
+    """Parts of this size that n fill, the last one perhaps not wholly."""
+    return -(-n // size)
 
 
 def without_zeros(x: Array, scale: Array | None) -> Array:
@@ -146,7 +104,7 @@ def without_zeros(x: Array, scale: Array | None) -> Array:
 
 
 def contiguous(a: Array, dtype: np.dtype[Any]) -> Array:
-    """For BLAS: a copy unless it lies so already."""
+    """As the kernels take it: a copy unless it lies so already."""
     return np.require(a, dtype, ["C", "A"])
 
 

@@ -9,8 +9,9 @@ from numpy.typing import ArrayLike, NDArray
 
 from fastloss import _inputs, _threads
 from fastloss._gradients import Wants, differentiable
-from fastloss._logits import Logits, Slopes, buffer_of, contiguous, nce, padded, softmax, without_zeros
+from fastloss._logits import Logits, Slopes, buffer_of, contiguous, losses, padded, without_zeros
 from fastloss._native import sampled as _kernels
+from fastloss._native import tables as _table_kernels
 from fastloss._reductions import Reduction
 from fastloss._samplers import Candidates, LogUniformSampler, _Sampler
 from fastloss._tables import Table
@@ -134,7 +135,7 @@ def _sampled(
             None if values is None else values[y.size :],
             np.zeros(num_sampled) if "biases" in wants.wrt else None,
         )
-    (nce if is_nce else softmax)(logits, rows, slopes, threads)
+    losses(is_nce, logits, rows, slopes, threads)
     value = rows.value()
     if wants is not None and slopes is not None:
         _finish(wants, w, b, y, drawn.sampled_candidates, logits, slopes, values, rows.scale)
@@ -157,7 +158,7 @@ def _logits(
     with np.errstate(over="ignore"):
         shift[:k] = offsets
     for shard, rows, places in w.locate(flat):
-        _kernels.dots(_inputs.raw(w.arrays[shard]), rows, places, labels.shape[1], x, true)
+        _table_kernels.dots(_inputs.raw(w.arrays[shard]), rows, places, labels.shape[1], x, true)
     hits: tuple[Array | None, Array | None, Array | None, Array | None] = (None, None, None, None)
     if remove_hits:
         heads, follows = np.zeros(1 << max(3, (2 * k).bit_length()), np.int64), np.empty(k, np.int64)
@@ -189,13 +190,13 @@ def _finish(
     if values is not None:
         if not flat.size:  # no product has been written there
             values[...] = 0
-        _kernels.outer(true, num_true, logits.x, values[: true.size])
+        _table_kernels.outer(true, num_true, logits.x, values[: true.size])
         wants.grads["weights"] = w.gradient(touched, values)
     if slopes.sums is not None:
         wants.grads["biases"] = b.gradient(touched, np.concatenate([true, slopes.sums]))
     if slopes.x is not None:
         for shard, rows, places in w.locate(flat):
-            _kernels.add_true(_inputs.raw(w.arrays[shard]), rows, places, num_true, true, slopes.x)
+            _table_kernels.add_true(_inputs.raw(w.arrays[shard]), rows, places, num_true, true, slopes.x)
         if scale is not None:
             slopes.x[scale.reshape(-1) == 0] = 0
 
@@ -271,7 +272,7 @@ def sampled_softmax_loss(
     out : ndarray, optional
         Where to write the result, of its shape and dtype.
     n_threads : int, optional
-        Threads of this call, beside those of NumPy's matrix product; the result's bits do not depend on it.
+        Threads of this call; the result's bits do not depend on it.
     name : ignored
 
     Returns

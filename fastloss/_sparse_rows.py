@@ -10,10 +10,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from fastloss import _inputs, _threads
-from fastloss._native import sampled as _kernels
+from fastloss._native import tables as _kernels
 
 Array = NDArray[Any]
-BLOCK = 1 << 17  # numbers that are worth a thread
 
 
 @dataclass(frozen=True, eq=False)
@@ -101,13 +100,9 @@ class SparseRows:
         width = math.prod(self.shape[1:])
         table = _inputs.raw(target).reshape(len(target), width)
         values = _inputs.raw(self.values).reshape(len(self.indices), width)
-
-        def work(first: int, last: int) -> None:
-            _kernels.sum_runs(values, order, starts, table, rows if add else None, scale, add, first, last)
-
         if values.size:
-            block = 1 + BLOCK // values.shape[1]
-            _threads.spread(work, len(rows), block, _threads.resolve(n_threads, values.size), values.size)
+            threads = _threads.resolve(n_threads, values.size)
+            _kernels.sum_runs(values, order, starts, table, rows if add else None, scale, add, threads)
         return rows
 
     def coalesce(self, *, n_threads: int | None = None) -> SparseRows:

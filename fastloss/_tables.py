@@ -8,7 +8,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from fastloss import _inputs
-from fastloss._native import sampled as _kernels
+from fastloss._native import tables as _kernels
 from fastloss._sparse_rows import SparseRows
 
 Array = NDArray[Any]

@@ -5,13 +5,10 @@ from __future__ import annotations
 import operator
 import os
 import sys
-from collections.abc import Callable
-from threading import Thread
 
 from fastloss import _host
 
 GRAIN = 32768  # elements; kernels/parallel.pxd has it too
-PART = 1 << 18  # elements worth a plain thread, which costs 80 us to start
 MOST = 1024  # threads of one call, whatever is asked for
 
 _forked = False  # libgomp deadlocks when a forked child opens a parallel region
@@ -65,32 +62,3 @@ def resolve(n_threads: int | None = None, work: int = sys.maxsize) -> int:
     if os.environ.get("OMP_NUM_THREADS"):
         return limit
     return 1 if _is_worker() else min(limit, _CPUS)
-
-
-def spread(work: Callable[[int, int], None], n: int, block: int, n_threads: int, size: int) -> None:
-    """work(start, stop) over [0, n) in at most n_threads parts, each of whole blocks, on plain threads.
-
-    `size` is the number of elements of all the work: it takes some to be worth starting a thread.  For what stands
-    between matrix products: OpenMP's threads would go on spinning on the cores that BLAS needs next.
-    """
-    count = -(-n // block)
-    parts = min(n_threads - 1, count, size // PART)  # BLAS's own threads spin on: two beside them are slower than one
-    if parts <= 1:
-        work(0, n)
-        return
-    errors: list[BaseException] = []
-
-    def part(k: int) -> None:
-        try:
-            work(count * k // parts * block, min(n, count * (k + 1) // parts * block))
-        except BaseException as error:
-            errors.append(error)
-
-    others = [Thread(target=part, args=(k,)) for k in range(1, parts)]
-    for thread in others:
-        thread.start()
-    part(0)
-    for thread in others:
-        thread.join()
-    if errors:
-        raise errors[0]

@@ -8,7 +8,8 @@ from typing import Any
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
-from fastloss._draws import Floats, Ids, Law, Seed, aligned, as_array, as_finite, as_ids, as_integer
+from fastloss._draws import Floats, Ids, Law, Seed, as_array, as_finite, as_ids, as_integer
+from fastloss._memory import aligned
 from fastloss._native import alias, unigram
 from fastloss._samplers import LAWS, _Sampler
 

@@ -292,7 +292,7 @@ def _in_batch(queries: Any, keys: Any, item_ids: Any, temperature: float) -> tup
 
 
 def _sampled_losses() -> list[Loss]:
-    linear = {"main": "inputs", "wrt": ("inputs",), "apart": False}  # BLAS may sum otherwise
+    linear = {"main": "inputs", "wrt": ("inputs",)}
     pairs = {"main": "queries", "wrt": ("queries", "keys"), "apart": False}
     plain = {"subtract_log_q": False}
     return [

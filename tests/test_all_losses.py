@@ -162,7 +162,7 @@ def test_bits_do_not_depend_on_threads(loss):
 
 def test_bits_do_not_depend_on_the_split(loss):
     if not loss.apart:
-        pytest.skip("a product by BLAS joins the rows")
+        pytest.skip("the rows are each other's candidates")
     n = 131
     kwargs = arguments(loss, n)
     want = run(loss, kwargs)
@@ -173,7 +173,7 @@ def test_bits_do_not_depend_on_the_split(loss):
 
 def test_rows_permute(loss):
     if not loss.apart:
-        pytest.skip("a product by BLAS joins the rows")
+        pytest.skip("the rows are each other's candidates")
     n = 77
     kwargs = arguments(loss, n)
     order = np.random.default_rng(3).permutation(n)

@@ -15,6 +15,8 @@ CODE = """
 import hashlib, json, numpy as np
 import fastloss as fl
 from fastloss import _native
+def digest(a):
+    return hashlib.sha256(np.where(np.isnan(a), 0, a).tobytes()).hexdigest()  # a NaN's sign and payload mean nothing
 result = {"isa": _native.isa, "bits": {}, "values": {}}
 rng = np.random.default_rng(0)
 for dtype in (np.float16, np.float32, np.float64):
@@ -29,9 +31,15 @@ for dtype in (np.float16, np.float32, np.float64):
             fl.softmax(x), fl.log_softmax(x), fl.logsumexp(x),
         ]
         name = f"{np.dtype(dtype).name}-{c}"
-        # a NaN's sign and payload mean nothing
-        result["bits"][name] = [hashlib.sha256(np.where(np.isnan(a), 0, a).tobytes()).hexdigest() for a in out]
+        result["bits"][name] = [digest(a) for a in out]
         result["values"][name] = [np.nan_to_num(a.astype(float).reshape(-1)[:2000]).tolist() for a in out]
+    for k in (5, 1000):
+        w, x = rng.standard_normal((k, 150)).astype(dtype), rng.standard_normal((70, 150)).astype(dtype)
+        sample = {"labels": rng.integers(0, k, (70, 1)), "num_sampled": k, "num_classes": k, "seed": 1}
+        for loss in (fl.sampled_softmax_loss, fl.nce_loss):
+            f = fl.value_and_grad(loss, ("inputs", "weights"))
+            value, (to_x, to_w) = f(weights=w, biases=w[:, 0], inputs=x, **sample)
+            result["bits"][f"{np.dtype(dtype).name}-{loss.__name__}-{k}"] = [*map(digest, (value, to_x, to_w.values))]
 print(json.dumps(result))
 """
 

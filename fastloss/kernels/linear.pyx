@@ -9,10 +9,11 @@ from libc.stdint cimport int64_t
 
 from fastloss.kernels.arrays cimport Held, release, take
 from fastloss.kernels.linear_blocks cimport (
-    ARGMAX, FIELDS, FL_CHUNK, FL_PITCH, FL_TILE, LANES, REST, ROWS, SCALE, SLOPE, SPREAD, STEP, SUM, TILT, TOP, Job,
-    biases_gradient, group_of, inputs_product, lanes_of, least, logits, pack_inputs_group, pack_table_tile, panels_of,
-    parts_of_columns, settle_logits, slopes, sums, table_product, table_tasks, unpack_inputs_group,
+    ARGMAX, FIELDS, REST, ROWS, SCALE, SLOPE, SPREAD, STEP, SUM, TILT, TOP, Job, biases_gradient, group_of,
+    inputs_product, logits, pack_inputs_group, pack_table_tile, parts_of_columns, settle_logits, slopes, sums,
+    table_product, table_tasks, unpack_inputs_group,
 )
+from fastloss.kernels.product cimport FL_CHUNK, FL_PITCH, FL_TILE, LANES, lanes_of, least, parts_of
 from fastloss.kernels.terms cimport Terms, log_ratios, sum_rest
 from fastloss.kernels.vmath cimport (
     FL_BIAS, FL_LN2, bias_of, fl_exp_label, fl_log, fl_log1p, power_of, real, shift_of,
@@ -85,7 +86,7 @@ cdef void hide_rows(const Job* job, real dummy) noexcept nogil:
     cdef Py_ssize_t i, p, rows = job.groups*lanes
     for i in range(job.n):
         if job.state[SCALE*rows + i] == 0:
-            for p in range(panels_of(job.d, lanes)):
+            for p in range(parts_of(job.d, lanes)):
                 for j in range(lanes):
                     (<real*>job.xr)[(p*rows + i)*lanes + j] = 0
 
@@ -262,8 +263,8 @@ cdef inline int set_plan(Job* job, tuple plan, real dummy) except -1:
     """Sizes that all steps share."""
     cdef Py_ssize_t lanes = lanes_of(dummy)
     job.n, job.d, job.k, job.block, job.pitch, job.turn, job.kept, job.cap, job.temperature, job.stats = plan
-    job.groups = panels_of(job.n, lanes)
-    job.chunks = panels_of(job.d, FL_CHUNK) if job.d > 0 else 1    # of no columns: zeros
+    job.groups = parts_of(job.n, lanes)
+    job.chunks = parts_of(job.d, FL_CHUNK) if job.d > 0 else 1    # of no columns: zeros
     job.pitch = job.pitch*lanes
     job.xp = job.xr = job.z = job.dx = job.wp = job.dw = NULL
     job.bias = job.smooth = NULL

@@ -11,27 +11,15 @@ from libc.math cimport INFINITY, ldexp
 from libc.stdint cimport int64_t
 
 from fastloss.kernels.arrays cimport Rows, is_direct, load, row_at, store
+from fastloss.kernels.product cimport (
+    FL_CHUNK, FL_PITCH, FL_TILE, LANES, lanes_of, least, parts_of, tile_columns, tile_lanes, tile_rows,
+)
 from fastloss.kernels.terms cimport sum_rest
 from fastloss.kernels.vmath cimport (
     FL_LN2, FL_PREFETCH, bias_of, exp_of, fl_exp_label, lo_of, magic_of, power_of, real, shift_of,
 )
 
-cdef extern from "product.h" nogil:
-    enum:
-        FL_TILE
-        FL_CHUNK
-        FL_PITCH
-    void fl_tile_rowsf(Py_ssize_t, const float*, const float*, float*, int) noexcept
-    void fl_tile_rows(Py_ssize_t, const double*, const double*, double*, int) noexcept
-    void fl_tile_columnsf(Py_ssize_t, const float*, const float*, float*, int) noexcept
-    void fl_tile_columns(Py_ssize_t, const double*, const double*, double*, int) noexcept
-    void fl_tile_lanesf(Py_ssize_t, Py_ssize_t, const float*, const float*, float*, Py_ssize_t, int,
-                        const float*) noexcept
-    void fl_tile_lanes(Py_ssize_t, Py_ssize_t, const double*, const double*, double*, Py_ssize_t, int,
-                       const double*) noexcept
-
 cdef enum:
-    LANES = 32              # of float; half as many of double
     STEP = 96               # classes of a panel that fits the first-level cache, and of a task
     SHARE = 96              # classes of a task of the table's gradient
     PANELS = 8              # and panels of columns
@@ -86,52 +74,13 @@ cdef struct Job:
     void* dw                # [block, panels*LANES]
 
 
-# ------------------------------------------------------------------ one name for both types
-
-cdef inline Py_ssize_t lanes_of(real dummy) noexcept nogil:
-    if real is float:
-        return LANES
-    else:
-        return LANES//2
-
-
-cdef inline void tile_rows(Py_ssize_t k, const real* a, const real* b, real* c, bint add) noexcept nogil:
-    if real is float:
-        fl_tile_rowsf(k, a, b, c, add)
-    else:
-        fl_tile_rows(k, a, b, c, add)
-
-
-cdef inline void tile_columns(Py_ssize_t k, const real* a, const real* b, real* c, bint add) noexcept nogil:
-    if real is float:
-        fl_tile_columnsf(k, a, b, c, add)
-    else:
-        fl_tile_columns(k, a, b, c, add)
-
-
-cdef inline void tile_lanes(Py_ssize_t n, Py_ssize_t step, const real* a, const real* b, real* c, Py_ssize_t pitch,
-                            bint add, const real* later) noexcept nogil:
-    if real is float:
-        fl_tile_lanesf(n, step, a, b, c, pitch, add, later)
-    else:
-        fl_tile_lanes(n, step, a, b, c, pitch, add, later)
-
-
-cdef inline Py_ssize_t least(Py_ssize_t a, Py_ssize_t b) noexcept nogil:
-    return a if a < b else b
-
-
-cdef inline Py_ssize_t panels_of(Py_ssize_t d, Py_ssize_t lanes) noexcept nogil:
-    return (d + lanes - 1)//lanes
-
-
 # ------------------------------------------------------------------ packing
 
 cdef inline void pack_inputs_group(const Job* job, Py_ssize_t g, real dummy) noexcept nogil:
     """Rows of one group, as lanes and, if asked for, as they are in panels; zeros where there is none."""
     cdef real part[256]
     cdef Py_ssize_t lanes = lanes_of(dummy), r
-    cdef Py_ssize_t k, j, m, i, row, rows = job.groups*lanes, width = panels_of(job.d, lanes)*lanes
+    cdef Py_ssize_t k, j, m, i, row, rows = job.groups*lanes, width = parts_of(job.d, lanes)*lanes
     cdef real* p = <real*>job.xp + g*job.d*lanes
     cdef real* q
     cdef char* source
@@ -208,7 +157,8 @@ cdef inline void logits(const Job* job, Py_ssize_t g, Py_ssize_t start, Py_ssize
         k = least(FL_CHUNK, job.d - q*FL_CHUNK)
         x = <const real*>job.xp + (g*job.d + q*FL_CHUNK)*lanes
         for t in range(start, stop):
-            tile_rows(k, <const real*>job.wp + (q*job.block + t*FL_TILE)*FL_PITCH, x, z + t*FL_TILE*lanes, q > 0)
+            tile_rows(k, <const real*>job.wp + (q*job.block + t*FL_TILE)*FL_PITCH, x, z + t*FL_TILE*lanes, lanes,
+                      q > 0)
 
 
 cdef inline real tanh_of(real u) noexcept nogil:
@@ -445,17 +395,18 @@ cdef inline void inputs_product(const Job* job, Py_ssize_t g, Py_ssize_t q_start
             width = least(FL_CHUNK, job.d - q*FL_CHUNK)
             j = 0
             while j < width:
-                tile_columns(k, <const real*>job.wp + (q*job.block + c)*FL_PITCH + j, z + c*lanes, dx + j*lanes, True)
+                tile_columns(k, <const real*>job.wp + (q*job.block + c)*FL_PITCH + j, z + c*lanes, dx + j*lanes, lanes,
+                             True)
                 j += FL_TILE
         c += k
 
 
 cdef inline Py_ssize_t parts_of_columns(const Job* job, real dummy) noexcept nogil:
-    return panels_of(panels_of(job.d, lanes_of(dummy)), PANELS) if job.xr != NULL and job.d > 0 else 1
+    return parts_of(parts_of(job.d, lanes_of(dummy)), PANELS) if job.xr != NULL and job.d > 0 else 1
 
 
 cdef inline Py_ssize_t table_tasks(const Job* job, real dummy) noexcept nogil:
-    return panels_of(job.nc, SHARE)*parts_of_columns(job, dummy)
+    return parts_of(job.nc, SHARE)*parts_of_columns(job, dummy)
 
 
 cdef inline void exchange(const Job* job, Py_ssize_t c, Py_ssize_t start, Py_ssize_t stop, real* row,
@@ -485,9 +436,9 @@ cdef inline void table_product(const Job* job, Py_ssize_t task, real dummy) noex
     """
     cdef Py_ssize_t lanes = lanes_of(dummy), parts = parts_of_columns(job, dummy), step = ROWS//lanes
     cdef Py_ssize_t start = task//parts*SHARE, stop = least(job.nc, start + SHARE), c, p, g, n, t
-    cdef Py_ssize_t first = task % parts*PANELS, last = least(panels_of(job.d, lanes), first + PANELS)
+    cdef Py_ssize_t first = task % parts*PANELS, last = least(parts_of(job.d, lanes), first + PANELS)
     cdef Py_ssize_t copied = last               # panels before this one are summed in scratch
-    cdef Py_ssize_t width = panels_of(job.d, lanes)*lanes, pitch, next_row
+    cdef Py_ssize_t width = parts_of(job.d, lanes)*lanes, pitch, next_row
     cdef real* dw = <real*>job.dw + start*width
     cdef real* direct = NULL
     cdef real* target

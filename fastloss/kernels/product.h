@@ -88,4 +88,9 @@ FL_INLINE __m128d fl_multiply_add_pd(__m128d a, __m128d b, __m128d c) { return _
 #undef FL_N
 #undef FL_NAME
 #undef FL_MULTIPLY_ADD
+#undef FL_VEC
+#undef FL_LOAD
+#undef FL_STORE
+#undef FL_SPLAT
+#undef FL_ADD
 #endif

@@ -2,19 +2,21 @@
 
 /* C[i][lanes] = or += the sum over outer < n and k < K of A[outer*a_outer + i*ai + k*ak] B[outer*K + k][lanes]
  *
- * `ahead` and `pace`: where the next tile's A lies, and how much of it to fetch per k (worth a tenth). `later`: the
- * next tile of C, if it has to be fetched too.
+ * `ahead` and `pace`: where the next tile's A lies, and how much of it to fetch per k (worth a tenth). `beyond`: how far
+ * ahead B is fetched, 0 where it is near (worth a fifth where it is not). `later`: the next tile of C, if it has to be
+ * fetched too. Only so many `lanes` of C are made.
  */
 FL_INLINE void FL_NAME(fl_tile)(ptrdiff_t n, ptrdiff_t a_outer, ptrdiff_t K, const FL_T *A, ptrdiff_t ai, ptrdiff_t ak,
-                                ptrdiff_t ahead, ptrdiff_t pace, const FL_T *B, FL_T *C, ptrdiff_t pitch, int add,
-                                const FL_T *later) {
+                                ptrdiff_t ahead, ptrdiff_t pace, const FL_T *B, ptrdiff_t beyond,
+                                ptrdiff_t lanes, FL_T *C, ptrdiff_t pitch, int add, const FL_T *later) {
 #ifdef FL_PART
     enum { WIDE = (int)(sizeof(FL_VEC) / sizeof(FL_T)) };
     ptrdiff_t i0, j0, o, k;
     int i;
-    for (j0 = 0; j0 < FL_N; j0 += 2 * WIDE) {
+    for (j0 = 0; j0 < lanes; j0 += 2 * WIDE) {
+        const int two = lanes - j0 > WIDE;
         for (i0 = 0; i0 < FL_TILE; i0 += FL_PART) {
-            FL_VEC left[FL_PART], right[FL_PART], b0, b1, a;
+            FL_VEC left[FL_PART], right[FL_PART], b0, b1 = FL_SPLAT(0), a;
             const FL_T *p = A + i0 * ai, *q = B + j0;
             FL_T *c = C + i0 * pitch + j0;
 FL_UNROLL
@@ -31,14 +33,18 @@ FL_UNROLL
                     }
                 for (k = 0; k < K; k++) {
                     b0 = FL_LOAD(q);
-                    b1 = FL_LOAD(q + WIDE);
+                    if (two) b1 = FL_LOAD(q + WIDE);
 FL_UNROLL
                     for (i = 0; i < FL_PART; i++) {
                         a = FL_SPLAT(r[i * ai]);
                         left[i] = FL_MULTIPLY_ADD(a, b0, left[i]);
-                        right[i] = FL_MULTIPLY_ADD(a, b1, right[i]);
+                        if (two) right[i] = FL_MULTIPLY_ADD(a, b1, right[i]);
                     }
                     FL_PREFETCH(next);
+                    if (beyond) {
+                        FL_PREFETCH_FAR(q + beyond);
+                        FL_PREFETCH_FAR(q + beyond + FL_N / 2);
+                    }
                     next += pace;
                     q += FL_N;
                     r += ak;
@@ -48,10 +54,10 @@ FL_UNROLL
             for (i = 0; i < FL_PART; i++) {
                 if (add) {
                     left[i] = FL_ADD(left[i], FL_LOAD(c + i * pitch));
-                    right[i] = FL_ADD(right[i], FL_LOAD(c + i * pitch + WIDE));
+                    if (two) right[i] = FL_ADD(right[i], FL_LOAD(c + i * pitch + WIDE));
                 }
                 FL_STORE(c + i * pitch, left[i]);
-                FL_STORE(c + i * pitch + WIDE, right[i]);
+                if (two) FL_STORE(c + i * pitch + WIDE, right[i]);
             }
         }
     }
@@ -59,15 +65,16 @@ FL_UNROLL
     ptrdiff_t i, j, j0, o, k;
     (void)ahead;
     (void)pace;
+    (void)beyond;
     (void)later;
     for (i = 0; i < FL_TILE; i++) {
-        for (j0 = 0; j0 < FL_N; j0 += 16) {
-            FL_T sum[16] = {0};
+        for (j0 = 0; j0 < lanes; j0 += 8) {
+            FL_T sum[8] = {0};
             for (o = 0; o < n; o++)
                 for (k = 0; k < K; k++)
-                    for (j = 0; j < 16; j++)
+                    for (j = 0; j < 8; j++)
                         sum[j] = FL_MULTIPLY_ADD(A[o * a_outer + i * ai + k * ak], B[(o * K + k) * FL_N + j0 + j], sum[j]);
-            for (j = 0; j < 16; j++)
+            for (j = 0; j < 8; j++)
                 C[i * pitch + j0 + j] = add ? sum[j] + C[i * pitch + j0 + j] : sum[j];
         }
     }
@@ -75,17 +82,22 @@ FL_UNROLL
 }
 
 /* A: rows of a packed chunk; logits */
-static void FL_NAME(fl_tile_rows)(ptrdiff_t K, const FL_T *A, const FL_T *B, FL_T *C, int add) {
-    FL_NAME(fl_tile)(1, 0, K, A, FL_PITCH, 1, FL_TILE * FL_PITCH, 13, B, C, FL_N, add, NULL);
+static void FL_NAME(fl_tile_rows)(ptrdiff_t K, const FL_T *A, const FL_T *B, FL_T *C, ptrdiff_t pitch, int add) {
+    FL_NAME(fl_tile)(1, 0, K, A, FL_PITCH, 1, FL_TILE * FL_PITCH, 13, B, FL_CHUNK * FL_N, FL_N, C, pitch, add, NULL);
+}
+
+/* the same for the first half of the lanes */
+static void FL_NAME(fl_tile_rows_half)(ptrdiff_t K, const FL_T *A, const FL_T *B, FL_T *C, ptrdiff_t pitch, int add) {
+    FL_NAME(fl_tile)(1, 0, K, A, FL_PITCH, 1, FL_TILE * FL_PITCH, 13, B, FL_CHUNK * FL_N, FL_N / 2, C, pitch, add, NULL);
 }
 
 /* A: columns of a packed chunk; gradient to the inputs */
-static void FL_NAME(fl_tile_columns)(ptrdiff_t K, const FL_T *A, const FL_T *B, FL_T *C, int add) {
-    FL_NAME(fl_tile)(1, 0, K, A, 1, FL_PITCH, 2 * FL_TILE - 1, FL_PITCH, B, C, FL_N, add, NULL);
+static void FL_NAME(fl_tile_columns)(ptrdiff_t K, const FL_T *A, const FL_T *B, FL_T *C, ptrdiff_t pitch, int add) {
+    FL_NAME(fl_tile)(1, 0, K, A, 1, FL_PITCH, 2 * FL_TILE - 1, FL_PITCH, B, 0, FL_N, C, pitch, add, NULL);
 }
 
 /* A: panels themselves, n of them, `step` apart, their lanes being k; gradient to the table */
 static void FL_NAME(fl_tile_lanes)(ptrdiff_t n, ptrdiff_t step, const FL_T *A, const FL_T *B, FL_T *C, ptrdiff_t pitch,
                                    int add, const FL_T *later) {
-    FL_NAME(fl_tile)(n, step, FL_N, A, FL_N, 1, FL_TILE * FL_N, FL_TILE, B, C, pitch, add, later);
+    FL_NAME(fl_tile)(n, step, FL_N, A, FL_N, 1, FL_TILE * FL_N, FL_TILE, B, 0, FL_N, C, pitch, add, later);
 }

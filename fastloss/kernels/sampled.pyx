@@ -1,176 +1,36 @@
-"""Sampled losses: everything around the matrix products.
+"""Sampled losses.
 
-The logits of a block of rows lie in z, one candidate a column, padded to a multiple of L columns; those of the true
-classes lie apart, in float64.  One pass over a row corrects, masks, sums, and leaves the gradient in its place.
+Logits are made by the chunk of rows and read while they are near, one candidate a column, padded to a multiple of L
+columns; those of the true classes lie apart, in float64.  One pass over a row corrects, masks, sums, and leaves the
+gradient in its place.
 """
-from cpython.mem cimport PyMem_RawFree, PyMem_RawMalloc
+from cython.parallel cimport prange, threadid
 from libc.float cimport DBL_MIN
 from libc.math cimport INFINITY, fabs, log
 from libc.stdint cimport int64_t, uint64_t
-from libc.string cimport memcpy
+from libc.string cimport memset
 
-from fastloss.kernels.arrays cimport Held, Rows, is_direct, load, release, row_at, store, take
 from fastloss.kernels.due cimport Due, nothing_due
-from fastloss.kernels.lanes cimport halve_sum
 from fastloss.kernels.nce cimport FACTORS, nce_row, nce_true
-from fastloss.kernels.special cimport fma
+from fastloss.kernels.product cimport (
+    FL_CHUNK, FL_PITCH, FL_TILE, SLAB, lanes_of, least, pack_columns, pack_rows, pack_slab, parts_of, products,
+    products_across, slab_size,
+)
+from fastloss.kernels.scratch cimport free_scratch, new_scratch, scratch_of
 from fastloss.kernels.terms cimport (
     BLOCK, HEADROOM, HEADROOMF, L, ROWS, Groups, Terms, add_block, exp_block, exp_block_kept, label_of_terms,
     lanes_magic_of, log_ratios, row_max, settled,
 )
 from fastloss.kernels.vmath cimport (
-    FL_LN2, FL_PREFETCH, bias_of, fl_exp_label, fl_log, fl_log1p, lo_of, power_of, real, shift_of,
+    FL_LN2, bias_of, fl_exp_label, fl_log, fl_log1p, lo_of, power_of, real, shift_of,
 )
 
 cdef enum:
     NONE = -1
-    AHEAD = 4           # table rows asked for before they are needed
-    WIDE = 256          # columns of a table row converted at a time
-    CHUNK_ROWS = 64     # rows whose gradients are summed by column in one go, for any number of threads
+    SERIAL = 1 << 21    # multiply-adds below which a second thread costs more than it saves
 
-CHUNK = CHUNK_ROWS
-LANES = L
-COLUMNS = FACTORS
-
-
-# ------------------------------------------------------------------ rows of tables
-
-cdef inline void ask_for(const Rows* table, Py_ssize_t i) noexcept nogil:
-    cdef const char* p = row_at(table, i)
-    cdef Py_ssize_t k, n = table.width*table.itemsize if table.step == table.itemsize else 1
-    n = n if n < 1024 else 1024
-    for k in range(0, n, 64):
-        FL_PREFETCH(p + k)
-    FL_PREFETCH(p + n - 1)
-
-
-def gather(table, int axis, const int64_t[::1] rows, places, real[:, ::1] out):
-    """out[places[k]] = table[rows[k]], in the type of out; `axis` as in take."""
-    cdef Held held
-    cdef Rows t
-    cdef Py_ssize_t k, n = rows.shape[0]
-    cdef const int64_t[::1] at = places
-    cdef bint all_of_them = places is None, direct
-    cdef real* target
-    held.count = 0
-    try:
-        take(&held, table, axis, False, &t)
-        with nogil:
-            direct = is_direct(&t, <real>0)
-            for k in range(n):
-                if k + AHEAD < n:
-                    ask_for(&t, rows[k + AHEAD])
-                target = &out[k if all_of_them else at[k], 0]
-                if direct:
-                    memcpy(target, row_at(&t, rows[k]), t.width*sizeof(real))
-                else:
-                    load(target, row_at(&t, rows[k]), t.step, t.width, t.kind)
-    finally:
-        release(&held)
-
-
-cdef inline double dot(const real* a, const real* b, Py_ssize_t n) noexcept nogil:
-    """n <= WIDE: a lane sums 8 products at most, as rounded as those of a matrix product."""
-    cdef real lane[32]
-    cdef double rest = 0
-    cdef Py_ssize_t g, j
-    for j in range(32):
-        lane[j] = 0
-    for g in range(0, n//32*32, 32):
-        for j in range(32):
-            lane[j] = fma(a[g + j], b[g + j], lane[j])
-    for g in range(n//32*32, n):
-        rest += <double>a[g]*<double>b[g]
-    halve_sum(lane, 16)
-    halve_sum(lane, 8)
-    halve_sum(lane, 4)
-    return rest + ((<double>lane[0] + <double>lane[2]) + (<double>lane[1] + <double>lane[3]))
-
-
-def dots(table, const int64_t[::1] rows, places, Py_ssize_t num_true, const real[:, ::1] x, double[::1] out):
-    """out[p] += x[p // num_true] . table[rows[k]], p = places[k]: true products, row by row of the table."""
-    cdef Held held
-    cdef Rows t
-    cdef Py_ssize_t k, p, i, b, m, n = rows.shape[0], d = x.shape[1]
-    cdef const int64_t[::1] at = places
-    cdef bint all_of_them = places is None, direct
-    cdef real w[WIDE]
-    cdef const char* row
-    held.count = 0
-    try:
-        take(&held, table, 1, False, &t)
-        with nogil:
-            direct = is_direct(&t, <real>0)
-            for k in range(n if d > 0 else 0):
-                if k + AHEAD < n:
-                    ask_for(&t, rows[k + AHEAD])
-                p = k if all_of_them else at[k]
-                i = p if num_true == 1 else p//num_true
-                row = row_at(&t, rows[k])
-                for b in range(0, d, 256):      # WIDE, in the same parts for every kind of table: the same sums
-                    m = d - b if d - b < WIDE else WIDE
-                    if direct:
-                        out[p] += dot(&x[i, b], <const real*>row + b, m)
-                    else:
-                        load(w, row + b*t.step, t.step, m, t.kind)
-                        out[p] += dot(&x[i, b], w, m)
-    finally:
-        release(&held)
-
-
-def add_true(table, const int64_t[::1] rows, places, Py_ssize_t num_true, const double[::1] g, real[:, ::1] dx):
-    """dx[p // num_true] += g[p] table[rows[k]], p = places[k]."""
-    cdef Held held
-    cdef Rows t
-    cdef Py_ssize_t k, p, b, m, n = rows.shape[0], d = dx.shape[1]
-    cdef Py_ssize_t j
-    cdef const int64_t[::1] at = places
-    cdef bint all_of_them = places is None, direct
-    cdef real w[WIDE]
-    cdef const real* v
-    cdef real* target
-    cdef real c
-    cdef const char* row
-    held.count = 0
-    try:
-        take(&held, table, 1, False, &t)
-        with nogil:
-            direct = is_direct(&t, <real>0)
-            for k in range(n if d > 0 else 0):
-                if k + AHEAD < n:
-                    ask_for(&t, rows[k + AHEAD])
-                p = k if all_of_them else at[k]
-                if g[p] == 0:
-                    continue
-                c = <real>g[p]
-                row = row_at(&t, rows[k])
-                for b in range(0, d, 256):
-                    m = d - b if d - b < WIDE else WIDE
-                    v = <const real*>row + b
-                    if not direct:
-                        load(w, row + b*t.step, t.step, m, t.kind)
-                        v = w
-                    target = &dx[p//num_true, b]
-                    for j in range(m):
-                        target[j] = target[j] + c*v[j]
-    finally:
-        release(&held)
-
-
-def outer(const double[::1] g, Py_ssize_t num_true, const real[:, ::1] x, real[:, ::1] out):
-    """out[p] = g[p] x[p // num_true]: the true classes' share of the table's gradient."""
-    cdef Py_ssize_t p, d = x.shape[1]
-    cdef Py_ssize_t j
-    cdef const real* v
-    cdef real* target
-    cdef real c
-    with nogil:
-        for p in range(g.shape[0] if d > 0 else 0):
-            v = &x[p//num_true, 0]
-            target = &out[p, 0]
-            c = <real>g[p]
-            for j in range(d):
-                target[j] = c*v[j]
+# the wrapper sizes scratch by these
+SLAB_ROWS, SLAB_COLUMNS, SLAB_SIZE, LANES = SLAB, FL_CHUNK, SLAB*FL_PITCH, L
 
 
 # ------------------------------------------------------------------ corrections
@@ -216,9 +76,13 @@ def index(const int64_t[::1] ids, int64_t[::1] heads, int64_t[::1] follows):
 # ------------------------------------------------------------------ one row
 
 cdef struct Job:
+    bint nce
+    Py_ssize_t n            # rows
+    Py_ssize_t d            # of the products that are the logits
     Py_ssize_t k            # candidates
     Py_ssize_t first        # columns of z are candidates from here on
     Py_ssize_t groups       # of L columns
+    Py_ssize_t stride       # from row to row of z
     Py_ssize_t num_true
     Py_ssize_t diagonal     # in-batch: the label of row i is column diagonal + i; else NONE
     double slope
@@ -232,7 +96,16 @@ cdef struct Job:
     double* g               # gradient to zt; or NULL: no gradient
     const double* scale
     double factor
+    double* loss
     double* sums            # one row of columns for each chunk; or NULL
+
+cdef struct Operands:       # of one type with the logits
+    const void* x           # [rows, d]
+    const void* rows        # candidates, rows as lanes
+    const void* columns     # and columns as lanes; NULL: no gradient to x
+    const void* shift
+    void* slopes            # slabs of gradients to the logits; NULL: not kept
+    void* dx                # [n, d] or NULL
 
 
 cdef inline void correct(const Job* job, Py_ssize_t i, real* z, const real* shift) noexcept nogil:
@@ -357,12 +230,13 @@ cdef inline void add_columns(double* sums, const real* z, Py_ssize_t n) noexcept
         sums[j] = sums[j] + <double>z[j]
 
 
-cdef void softmax_rows(const Job* job, Py_ssize_t start, Py_ssize_t stop, real* logits, const real* shift, real* loss,
-                       real* e) noexcept nogil:
+cdef inline void softmax_rows(const Job* job, Py_ssize_t start, Py_ssize_t stop, real* logits, const real* shift,
+                              real* e) noexcept nogil:
+    """Rows start .. stop, of which the first lies at `logits`."""
     cdef Terms terms[ROWS]
     cdef double ratio[ROWS]
     cdef double far[ROWS]
-    cdef Py_ssize_t i = start, n, r, best, k, stride = job.groups*L
+    cdef Py_ssize_t i = start, n, r, best, k, width = job.groups*L
     cdef double s
     cdef real f
     cdef Py_ssize_t j
@@ -372,7 +246,7 @@ cdef void softmax_rows(const Job* job, Py_ssize_t start, Py_ssize_t stop, real* 
     while i < stop:
         n = stop - i if stop - i < ROWS else ROWS
         for r in range(n):
-            z = logits + (i + r)*stride
+            z = logits + (i + r - start)*job.stride
             zt = job.zt + (i + r)*job.num_true
             correct(job, i + r, z, shift)
             best = softmax_row(job, i + r, z, kept, &terms[r])
@@ -385,106 +259,219 @@ cdef void softmax_rows(const Job* job, Py_ssize_t start, Py_ssize_t stop, real* 
                 continue
             s = job.factor*(job.scale[i + r] if job.scale != NULL else 1.0)
             if s == 0:
-                clear(z, stride, job.g + (i + r)*job.num_true, job.num_true)
+                clear(z, width, job.g + (i + r)*job.num_true, job.num_true)
                 continue
             f = <real>softmax_slopes(job, i + r, best, &terms[r], s, shift[0])
-            for j in range(stride):         # the row's gradient takes the place of its logits
+            for j in range(width):          # the row's gradient takes the place of its logits
                 z[j] = e[j]*f
             if job.diagonal >= 0:
                 z[job.diagonal + i + r] = <real>job.g[i + r]
             if job.sums != NULL:
-                add_columns(job.sums + (i + r)//CHUNK_ROWS*stride, z, job.k)
+                add_columns(job.sums + (i + r)//SLAB*job.stride + job.first, z, job.k)
         log_ratios(n, terms, ratio, shift[0])
         for r in range(n):
-            loss[i + r] = <real>(ratio[r] + far[r])
+            job.loss[i + r] = ratio[r] + far[r]
         i += n
 
 
-cdef void nce_rows(const Job* job, Py_ssize_t start, Py_ssize_t stop, real* logits, const real* shift,
-                   double* loss, bint kept) noexcept nogil:
+cdef inline void nce_rows(const Job* job, Py_ssize_t start, Py_ssize_t stop, real* logits,
+                          const real* shift) noexcept nogil:
+    """The same for at most FACTORS columns; adds to the losses."""
     cdef double product[ROWS]
     cdef double above[ROWS]
-    cdef Py_ssize_t i = start, n, r, stride = job.groups*L
+    cdef Py_ssize_t i = start, n, r, width = job.groups*L
     cdef double s = 0
     cdef real* z
+    cdef bint kept = job.g != NULL
     while i < stop:
         n = stop - i if stop - i < ROWS else ROWS
         for r in range(n):
-            z = logits + (i + r)*stride
+            z = logits + (i + r - start)*job.stride
             correct(job, i + r, z, shift)
             if kept:
                 s = job.factor*(job.scale[i + r] if job.scale != NULL else 1.0)
-            above[r] = nce_row(z, stride, <real>s, kept, &product[r])
+            above[r] = nce_row(z, width, <real>s, kept, &product[r])
             if kept and s == 0:
-                clear(z, stride, NULL, 0)
+                clear(z, width, NULL, 0)
             elif job.sums != NULL:
-                add_columns(job.sums + (i + r)//CHUNK_ROWS*stride, z, job.k)
+                add_columns(job.sums + (i + r)//SLAB*job.stride + job.first, z, job.k)
         for r in range(n):
-            loss[i + r] = loss[i + r] + (above[r] + fl_log1p(product[r]))
+            job.loss[i + r] += above[r] + fl_log1p(product[r])
         i += n
 
 
-cdef int describe(Job* job, Py_ssize_t first, Py_ssize_t k, Py_ssize_t groups, const int64_t[:, ::1] labels,
-                  const int64_t[::1] ids, const int64_t[::1] heads, const int64_t[::1] follows,
-                  const double[::1] scale, double factor, double[:, ::1] sums) except -1:
-    """What both losses have in common."""
-    job.first = first
+cdef inline Py_ssize_t room_of(const Job* job, Py_ssize_t lanes) noexcept nogil:
+    """Numbers of a thread's scratch: the logits of a slab, a row of terms, slabs of x and of slopes, rows of dx."""
+    return ((SLAB + 1)*job.stride + 2*L + slab_size(job.d)
+            + (slab_size(job.k) + SLAB*parts_of(job.d, lanes)*lanes if job.g != NULL else 0))
+
+
+cdef void run_slab(const Job* job, const Operands* at, Py_ssize_t slab, real* z) noexcept nogil:
+    """Losses of SLAB rows, and what their gradients are to the inputs and to the logits; z: scratch."""
+    cdef Job part = job[0]
+    cdef Py_ssize_t lanes = lanes_of(z[0]), d = job.d, i = slab*SLAB, n = least(SLAB, job.n - i), c, r, j
+    cdef Py_ssize_t panels = parts_of(d, lanes), whole = parts_of(n, FL_TILE)*FL_TILE
+    cdef const real* shift = <const real*>at.shift
+    cdef const real* rows = <const real*>at.rows
+    cdef real* e = z + SLAB*job.stride
+    cdef real* left = e + job.stride + 2*L
+    cdef real* out = left + slab_size(d)
+    cdef real* slopes = out + SLAB*panels*lanes
+    cdef real* dx
+    pack_slab(<const real*>at.x + i*d, d, n, d, whole, left)
+    for c in range(0, job.k, 512):      # FACTORS: while a part of NCE's logits is near, it is read
+        part.first = c
+        part.k = least(FACTORS, job.k - c)
+        part.groups = parts_of(part.k, L)
+        products(left, n, d, rows + c*d, part.k, z + c, job.stride)
+        if job.nce:
+            nce_rows(&part, i, i + n, z + c, shift + c)
+    if not job.nce:
+        softmax_rows(job, i, i + n, z, shift, e)
+    if at.slopes != NULL:
+        slopes = <real*>at.slopes + slab*slab_size(job.k)
+        whole = SLAB
+    if at.slopes != NULL or at.dx != NULL:
+        pack_slab(z, job.stride, n, job.k, whole, slopes)
+    if at.dx != NULL:
+        products(slopes, n, job.k, <const real*>at.columns, d, out, panels*lanes)
+        dx = <real*>at.dx + i*d
+        for r in range(n):
+            for j in range(d):
+                dx[r*d + j] = out[r*panels*lanes + j]
+
+
+cdef int run(const Job* job, const Operands* at, int n_threads, real dummy) except -1:
+    cdef Py_ssize_t slabs = parts_of(job.n, SLAB), slab
+    cdef size_t room = room_of(job, lanes_of(dummy))*sizeof(real)
+    cdef int failed = 0, team = 1 if <double>job.n*<double>job.k*<double>(job.d + 32) < SERIAL else n_threads
+    cdef char** memory = new_scratch(team)
+    cdef real* scratch
+    with nogil:
+        if team == 1:
+            for slab in range(slabs):
+                scratch = <real*>scratch_of(memory, 0, room, &failed)
+                if scratch != NULL:
+                    run_slab(job, at, slab, scratch)
+        else:
+            for slab in prange(slabs, schedule="dynamic", chunksize=1, num_threads=team):
+                scratch = <real*>scratch_of(memory, threadid(), room, &failed)
+                if scratch != NULL:
+                    run_slab(job, at, slab, scratch)
+    return free_scratch(memory, team, failed)
+
+
+def pack_candidates(const real[:, ::1] some, Py_ssize_t first, real[::1] rows, real[::1] columns):
+    """Candidates from the first on, a multiple of LANES: into panels of rows and, unless that is empty, of columns."""
+    cdef Py_ssize_t n = some.shape[0], d = some.shape[1], lanes = lanes_of(<real>0), whole
+    with nogil:
+        if n > 0 and d > 0:
+            pack_rows(&some[0, 0], n, d, &rows[first*d])
+            if columns.shape[0] > 0:
+                whole = columns.shape[0]//(parts_of(d, lanes)*lanes)
+                pack_columns(&some[0, 0], n, d, first, whole, &columns[0])
+
+
+def losses(bint nce, const real[:, ::1] x, const real[::1] rows, const real[::1] columns, Py_ssize_t k,
+           Py_ssize_t stride, double slope, const real[::1] shift, double[:, ::1] zt, const int64_t[:, ::1] labels,
+           const int64_t[::1] ids, const int64_t[::1] heads, const int64_t[::1] follows, Py_ssize_t diagonal,
+           double[::1] loss, double[:, ::1] g, real[::1] slopes, real[:, ::1] dx, const double[::1] scale,
+           double factor, double[:, ::1] sums, int n_threads):
+    """The rows' losses, added to those of nce_targets for NCE.
+
+    If there is g, gradients too: to the true logits in g, to the others in `slopes` (slabs) unless that is empty,
+    summed by column in `sums` (a zeroed row for each slab), and to x in dx.  `labels` are masked where `ids` hold them
+    (`heads`, `follows`: see index); in-batch `ids` are the items.  `rows`, `columns`: see pack_candidates.
+    """
+    cdef Job job
+    cdef Operands at
+    job.nce = nce
+    job.n, job.d = x.shape[0], x.shape[1]
+    job.first = 0
     job.k = k
-    job.groups = groups
-    job.diagonal = NONE
-    job.slope = 1
+    job.groups = parts_of(k, L)
+    job.stride = stride
+    job.num_true = zt.shape[1]
+    job.diagonal = diagonal
+    job.slope = slope
     job.labels = &labels[0, 0] if labels is not None else NULL
-    job.num_true = labels.shape[1] if labels is not None else 0
     job.ids = &ids[0] if ids is not None and labels is not None else NULL
     job.items = &ids[0] if ids is not None and labels is None else NULL
     job.heads = &heads[0] if heads is not None else NULL
     job.follows = &follows[0] if follows is not None else NULL
     job.mask = heads.shape[0] - 1 if heads is not None else 0
-    job.zt = NULL
-    job.g = NULL
-    job.scale = &scale[0] if scale is not None else NULL
-    job.factor = factor
-    job.sums = &sums[0, 0] if sums is not None else NULL
-    return 0
-
-
-def softmax(real[:, ::1] z, Py_ssize_t k, double slope, const real[::1] shift, double[:, ::1] zt,
-            const int64_t[:, ::1] labels, const int64_t[::1] ids, const int64_t[::1] heads,
-            const int64_t[::1] follows, Py_ssize_t diagonal, real[::1] loss, double[:, ::1] g,
-            const double[::1] scale, double factor, double[:, ::1] sums, Py_ssize_t start, Py_ssize_t stop):
-    """Losses of rows start .. stop, and, if there is g, their gradients: to the true logits in g, to the others in z.
-
-    `labels` are masked where `ids` hold them (`heads`, `follows`: see index); in-batch `ids` are the items.  `sums` has
-    a row of column sums, zeroed, for every CHUNK rows.
-    """
-    cdef Job job
-    cdef real* e
-    if stop <= start:
-        return
-    describe(&job, 0, k, z.shape[1]//L, labels, ids, heads, follows, scale, factor, sums)
-    job.diagonal = diagonal
-    job.slope = slope
-    job.num_true = zt.shape[1]
     job.zt = &zt[0, 0]
     job.g = &g[0, 0] if g is not None else NULL
-    e = <real*>PyMem_RawMalloc((z.shape[1] + 2*L)*sizeof(real))
-    if e == NULL:
-        raise MemoryError()
-    with nogil:
-        softmax_rows(&job, start, stop, &z[0, 0], &shift[0], &loss[0], e)
-    PyMem_RawFree(e)
+    job.scale = &scale[0] if scale is not None else NULL
+    job.factor = factor
+    job.loss = &loss[0]
+    job.sums = &sums[0, 0] if sums is not None else NULL
+    at.x = &x[0, 0] if job.d > 0 else NULL
+    at.rows = &rows[0]
+    at.columns = &columns[0]
+    at.shift = &shift[0]
+    at.slopes = &slopes[0] if slopes.shape[0] > 0 else NULL
+    at.dx = &dx[0, 0] if dx is not None and job.d > 0 else NULL
+    run(&job, &at, n_threads, <real>0)
 
 
-def nce(real[:, ::1] z, Py_ssize_t first, Py_ssize_t k, const real[::1] shift, const int64_t[:, ::1] labels,
-        const int64_t[::1] ids, const int64_t[::1] heads, const int64_t[::1] follows, double[::1] loss, bint kept,
-        const double[::1] scale, double factor, double[:, ::1] sums, Py_ssize_t start, Py_ssize_t stop):
-    """loss += the losses of at most COLUMNS candidates from the `first` on; z becomes their gradients if `kept`."""
-    cdef Job job
-    if stop <= start:
+cdef struct TableJob:       # of one type
+    const void* slopes      # slabs
+    const void* columns     # x, columns as lanes
+    void* out               # [k, d]
+    Py_ssize_t slabs
+    Py_ssize_t k
+    Py_ssize_t d
+    bint more
+
+
+cdef void table_chunk(const TableJob* job, Py_ssize_t chunk, real* sum) noexcept nogil:
+    """The gradient to a chunk of candidates; sum: scratch."""
+    cdef Py_ssize_t width = least(FL_CHUNK, job.k - chunk*FL_CHUNK), d = job.d, r, j
+    cdef Py_ssize_t panels = parts_of(d, lanes_of(sum[0])), pitch = panels*lanes_of(sum[0])
+    cdef real* out = <real*>job.out + chunk*FL_CHUNK*d
+    for r in range(parts_of(width, FL_TILE)*FL_TILE):
+        for j in range(pitch):
+            sum[r*pitch + j] = out[r*d + j] if job.more and r < width and j < d else <real>0
+    products_across(<const real*>job.slopes + chunk*SLAB*FL_PITCH, slab_size(job.k), job.slabs, width,
+                    <const real*>job.columns, panels, sum, pitch)
+    for r in range(width):
+        for j in range(d):
+            out[r*d + j] = sum[r*pitch + j]
+
+
+def table_gradient(const real[::1] slopes, const real[:, ::1] x, real[::1] columns, real[:, ::1] out, bint more,
+                   int n_threads):
+    """out (+)= slopes of these rows, transposed, times the rows; columns: scratch for whole slabs of them."""
+    cdef TableJob job
+    cdef Py_ssize_t n = x.shape[0], lanes = lanes_of(<real>0), c, i
+    cdef Py_ssize_t chunks = parts_of(out.shape[0], FL_CHUNK), panels = parts_of(out.shape[1], lanes)
+    cdef size_t room = FL_CHUNK*panels*lanes*sizeof(real)
+    cdef int failed = 0, team
+    cdef char** memory
+    cdef real* sum
+    job.slabs = parts_of(n, SLAB)
+    job.k, job.d = out.shape[0], out.shape[1]
+    if job.d == 0:
         return
-    describe(&job, first, k, z.shape[1]//L, labels, ids, heads, follows, scale, factor, sums)
+    job.slopes, job.columns, job.out = &slopes[0], &columns[0], &out[0, 0]
+    job.more = more
+    team = 1 if <double>n*<double>job.k*<double>job.d < SERIAL else n_threads
+    memory = new_scratch(team)
     with nogil:
-        nce_rows(&job, start, stop, &z[0, 0], &shift[first], &loss[0], kept)
+        pack_columns(&x[0, 0], n, job.d, 0, job.slabs*SLAB, &columns[0])
+        for i in range(panels):         # rows that there are not
+            memset(&columns[(i*job.slabs*SLAB + n)*lanes], 0, (job.slabs*SLAB - n)*lanes*sizeof(real))
+        if team == 1:
+            sum = <real*>scratch_of(memory, 0, room, &failed)
+            for c in range(chunks if sum != NULL else 0):
+                table_chunk(&job, c, sum)
+        else:
+            for c in prange(chunks, schedule="dynamic", chunksize=1, num_threads=team):
+                sum = <real*>scratch_of(memory, threadid(), room, &failed)
+                if sum != NULL:
+                    table_chunk(&job, c, sum)
+    free_scratch(memory, team, failed)
 
 
 def nce_targets(const double[:, ::1] zt, double[::1] loss, double[:, ::1] g, const double[::1] scale, double factor):
@@ -507,47 +494,3 @@ def nce_targets(const double[:, ::1] zt, double[::1] loss, double[:, ::1] g, con
             for r in range(n):
                 loss[(p + r)//num_true] += term[r]
             p += n
-
-
-# ------------------------------------------------------------------ sums of equal rows
-
-def sum_runs(values, const int64_t[::1] order, const int64_t[::1] starts, target, rows, double scale, bint add,
-             Py_ssize_t first, Py_ssize_t last):
-    """target[rows[r]] (+)= scale times the sum of values[order[k]], k from starts[r] to starts[r + 1].
-
-    Summed in float64, in order; rounded once.  No `rows`: target[r].
-    """
-    cdef Held held
-    cdef Rows v, t
-    cdef const int64_t[::1] at = rows
-    cdef bint compact = rows is None
-    cdef double w[WIDE]
-    cdef double total[WIDE]
-    cdef Py_ssize_t r, k, b, m
-    cdef Py_ssize_t j
-    cdef char* place
-    held.count = 0
-    try:
-        take(&held, values, 1, False, &v)
-        take(&held, target, 1, True, &t)
-        with nogil:
-            for r in range(first, last):
-                place = row_at(&t, r if compact else at[r])
-                if r + AHEAD < last:
-                    ask_for(&v, order[starts[r + AHEAD]])
-                    if not compact:
-                        ask_for(&t, at[r + AHEAD])
-                for b in range(0, t.width, 256):
-                    m = t.width - b if t.width - b < WIDE else WIDE
-                    load(total, row_at(&v, order[starts[r]]) + b*v.step, v.step, m, v.kind)
-                    for k in range(starts[r] + 1, starts[r + 1]):
-                        load(w, row_at(&v, order[k]) + b*v.step, v.step, m, v.kind)
-                        for j in range(m):
-                            total[j] = total[j] + w[j]
-                    if add:
-                        load(w, place + b*t.step, t.step, m, t.kind)
-                        for j in range(m):
-                            total[j] = w[j] + scale*total[j]
-                    store(place + b*t.step, t.step, t.kind, total, m)
-    finally:
-        release(&held)
