@@ -65,13 +65,13 @@ def interleave(
     """Seconds per call, one figure a round and contender.
 
     A round calls each for about a millisecond, or once.  It has an order of its own, for whoever runs leaves caches and
-    freed memory to the next.  Threads of one library that wait for more work would take a core from the next one: with
-    more than one thread there is a rest before each turn, and a call that wakes one's own; not where calls take so long
-    that it does not count.
+    freed memory to the next; a call that is not counted comes first.  Threads of one library that wait for more work
+    would take a core from the next one: with more than one thread there is a rest before each turn.  Neither where calls
+    take so long that it does not count.
     """
     times: dict[str, list[float]] = {name: [] for name in contenders}
     repeats = {}
-    waking = set()
+    short = set()
     for name, f in contenders.items():
         f()
         calls = 0
@@ -80,8 +80,8 @@ def interleave(
             f()
             calls += 1
         repeats[name] = calls
-        if threads > 1 and (time.perf_counter() - start) / calls < 10 * REST:
-            waking.add(name)
+        if (time.perf_counter() - start) / calls < 10 * REST:
+            short.add(name)
     end = time.perf_counter() + seconds
     shuffled = random.Random(0)
     for done in range(400):
@@ -89,8 +89,9 @@ def interleave(
             break
         for name in shuffled.sample(list(contenders), len(contenders)):
             f, n = contenders[name], repeats[name]
-            if name in waking:
-                time.sleep(REST)
+            if name in short:
+                if threads > 1:
+                    time.sleep(REST)
                 f()
             start = time.perf_counter()
             for _ in range(n):

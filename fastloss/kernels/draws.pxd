@@ -531,13 +531,17 @@ cdef inline void _run(const Law* w, fl_rng* g, const Ids* s, Job* job, int64_t b
     cdef int place[BATCH]
     cdef int64_t stop = job.limit if job.limit - job.tries < budget else job.tries + budget
     cdef bint rare = False                          # whether hardly any draw is new
+    cdef bint spare                                 # whether draws are made for those that will not be
+    cdef double heavy[TILE]
     cdef int64_t* ids
     cdef double* weight
     while job.filled < job.size and job.tries < stop:
         left = job.size - job.filled
         ids = job.out + job.filled
         weight = job.weight + job.filled if job.weight != NULL else NULL
-        if s == NULL or left > FEW and not rare or left >= BATCH and w.kind == LOG_UNIFORM:
+        # a later round for the few that turn out to be missing would wait for its own cache misses
+        spare = s != NULL and not rare and w.n > CACHED and _weighs(w) and left + FEW <= TILE
+        if not spare and (s == NULL or left > FEW and not rare or left >= BATCH and w.kind == LOG_UNIFORM):
             kept = there = m = left if left < BATCH else BATCH
             if rare:
                 there = _fill_rare(w, g, s, &low, ids, place, False, m)
@@ -545,19 +549,25 @@ cdef inline void _run(const Law* w, fl_rng* g, const Ids* s, Job* job, int64_t b
                 _fill(w, g, ids, m, weight)
             if s != NULL:
                 kept = _keep_new(s, ids, NULL if rare else weight, there, job.unique, rare)
-        else:                                       # more than are left, for most will be in the set
-            m = 4*left if rare else left if job.tries == 0 else FEW
+        else:                                       # more than are left, for some or most will be in the set
+            m = 4*left if rare else left + FEW if spare else left if job.tries == 0 else FEW
             m = FEW if rare and m < FEW else BATCH if m > BATCH else m
-            there = _fill_rare(w, g, s, &low, some, place, True, m)
+            there = m
+            if spare:
+                _fill(w, g, some, m, heavy if weight != NULL else NULL)
+            else:
+                there = _fill_rare(w, g, s, &low, some, place, True, m)
             kept = 0
             for j in range(there):
                 if _is_new(s, <uint64_t>some[j], job.unique):
                     ids[kept] = some[j]
+                    if spare and weight != NULL:
+                        weight[kept] = heavy[j]
                     kept += 1
                     if kept == left:
-                        m = place[j] + 1
+                        m = j + 1 if spare else place[j] + 1
                         break
-            rare = True
+            rare = not spare
         if rare and weight != NULL:
             _weights(w, ids, weight, kept)
         job.filled += kept
