@@ -66,8 +66,8 @@ def interleave(
 
     A round calls each for about a millisecond, or once.  It has an order of its own, for whoever runs leaves caches and
     freed memory to the next; a call that is not counted comes first.  Threads of one library that wait for more work
-    would take a core from the next one: with more than one thread there is a rest before each turn.  Neither where calls
-    take so long that it does not count.
+    would take a core from the next one: with more than one thread there is a rest before each turn.  Neither is where
+    calls take so long that it does not count.
     """
     times: dict[str, list[float]] = {name: [] for name in contenders}
     repeats = {}

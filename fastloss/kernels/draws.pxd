@@ -540,7 +540,7 @@ cdef inline void _run(const Law* w, fl_rng* g, const Ids* s, Job* job, int64_t b
         ids = job.out + job.filled
         weight = job.weight + job.filled if job.weight != NULL else NULL
         # a later round for the few that turn out to be missing would wait for its own cache misses
-        spare = s != NULL and not rare and w.n > CACHED and _weighs(w) and left + FEW <= TILE
+        spare = s != NULL and not rare and w.kind == FIXED and w.n > CACHED and left + FEW <= TILE
         if not spare and (s == NULL or left > FEW and not rare or left >= BATCH and w.kind == LOG_UNIFORM):
             kept = there = m = left if left < BATCH else BATCH
             if rare:
@@ -550,7 +550,7 @@ cdef inline void _run(const Law* w, fl_rng* g, const Ids* s, Job* job, int64_t b
             if s != NULL:
                 kept = _keep_new(s, ids, NULL if rare else weight, there, job.unique, rare)
         else:                                       # more than are left, for some or most will be in the set
-            m = 4*left if rare else left + FEW if spare else left if job.tries == 0 else FEW
+            m = 4*left if rare else left + left//4 + 4 if spare else left if job.tries == 0 else FEW
             m = FEW if rare and m < FEW else BATCH if m > BATCH else m
             there = m
             if spare:
@@ -582,7 +582,7 @@ cdef inline int64_t _set_size(int64_t n, int64_t ids) noexcept nogil:
         return n//8 + 1
     if n//64 <= 4*ids:
         return n//64 + 1
-    while size < 2*ids:
+    while size < (4*ids if 4*ids <= SMALL else 2*ids):      # emptier where that costs nothing
         size *= 2
     return size
 
