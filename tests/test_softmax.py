@@ -7,7 +7,7 @@ import ml_dtypes
 import numpy as np
 import pytest
 import reference
-from hypothesis import given, settings
+from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 import fastloss as fl
@@ -318,6 +318,7 @@ def test_gradient_to_labels_goes_through_the_denominator():
 
 
 @settings(deadline=None, max_examples=150)
+@example(("float64", 4), 83, 66, 16.48329899751383, 66, False)  # led by one term: 4.4 without the rests of roots
 @given(
     st.sampled_from([("float16", 2), ("bfloat16", 2), ("float32", 2), ("float64", 4)]),
     st.integers(1, 140),

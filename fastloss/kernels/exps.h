@@ -2,11 +2,12 @@
  * series is enough. In three steps, for the second is the only one that needs intrinsics:
  *
  *     s = fl_exp_first(d, sign, magic, &r)     of each; d in range, magic as below
- *     fl_exp_roots(s, root, n)                 of all; n whole registers
- *     fl_exp_last(root, r, sign)               of each: the result; float 0.9 ulp, double 1.0
+ *     fl_exp_roots(s, root, rest, n)           of all; n whole registers; float has no rest
+ *     fl_exp_last(root, rest, r, sign)         of each: the result; float 0.9 ulp
  *
- * References, bias, range and NaN are those of vmath.h; so are the bits of AVX2 and AVX-512 the same. The largest error
- * is that of vmath.h's exp, but the usual one, that of the root, is larger: too large for sums in float.
+ * References, bias, range and NaN are those of vmath.h; so are the bits of AVX2 and AVX-512 the same. A root is off the
+ * same way for all that use it, and a sum led by one term keeps that: double adds what its roots lack; in float that
+ * takes as long as the series, so its sums do without roots.
  */
 #ifndef FL_EXPS_H
 #define FL_EXPS_H
@@ -23,6 +24,12 @@ static const uint32_t fl_rootsf[FL_STEPS] = {
 static const uint64_t fl_roots[FL_STEPS] = {
     0x3ff0000000000000, 0x3fef72b83c7d517b, 0x3fef06fe0a31b715, 0x3feebfdad5362a27,
     0x3feea09e667f3bcd, 0x3feeace5422aa0db, 0x3feee89f995ad3ad, 0x3fef5818dcfba487,
+};
+
+/* what those of double lack, as shares of them */
+static const double fl_rests[FL_STEPS] = {
+    0.0, -2.7939114859515733e-17, 3.3484623336251524e-17, 1.9572585293112036e-17,
+    -6.835808657661923e-17, 5.1548301170786783e-17, 4.875160526227061e-17, 1.790126907604513e-17,
 };
 
 FL_INLINE float fl_steps_magicf(float M) { return FL_ROUNDF + FL_STEPS * ((float)FL_BIASF - M); }
@@ -47,14 +54,14 @@ FL_INLINE float fl_exp_lastf(float root, float r, float sign) {
     return FL_FMAF(root, FL_FMAF(r * r, p, sign * r), root);
 }
 
-FL_INLINE double fl_exp_last(double root, double r, double sign) {
-    double p = sign * 0.0001984247963943916;              /* errs to the side to which the worst root does not */
+FL_INLINE double fl_exp_last(double root, double rest, double r, double sign) {
+    double p = sign * 0.0001984247963943916;
     p = FL_FMA(p, r, 0.0013889652804550481);
     p = FL_FMA(p, r, sign * 0.008333333316476784);
     p = FL_FMA(p, r, 0.04166666660811519);
     p = FL_FMA(p, r, sign * 0.1666666666666739);
     p = FL_FMA(p, r, 0.5000000000000003);
-    return FL_FMA(root, FL_FMA(r * r, p, sign * r), root);
+    return FL_FMA(root, FL_FMA(r * r, p, sign * r + rest), root);
 }
 
 #if defined(__AVX512F__)
@@ -68,11 +75,13 @@ FL_INLINE void fl_exp_rootsf(const float *s, float *root, int n) {
     }
 }
 
-FL_INLINE void fl_exp_roots(const double *s, double *root, int n) {
+FL_INLINE void fl_exp_roots(const double *s, double *root, double *rest, int n) {
     const __m512i table = _mm512_loadu_si512(fl_roots);
+    const __m512d rests = _mm512_loadu_pd(fl_rests);
     int k;
     for (k = 0; k < n; k += 8) {
         __m512i i = _mm512_loadu_si512(s + k);
+        _mm512_storeu_pd(rest + k, _mm512_permutexvar_pd(i, rests));
         i = _mm512_add_epi64(_mm512_permutexvar_epi64(i, table), _mm512_slli_epi64(i, 49));
         _mm512_storeu_si512(root + k, i);
     }
@@ -88,18 +97,23 @@ FL_INLINE void fl_exp_rootsf(const float *s, float *root, int n) {
     }
 }
 
-/* half of the table in each of two registers */
-FL_INLINE void fl_exp_roots(const double *s, double *root, int n) {
+/* half of the table in each of two registers; words are 2i, 2i + 1 */
+FL_INLINE __m256d fl_look_up(__m256i i, __m256i words, __m256 low, __m256 high) {
+    __m256d a = _mm256_castps_pd(_mm256_permutevar8x32_ps(low, words));
+    __m256d b = _mm256_castps_pd(_mm256_permutevar8x32_ps(high, words));
+    return _mm256_blendv_pd(a, b, _mm256_castsi256_pd(_mm256_slli_epi64(i, 61)));
+}
+
+FL_INLINE void fl_exp_roots(const double *s, double *root, double *rest, int n) {
     const __m256 low = _mm256_loadu_ps((const float *)fl_roots), high = _mm256_loadu_ps((const float *)(fl_roots + 4));
+    const __m256 few = _mm256_loadu_ps((const float *)fl_rests), more = _mm256_loadu_ps((const float *)(fl_rests + 4));
     const __m256i second = _mm256_set1_epi64x(0x100000000);
     int k;
     for (k = 0; k < n; k += 4) {
         __m256i i = _mm256_castpd_si256(_mm256_loadu_pd(s + k));
-        __m256i words = _mm256_add_epi32(_mm256_slli_epi32(_mm256_shuffle_epi32(i, 0xa0), 1), second);  /* 2i, 2i + 1 */
-        __m256d a = _mm256_castps_pd(_mm256_permutevar8x32_ps(low, words));
-        __m256d b = _mm256_castps_pd(_mm256_permutevar8x32_ps(high, words));
-        a = _mm256_blendv_pd(a, b, _mm256_castsi256_pd(_mm256_slli_epi64(i, 61)));
-        i = _mm256_add_epi64(_mm256_castpd_si256(a), _mm256_slli_epi64(i, 49));
+        __m256i words = _mm256_add_epi32(_mm256_slli_epi32(_mm256_shuffle_epi32(i, 0xa0), 1), second);
+        _mm256_storeu_pd(rest + k, fl_look_up(i, words, few, more));
+        i = _mm256_add_epi64(_mm256_castpd_si256(fl_look_up(i, words, low, high)), _mm256_slli_epi64(i, 49));
         _mm256_storeu_pd(root + k, _mm256_castsi256_pd(i));
     }
 }
@@ -118,15 +132,16 @@ FL_INLINE double fl_exp_first(double d, double sign, double magic, double *r) {
 FL_INLINE void fl_exp_rootsf(const float *s, float *root, int n) {
     memmove(root, s, n * sizeof(float));
 }
-FL_INLINE void fl_exp_roots(const double *s, double *root, int n) {
+FL_INLINE void fl_exp_roots(const double *s, double *root, double *rest, int n) {
+    (void)rest;
     memmove(root, s, n * sizeof(double));
 }
 FL_INLINE float fl_exp_lastf(float root, float r, float sign) {
     (void)r; (void)sign;
     return root;
 }
-FL_INLINE double fl_exp_last(double root, double r, double sign) {
-    (void)r; (void)sign;
+FL_INLINE double fl_exp_last(double root, double rest, double r, double sign) {
+    (void)rest; (void)r; (void)sign;
     return root;
 }
 #endif

@@ -7,9 +7,9 @@ cdef extern from "exps.h" nogil:
     float fl_exp_firstf(float, float, float, float*) noexcept
     double fl_exp_first(double, double, double, double*) noexcept
     void fl_exp_rootsf(const float*, float*, int) noexcept
-    void fl_exp_roots(const double*, double*, int) noexcept
+    void fl_exp_roots(const double*, double*, double*, int) noexcept
     float fl_exp_lastf(float, float, float) noexcept
-    double fl_exp_last(double, double, double) noexcept
+    double fl_exp_last(double, double, double, double) noexcept
 
 cdef enum:
     MOST = 128
@@ -26,6 +26,7 @@ cdef inline void exps(const real* d, real sign, real magic, real* e, int n) noex
     """e = exp(sign d) 2^bias, d in range; n, whole registers and at most MOST, and sign are constants."""
     cdef real s[MOST]
     cdef real r[MOST]
+    cdef real rest[MOST]
     cdef int j
     for j in range(n):
         if real is float:
@@ -35,9 +36,9 @@ cdef inline void exps(const real* d, real sign, real magic, real* e, int n) noex
     if real is float:
         fl_exp_rootsf(s, s, n)
     else:
-        fl_exp_roots(s, s, n)
+        fl_exp_roots(s, s, rest, n)
     for j in range(n):
         if real is float:
             e[j] = fl_exp_lastf(s[j], r[j], sign)
         else:
-            e[j] = fl_exp_last(s[j], r[j], sign)
+            e[j] = fl_exp_last(s[j], rest[j], r[j], sign)
