@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 LINE = 64  # bytes
 HUGE = 1 << 21
 RECYCLED = range(1 << 22, 1 << 25)  # bytes that glibc, once they were freed, keeps for the next call, and results too
-SMALL = 1 << 18
+SMALL = 1 << 18  # bytes not worth a page of their own
 KEPT = 3 << 25  # bytes of scratch that are kept for the next call, at most
 
 
@@ -23,7 +23,7 @@ def aligned(size: int, dtype: np.dtype[Any]) -> NDArray[Any]:
     On small pages random accesses to a table of a few megabytes take twice the time.
     """
     space = size * dtype.itemsize
-    unit = 2**21 if space >= 2**22 else LINE
+    unit = HUGE if space >= 2 * HUGE else LINE
     room = np.zeros(-(-space // unit) * unit + unit, np.uint8)
     first = -room.__array_interface__["data"][0] % unit
     return room[first : first + space].view(dtype)

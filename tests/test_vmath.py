@@ -84,7 +84,7 @@ def test_exp_of_many_minus():
         np.testing.assert_array_equal(out, want)
 
 
-@pytest.mark.parametrize(("kind", "most"), [("fine", 0.75), ("one", 0.95), ("many", 1.0)])
+@pytest.mark.parametrize(("kind", "most"), [("fine", 0.75), ("one", 0.95), ("many", 0.75)])
 def test_exp_float64(kind, most):
     rng = np.random.default_rng(0)
     x = np.concatenate([-rng.uniform(0, 780, 300_000), rng.uniform(-1, 1, 300_000), rng.uniform(0, 277, 100_000),
