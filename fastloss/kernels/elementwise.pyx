@@ -162,7 +162,7 @@ cdef inline void exp_of_some(const Loss* loss, const real* x, real* u, int n, re
     for j in range(n):
         v[j] = magnitude(x[j])
         v[j] = far if far < v[j] else v[j]
-    exps(v, -1, steps_magic_of(power), v, n)
+    exps(v, -1, steps_magic_of(power), v, n, False)
     for j in range(n):
         u[j] = v[j] if takes_near(loss) or takes_scaled(loss) else v[j]*(1/scaled_unit(far))
 

@@ -2,12 +2,13 @@
  * series is enough. In three steps, for the second is the only one that needs intrinsics:
  *
  *     s = fl_exp_first(d, sign, magic, &r)     of each; d in range, magic as below
- *     fl_exp_roots(s, root, rest, n)           of all; n whole registers; float has no rest
- *     fl_exp_last(root, rest, r, sign)         of each: the result; float 0.9 ulp
+ *     fl_exp_roots(s, root, rest, n)           of all; n whole registers
+ *     fl_exp_last(root, rest, r, sign)         of each: the result, 0.66 ulp in float; or
+ *     fl_exp_last_short(root, r, sign)         0.9 ulp in float
  *
  * References, bias, range and NaN are those of vmath.h; so are the bits of AVX2 and AVX-512 the same. A root is off the
- * same way for all that use it, and a sum led by one term keeps that: double adds what its roots lack; in float that
- * takes as long as the series, so its sums do without roots.
+ * same way for all that use it, and a sum led by one term keeps that: sums add what the roots lack. In float, r lacks n
+ * times what the step of ln 2 / 8 does until the last step, and the series does without it: a shorter chain.
  */
 #ifndef FL_EXPS_H
 #define FL_EXPS_H
@@ -26,7 +27,11 @@ static const uint64_t fl_roots[FL_STEPS] = {
     0x3feea09e667f3bcd, 0x3feeace5422aa0db, 0x3feee89f995ad3ad, 0x3fef5818dcfba487,
 };
 
-/* what those of double lack, as shares of them */
+/* what they lack, as shares of them */
+static const float fl_restsf[FL_STEPS] = {
+    0.0f, -1.1992157e-08f, 3.1934182e-08f, -3.099072e-08f,
+    1.7114271e-08f, 5.2333342e-09f, -1.4719605e-08f, -6.1282597e-09f,
+};
 static const double fl_rests[FL_STEPS] = {
     0.0, -2.7939114859515733e-17, 3.3484623336251524e-17, 1.9572585293112036e-17,
     -6.835808657661923e-17, 5.1548301170786783e-17, 4.875160526227061e-17, 1.790126907604513e-17,
@@ -36,9 +41,8 @@ FL_INLINE float fl_steps_magicf(float M) { return FL_ROUNDF + FL_STEPS * ((float
 FL_INLINE double fl_steps_magic(double M) { return FL_ROUND + FL_STEPS * ((double)FL_BIAS - M); }
 
 FL_INLINE float fl_exp_firstf(float d, float sign, float magic, float *r) {
-    float s = FL_FMAF(d, sign * 11.54156f, magic), n = s - magic;
-    d = FL_FMAF(n, sign * -0.0866433978f, d);             /* exact: a multiple of 2^-28, and small */
-    *r = FL_FMAF(n, sign * 2.38081787e-10f, d);
+    float s = FL_FMAF(d, sign * 11.54156f, magic);
+    *r = FL_FMAF(s - magic, sign * -0.0866433978f, d);    /* exact: a multiple of 2^-28, and small */
     return s;
 }
 
@@ -49,8 +53,15 @@ FL_INLINE double fl_exp_first(double d, double sign, double magic, double *r) {
     return s;
 }
 
-FL_INLINE float fl_exp_lastf(float root, float r, float sign) {
-    float p = FL_FMAF(FL_FMAF(r, 0.04167063f, sign * 0.16668026f), r, 0.5f);
+FL_INLINE float fl_exp_lastf(float root, float rest, float r, float n, float sign) {
+    float p = FL_FMAF(FL_FMAF(FL_FMAF(r, 0.0416604243f, sign * 0.166680276f), r, 0.5f), r, sign);
+    return FL_FMAF(root, FL_FMAF(p, FL_FMAF(n, sign * 2.38081787e-10f, r), rest), root);
+}
+
+FL_INLINE float fl_exp_last_shortf(float root, float r, float n, float sign) {
+    float p;
+    r = FL_FMAF(n, sign * 2.38081787e-10f, r);
+    p = FL_FMAF(FL_FMAF(r, 0.04167063f, sign * 0.16668026f), r, 0.5f);
     return FL_FMAF(root, FL_FMAF(r * r, p, sign * r), root);
 }
 
@@ -65,11 +76,13 @@ FL_INLINE double fl_exp_last(double root, double rest, double r, double sign) {
 }
 
 #if defined(__AVX512F__)
-FL_INLINE void fl_exp_rootsf(const float *s, float *root, int n) {
+FL_INLINE void fl_exp_rootsf(const float *s, float *root, float *rest, int n) {
     const __m512i table = _mm512_broadcast_i64x4(_mm256_loadu_si256((const __m256i *)fl_rootsf));
+    const __m512i rests = _mm512_broadcast_i64x4(_mm256_loadu_si256((const __m256i *)fl_restsf));
     int k;
     for (k = 0; k < n; k += 16) {
         __m512i i = _mm512_loadu_si512(s + k);
+        _mm512_storeu_si512(rest + k, _mm512_permutexvar_epi32(i, rests));
         i = _mm512_add_epi32(_mm512_permutexvar_epi32(i, table), _mm512_slli_epi32(i, 20));
         _mm512_storeu_si512(root + k, i);
     }
@@ -87,11 +100,13 @@ FL_INLINE void fl_exp_roots(const double *s, double *root, double *rest, int n) 
     }
 }
 #else
-FL_INLINE void fl_exp_rootsf(const float *s, float *root, int n) {
+FL_INLINE void fl_exp_rootsf(const float *s, float *root, float *rest, int n) {
     const __m256i table = _mm256_loadu_si256((const __m256i *)fl_rootsf);
+    const __m256i rests = _mm256_loadu_si256((const __m256i *)fl_restsf);
     int k;
     for (k = 0; k < n; k += 8) {
         __m256i i = _mm256_loadu_si256((const __m256i *)(s + k));
+        _mm256_storeu_si256((__m256i *)(rest + k), _mm256_permutevar8x32_epi32(rests, i));
         i = _mm256_add_epi32(_mm256_permutevar8x32_epi32(table, i), _mm256_slli_epi32(i, 20));
         _mm256_storeu_si256((__m256i *)(root + k), i);
     }
@@ -129,15 +144,20 @@ FL_INLINE double fl_exp_first(double d, double sign, double magic, double *r) {
     *r = 0.0;
     return fl_exp_in_range(sign * d, magic);
 }
-FL_INLINE void fl_exp_rootsf(const float *s, float *root, int n) {
+FL_INLINE void fl_exp_rootsf(const float *s, float *root, float *rest, int n) {
+    (void)rest;
     memmove(root, s, n * sizeof(float));
 }
 FL_INLINE void fl_exp_roots(const double *s, double *root, double *rest, int n) {
     (void)rest;
     memmove(root, s, n * sizeof(double));
 }
-FL_INLINE float fl_exp_lastf(float root, float r, float sign) {
-    (void)r; (void)sign;
+FL_INLINE float fl_exp_lastf(float root, float rest, float r, float n, float sign) {
+    (void)rest; (void)r; (void)n; (void)sign;
+    return root;
+}
+FL_INLINE float fl_exp_last_shortf(float root, float r, float n, float sign) {
+    (void)r; (void)n; (void)sign;
     return root;
 }
 FL_INLINE double fl_exp_last(double root, double rest, double r, double sign) {

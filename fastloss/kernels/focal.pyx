@@ -9,7 +9,7 @@ from fastloss.kernels.due cimport Due, nothing_due
 from fastloss.kernels.parallel cimport blocks, cut
 from fastloss.kernels.special cimport fl_product_rest
 from fastloss.kernels.terms cimport (
-    L, Terms, label_of_terms, log_ratios, row_terms, sum_rest,
+    L, Terms, label_of_terms, log_ratios, reference_of, row_terms, sum_rest,
 )
 from fastloss.kernels.vmath cimport real
 
@@ -45,7 +45,7 @@ cdef double focal_row(const Job* job, double factor, Py_ssize_t y, real* x, real
     cdef double s, total, label, rest, lost, power, common
     cdef Py_ssize_t k, c = job.logits.width
     nothing_due(&nothing, sizeof(real))
-    row_terms(x, c, y, e, &terms, &nothing)
+    row_terms(x, c, y, reference_of(x, c, y), e, &terms, &nothing)
     log_ratios(1, &terms, &s, e[0])
     label = label_of_terms(&terms, e[0])
     total = terms.others + label

@@ -25,7 +25,7 @@ cdef inline void exp_strip(const real* z, real* q, int n, real far) noexcept nog
     for j in range(n):
         m[j] = magnitude(z[j])
         m[j] = far if far < m[j] else m[j]
-    exps(m, -1, steps_magic_of(<real>bias_of(far)), q, n)
+    exps(m, -1, steps_magic_of(<real>bias_of(far)), q, n, False)
     for j in range(n):
         q[j] = <real>0 if m[j] >= far else q[j]
 

@@ -23,25 +23,26 @@ def exp(const real[::1] x, real[::1] out, bint fine):
                 out[k] = exp_of(x[k], lo, magic)
 
 
-def exp_many(const real[::1] x, real[::1] out):
-    """out = exp(x) 2^BIAS, as kernels take it of whole registers; the length is a multiple of 64."""
+def exp_many(const real[::1] x, real[::1] out, bint minus, bint summed):
+    """out = exp(x) 2^BIAS, or exp(-x), as kernels take it of whole registers, for sums or not; the length is a multiple
+    of 64."""
     cdef real d[64]
     cdef Py_ssize_t g, j
-    cdef real zero = 0, lo = lo_of(zero), magic = steps_magic_of(zero)
+    cdef real zero = 0, lo = lo_of(zero), magic = steps_magic_of(zero), v
     with nogil:
         for g in range(x.shape[0]//64):
             for j in range(64):
-                d[j] = lo if lo > x[64*g + j] else x[64*g + j]
-            exps(d, 1, magic, &out[64*g], 64)
-
-
-def exp_many_minus(const real[::1] x, real[::1] out):
-    """out = exp(-x) 2^BIAS of x in range, likewise."""
-    cdef Py_ssize_t g
-    cdef real zero = 0, magic = steps_magic_of(zero)
-    with nogil:
-        for g in range(x.shape[0]//64):
-            exps(&x[64*g], -1, magic, &out[64*g], 64)
+                v = -x[64*g + j] if minus else x[64*g + j]
+                v = lo if lo > v else v
+                d[j] = -v if minus else v
+            if minus and summed:
+                exps(d, -1, magic, &out[64*g], 64, True)
+            elif minus:
+                exps(d, -1, magic, &out[64*g], 64, False)
+            elif summed:
+                exps(d, 1, magic, &out[64*g], 64, True)
+            else:
+                exps(d, 1, magic, &out[64*g], 64, False)
 
 
 def exp_short(const double[::1] x, double[::1] out):

@@ -12,14 +12,15 @@ from libc.string cimport memset
 
 from fastloss.kernels.due cimport Due, nothing_due
 from fastloss.kernels.nce cimport FACTORS, nce_row, nce_true
+from fastloss.kernels.exps cimport steps_magic_of
 from fastloss.kernels.product cimport (
     FL_CHUNK, FL_PITCH, FL_TILE, SLAB, lanes_of, least, pack_columns, pack_rows, pack_slab, parts_of, products,
     products_across, slab_size,
 )
 from fastloss.kernels.scratch cimport free_scratch, new_scratch, scratch_of
 from fastloss.kernels.terms cimport (
-    BLOCK, HEADROOM, HEADROOMF, L, ROWS, Groups, Terms, add_block, exp_block, exp_block_kept, label_of_terms,
-    lanes_magic_of, log_ratios, row_max, settled,
+    BLOCK, HEADROOM, HEADROOMF, L, ROWS, Groups, Terms, add_block, block_sum, label_of_terms, log_ratios,
+    row_max, settled,
 )
 from fastloss.kernels.vmath cimport (
     FL_LN2, bias_of, fl_exp_label, fl_log, fl_log1p, lo_of, power_of, real, shift_of,
@@ -144,7 +145,7 @@ cdef inline bint softmax_terms(const Job* job, const real* z, const double* zt, 
     """Sum of exp over all but the best true class; False when a logit lies too far above the reference m."""
     cdef real empty[L]
     cdef real shift = shift_of(m), power = power_of(m, shift), lo = lo_of(power)
-    cdef real magic = lanes_magic_of(power), top, limit
+    cdef real magic = steps_magic_of(power), top, limit
     cdef double total = 0, carry = 0, t
     cdef Py_ssize_t b = 0, n, k
     cdef Py_ssize_t j
@@ -158,10 +159,8 @@ cdef inline bint softmax_terms(const Job* job, const real* z, const double* zt, 
         empty[j] = -INFINITY
     while b < job.groups:
         n = job.groups - b if job.groups - b < BLOCK//L else BLOCK//L
-        if e != NULL:
-            t = exp_block_kept(z + b*L, n, nowhere, empty, empty, shift, lo, magic, e + b*L, &top, &nothing)
-        else:
-            t = exp_block(z + b*L, n, nowhere, empty, empty, empty, shift, lo, magic, NULL, &top, &nothing)
+        t = block_sum(z + b*L, n, nowhere, empty, empty, empty, shift, lo, magic, e + b*L if e != NULL else NULL, &top,
+                      &nothing)
         if top - shift > limit:
             return False
         add_block(&total, &carry, t)

@@ -4,16 +4,24 @@ from libc.stdint cimport int64_t
 
 from fastloss.kernels.arrays cimport Rows, is_direct, row_at
 from fastloss.kernels.due cimport Due, defer, nothing_due, put_due, settle
+from fastloss.kernels.exps cimport steps_magic_of
 from fastloss.kernels.softmax_job cimport (
     LOG_SOFTMAX, RESIDUAL, SOFTMAX, UPPER, Job, Slope, fetch, label_of, labels_of, put, put_one, put_run, put_zeros,
     scale_of, slope_of, target, targets,
 )
 from fastloss.kernels.special cimport fma
 from fastloss.kernels.terms cimport (
-    BLOCK, PAIRS, ROWS, Groups, L, Terms, add_block, add_part, exp_lanes, find, label_of_terms, lanes_magic_of,
-    lanes_sum, log_ratios, row_max, row_terms, row_terms_from, settled, total_of,
+    BLOCK, PAIRS, ROWS, Groups, L, Terms, add_block, add_part, exp_lanes, find, fl_late,
+    label_of_terms, lanes_sum, late_of, log_ratios, reference_of, row_max, row_terms, row_terms_from, settled, total_of,
 )
 from fastloss.kernels.vmath cimport FL_PREFETCH, FL_PREFETCH_FAR, lo_of, magnitude, power_of, real, scaled, shift_of
+
+cdef extern from "block.h" nogil:
+    enum:
+        FL_HAS_BLOCK
+    void fl_target_blockf(const float*, const float*, Py_ssize_t, Py_ssize_t, Py_ssize_t, const float*, const float*,
+                          const float*, const float*, const float*, const float*, float, float, float, float*, double*,
+                          Py_ssize_t, fl_late*) noexcept
 
 cdef enum:
     AHEAD = 12288       # bytes after which logits and targets are fetched into the second level: maxima come first
@@ -29,6 +37,9 @@ cdef inline void put_scaled(const Rows* out, Py_ssize_t i, const real* e, Slope 
     cdef Py_ssize_t b = 0, n, k
     while b < out.width:
         n = out.width - b if out.width - b < BLOCK else BLOCK
+        if out.step == out.itemsize and out.width <= BLOCK:     # where the next row is written, if rows lie together
+            for k in range(0, n*out.itemsize, 64):
+                FL_PREFETCH(row_at(out, i) + n*out.itemsize + k)
         for k in range(n):
             v[k] = scaled(e[b + k], c, rest)
         if apart != 1:
@@ -72,6 +83,7 @@ cdef inline void index_rows(const Job* job, Py_ssize_t start, Py_ssize_t stop, r
     cdef real* e = scratch              # the terms of this row; another row's may wait in the other half
     cdef Due due
     cdef real loss[ROWS]
+    cdef real m, next_m = 0
     cdef double total, s
     nothing_due(&due, job.logits.itemsize)
     while i < stop:
@@ -79,14 +91,18 @@ cdef inline void index_rows(const Job* job, Py_ssize_t start, Py_ssize_t stop, r
         labels_of(job, i, n, y, weight)
         fetched = 0
         for r in range(n):
+            m = next_m
             if r == fetched:
                 fetched = fetch_from(job, i, r, n, scratch, row)
+                m = reference_of(row[r], c, y[r])
+            if r + 1 < fetched:         # so that this row's terms need not wait for theirs
+                next_m = reference_of(row[r + 1], c, y[r + 1])
             s = scale_of(job, i + r)*weight[r]
             if weight[r] == 0:
                 terms[r].others = terms[r].gap = terms[r].power = 0
             else:
                 due.ahead = source_of(job, i + r + job.together, stop, e[0])
-                row_terms(row[r], c, y[r], e if job.grad.data != NULL else NULL, &terms[r], &due)
+                row_terms(row[r], c, y[r], m, e if job.grad.data != NULL else NULL, &terms[r], &due)
             if job.grad.data == NULL:
                 continue
             if s == 0:
@@ -219,9 +235,12 @@ cdef inline void target_sums(const real* x, const target* t, Py_ssize_t c, Py_ss
     cdef target out_t[L]
     cdef real tail_x[L]
     cdef target tail_t[L]
-    cdef real shift = shift_of(m), power = power_of(m, shift), lo = lo_of(power), magic = lanes_magic_of(power)
+    cdef real empty_x[L]
+    cdef target empty_t[L]
+    cdef real shift = shift_of(m), power = power_of(m, shift), lo = lo_of(power), magic = steps_magic_of(power)
     cdef Groups row, at
     cdef Sums block, carry
+    cdef fl_late late
     cdef Py_ssize_t b = 0, n_groups, k
     row.out = top//L
     row.tail = c//L if c % L else -1
@@ -233,12 +252,22 @@ cdef inline void target_sums(const real* x, const target* t, Py_ssize_t c, Py_ss
         out_t[k] = tail_t[k] if row.out == row.tail else t[row.out*L + k]
     out_x[top - row.out*L] = -INFINITY
     out_t[top - row.out*L] = 0
+    for k in range(L):
+        empty_x[k] = -INFINITY
+        empty_t[k] = 0
     sums.exps = sums.dots = sums.rest = carry.exps = carry.dots = carry.rest = 0
     while b < c:
         n_groups = ((c - b if c - b < BLOCK else BLOCK) + L - 1)//L
         at.out = row.out - b//L
         at.tail = row.tail - b//L
-        if e == NULL:
+        if real is float and target is float and FL_HAS_BLOCK and shift == 0:
+            late = late_of(due)
+            fl_target_blockf(<const float*>x + b, <const float*>t + b, n_groups, at.out, at.tail, <float*>out_x,
+                             <float*>out_t, <float*>tail_x, <float*>tail_t, <float*>empty_x, <float*>empty_t, m, lo,
+                             magic, <float*>e + b if e != NULL else NULL, &block.exps, AHEAD, &late)
+            if e != NULL and due.target != NULL:
+                due.done = late.terms - <const float*>due.terms
+        elif e == NULL:
             target_block(x + b, t + b, n_groups, at, out_x, out_t, tail_x, tail_t, m, shift, lo, magic, NULL, &block,
                          due)
         else:
@@ -442,7 +471,7 @@ cdef inline void normal_rows(const Job* job, Py_ssize_t start, Py_ssize_t stop, 
                 fetched = fetch_from(job, i, r, n, scratch, row)
             if job.what == SOFTMAX:
                 due.ahead = source_of(job, i + r + job.together, stop, e[0])
-                row_terms(row[r], c, 0, e, &terms, &due)
+                row_terms(row[r], c, 0, reference_of(row[r], c, 0), e, &terms, &due)
                 total = total_of(&terms, e[0])
                 e[0] = <real>label_of_terms(&terms, e[0])
                 put_terms(job, i + r, e, c, slope_of(1.0, total, 1/total, e[0]), &due)

@@ -12,8 +12,8 @@ from libc.math cimport INFINITY, fabs
 from fastloss.kernels.due cimport Due, put_due
 from fastloss.kernels.exps cimport exps, steps_magic_of
 from fastloss.kernels.vmath cimport (
-    FL_LN2, FL_PREFETCH_FAR, bias_of, exp_of, fl_exp_label, fl_log1p, fl_log1p_short, fl_quotient_rest, lo_of,
-    magic_of, power_of, real, shift_of,
+    FL_LN2, FL_PREFETCH_FAR, bias_of, fl_exp_label, fl_log1p, fl_log1p_short, fl_quotient_rest, lo_of,
+    power_of, real, shift_of,
 )
 
 cdef extern from *:
@@ -30,6 +30,22 @@ cdef extern from *:
 cdef extern from "find.h" nogil:
     Py_ssize_t fl_findf(const float*, Py_ssize_t, float) noexcept
     Py_ssize_t fl_find(const double*, Py_ssize_t, double) noexcept
+
+cdef extern from "block.h" nogil:
+    enum:
+        FL_HAS_BLOCK
+    ctypedef struct fl_late:
+        float* target
+        const float* terms
+        const float* labels
+        float slope
+        float scale
+        float entry
+        Py_ssize_t at
+        Py_ssize_t left
+        bint past
+    double fl_exp_blockf(const float*, Py_ssize_t, Py_ssize_t, Py_ssize_t, const float*, const float*, const float*,
+                         float, float, float*, float*, const char*, Py_ssize_t, fl_late*) noexcept
 
 cdef enum:
     L = 32              # lanes
@@ -178,19 +194,9 @@ cdef struct Groups:     # which groups of the row are read from a padded copy: t
     Py_ssize_t tail
 
 
-cdef inline real lanes_magic_of(real power) noexcept nogil:
-    if real is float:
-        return magic_of(power)
-    else:
-        return steps_magic_of(power)
-
-
 cdef inline void exp_lanes(const real* x, real shift, real lo, real magic, real* e, real* top, const real* other,
                            real* part) noexcept nogil:
-    """e = exp(x - shift) 2^bias, of L lanes; unless NULL, top takes their largest logits, and part += other + e.
-
-    Float in one loop, and double in several, for its lookup cannot be vectorised with the rest.
-    """
+    """e = exp(x - shift) 2^bias, of L lanes; unless NULL, top takes their largest logits, and part += other + e."""
     cdef real d[L]
     cdef real v
     cdef Py_ssize_t j
@@ -199,17 +205,11 @@ cdef inline void exp_lanes(const real* x, real shift, real lo, real magic, real*
         if top != NULL:
             top[j] = v if v > top[j] else top[j]
         v = v - shift
-        if real is float:
-            e[j] = exp_of(v, lo, magic)
-            if other != NULL:
-                part[j] = part[j] + (other[j] + e[j])
-        else:
-            d[j] = lo if lo > v else v
-    if real is double:
-        exps(d, 1, magic, e, L)
-        if other != NULL:
-            for j in range(L):
-                part[j] = part[j] + (other[j] + e[j])
+        d[j] = lo if lo > v else v
+    exps(d, 1, magic, e, L, True)
+    if other != NULL:
+        for j in range(L):
+            part[j] = part[j] + (other[j] + e[j])
 
 
 cdef inline void exp_pair(const real* x, Py_ssize_t g, Py_ssize_t n_groups, Groups at, const real* out_group,
@@ -308,6 +308,44 @@ cdef inline double exp_block_kept(const real* x, Py_ssize_t n_groups, Groups at,
     return sum_groups(e, n_groups)
 
 
+cdef inline fl_late late_of(const Due* due) noexcept nogil:
+    """Of float rows what is due, whole pairs of groups, for block.h."""
+    cdef fl_late late
+    late.target = <float*>due.target + due.done
+    late.terms = <const float*>due.terms + due.done
+    late.labels = <const float*>due.labels + due.done if due.labels != NULL else NULL
+    late.slope = <float>due.slope
+    late.scale = <float>due.scale
+    late.entry = <float>due.entry
+    late.at = due.at - due.done
+    late.left = (due.n - due.done)//(2*L) if due.target != NULL else 0
+    late.past = due.past
+    return late
+
+
+cdef inline double block_sum(const real* x, Py_ssize_t n_groups, Groups at, const real* out_group,
+                             const real* tail_group, const real* empty_group, real shift, real lo, real magic, real* e,
+                             real* top, Due* due) noexcept nogil:
+    """exp_block, in the way that is the fastest here."""
+    cdef fl_late late
+    cdef double t
+    if real is float and FL_HAS_BLOCK and shift == 0:
+        late = late_of(due)
+        t = fl_exp_blockf(<const float*>x, n_groups, at.out, at.tail, <const float*>out_group, <const float*>tail_group,
+                          <const float*>empty_group, lo, magic, <float*>e, <float*>top,
+                          due.ahead if due.ahead != NULL else <const char*>x + AHEAD,
+                          due.pace if due.ahead != NULL else L*<Py_ssize_t>sizeof(float), &late)
+        if e != NULL and due.target != NULL:
+            due.done = late.terms - <const float*>due.terms
+        return t
+    elif e == NULL:
+        return exp_block(x, n_groups, at, out_group, tail_group, empty_group, shift, lo, magic, NULL, top, due)
+    elif FL_MANY_REGISTERS:
+        return exp_block(x, n_groups, at, out_group, tail_group, empty_group, shift, lo, magic, e, top, due)
+    else:
+        return exp_block_kept(x, n_groups, at, out_group, tail_group, shift, lo, magic, e, top, due)
+
+
 # ------------------------------------------------------------------ one row
 
 cdef struct Terms:      # of a row, in the unit 2^(power - bias): see vmath.h
@@ -315,6 +353,18 @@ cdef struct Terms:      # of a row, in the unit 2^(power - bias): see vmath.h
     double gap          # that one's logit minus shift
     double power
     double shift
+
+
+cdef inline void put_group(real* group, const real* x, Py_ssize_t n, Py_ssize_t out) noexcept nogil:
+    """group = n elements of x, -inf in place of x[out] and where there are no more.
+
+    Selected lane by lane: a vector read after one of its elements was stored waits for the store.
+    """
+    cdef int j, stop = <int>n, skip = <int>out
+    for j in range(L):
+        group[j] = x[j] if j < stop else <real>(-INFINITY)
+    for j in range(L):
+        group[j] = group[j] if j != skip else <real>(-INFINITY)
 
 
 cdef inline bint exp_row(const real* x, Py_ssize_t c, Py_ssize_t out, real m, real* e, Terms* terms,
@@ -326,7 +376,7 @@ cdef inline bint exp_row(const real* x, Py_ssize_t c, Py_ssize_t out, real m, re
     cdef real out_group[L]
     cdef real tail_group[L]
     cdef real empty_group[L]
-    cdef real shift = shift_of(m), power = power_of(m, shift), lo = lo_of(power), magic = lanes_magic_of(power)
+    cdef real shift = shift_of(m), power = power_of(m, shift), lo = lo_of(power), magic = steps_magic_of(power)
     cdef real top, limit
     cdef Py_ssize_t b = 0, n, n_groups, k
     cdef Groups row, at
@@ -338,33 +388,24 @@ cdef inline bint exp_row(const real* x, Py_ssize_t c, Py_ssize_t out, real m, re
     for j in range(L):
         empty_group[j] = -INFINITY
     if row.tail >= 0:
-        for j in range(L):
-            tail_group[j] = -INFINITY
-        for k in range(row.tail*L, c):
-            tail_group[k - row.tail*L] = x[k]
+        put_group(tail_group, x + row.tail*L, c - row.tail*L, out - row.tail*L)
     if row.out == row.tail:
-        tail_group[out - row.tail*L] = -INFINITY
         row.out = -1
     else:
-        for j in range(L):
-            out_group[j] = x[row.out*L + j]
-        out_group[out - row.out*L] = -INFINITY
+        put_group(out_group, x + row.out*L, L, out - row.out*L)
     while b < c:
         n = c - b if c - b < BLOCK else BLOCK
         n_groups = (n + L - 1)//L
         at.out = row.out - b//L
         at.tail = row.tail - b//L
-        if e == NULL and real is float and FL_MANY_REGISTERS and shift == 0:    # one operation less for an exp
-            t = exp_block(x + b, n_groups, at, out_group, tail_group, empty_group, 0, lo, magic, NULL, &top, due)
-        elif e == NULL:
-            t = exp_block(x + b, n_groups, at, out_group, tail_group, empty_group, shift, lo, magic, NULL, &top, due)
-        elif FL_MANY_REGISTERS:
-            t = exp_block(x + b, n_groups, at, out_group, tail_group, empty_group, shift, lo, magic, e + b, &top, due)
-        else:
-            t = exp_block_kept(x + b, n_groups, at, out_group, tail_group, shift, lo, magic, e + b, &top, due)
+        t = block_sum(x + b, n_groups, at, out_group, tail_group, empty_group, shift, lo, magic,
+                      e + b if e != NULL else NULL, &top, due)
         if top - shift > limit:
             return False
-        add_block(&total, &carry, t)
+        if b == 0:
+            total = t
+        else:
+            add_block(&total, &carry, t)
         b += n
         due.ahead = due.ahead + n//L*due.pace if due.ahead != NULL else NULL
     terms.others = settled(total, carry)
@@ -374,10 +415,15 @@ cdef inline bint exp_row(const real* x, Py_ssize_t c, Py_ssize_t out, real m, re
     return True
 
 
-cdef inline void row_terms(const real* x, Py_ssize_t c, Py_ssize_t out, real* e, Terms* terms, Due* due) noexcept nogil:
-    """exp_row in one pass: the reference is the largest of the first L logits and x[out], rarely the row's maximum."""
+cdef inline real reference_of(const real* x, Py_ssize_t c, Py_ssize_t out) noexcept nogil:
+    """The largest of the first L logits and x[out]: rarely far below the row's maximum."""
     cdef real m = row_max(x, c if c < L else L), v = x[out]
-    m = v if v > m else m
+    return v if v > m else m
+
+
+cdef inline void row_terms(const real* x, Py_ssize_t c, Py_ssize_t out, real m, real* e, Terms* terms,
+                           Due* due) noexcept nogil:
+    """exp_row in one pass, m being reference_of the row."""
     if m > -INFINITY and exp_row(x, c, out, m, e, terms, due):
         return
     row_terms_from(x, c, out, row_max(x, c), e, terms, due)

@@ -1,0 +1,245 @@
+/* Sums over a block of float logits where there are 32 registers: exp_block of terms.pxd, and target_block of
+ * softmax_rows.pxd where no terms are kept, both where nothing is shifted, to the same bits.  gcc keeps neither sums nor
+ * constants in registers where it has the whole row to see to: a tenth of a loss.
+ */
+#ifndef FL_BLOCK_H
+#define FL_BLOCK_H
+#include "exps.h"
+#include "stream.h"
+
+/* what is due of a row: target = terms times slope, less labels times scale unless NULL, but for an entry at `at`; two
+ * groups at a time, as many as are left */
+typedef struct {
+    float *target;
+    const float *terms, *labels;
+    float slope, scale, entry;
+    ptrdiff_t at, left;
+    int past;                                             /* the caches */
+} fl_late;
+
+#if defined(__AVX512F__) && defined(__AVX512DQ__) && defined(__GNUC__)
+#define FL_HAS_BLOCK 1
+#define FL_NEAR 2048      /* bytes after which lines are asked for into the first level, from the second */
+
+typedef struct { __m512 lo, magic; __m512i roots, rests; } fl_exps;
+
+FL_INLINE __m512 fl_exp16(__m512 x, const fl_exps *k) {
+    __m512 d = _mm512_max_ps(k->lo, x);                   /* the second where one is NaN */
+    __m512 s = _mm512_fmadd_ps(d, _mm512_set1_ps(11.54156f), k->magic), n = _mm512_sub_ps(s, k->magic);
+    __m512i i = _mm512_castps_si512(s);
+    __m512 r = _mm512_fmadd_ps(n, _mm512_set1_ps(-0.0866433978f), d);
+    __m512 rest = _mm512_castsi512_ps(_mm512_permutexvar_epi32(i, k->rests));
+    __m512i root = _mm512_add_epi32(_mm512_permutexvar_epi32(i, k->roots), _mm512_slli_epi32(i, 20));
+    __m512 p = _mm512_fmadd_ps(r, _mm512_set1_ps(0.0416604243f), _mm512_set1_ps(0.166680276f));
+    p = _mm512_fmadd_ps(p, r, _mm512_set1_ps(0.5f));
+    p = _mm512_fmadd_ps(p, r, _mm512_set1_ps(1.0f));
+    p = _mm512_fmadd_ps(p, _mm512_fmadd_ps(n, _mm512_set1_ps(2.38081787e-10f), r), rest);
+    return _mm512_fmadd_ps(_mm512_castsi512_ps(root), p, _mm512_castsi512_ps(root));
+}
+
+/* 32 lanes in float64, and their sum as lanes_sum folds them */
+typedef struct { __m512d a, b, c, d; } fl_lanes;
+
+FL_INLINE __m512d fl_low(__m512 a) { return _mm512_cvtps_pd(_mm512_castps512_ps256(a)); }
+FL_INLINE __m512d fl_high(__m512 a) { return _mm512_cvtps_pd(_mm512_extractf32x8_ps(a, 1)); }
+
+FL_INLINE fl_lanes fl_no_lanes(void) {
+    const __m512d zero = _mm512_setzero_pd();
+    const fl_lanes none = {zero, zero, zero, zero};
+    return none;
+}
+
+FL_INLINE void fl_add_part(fl_lanes *to, __m512 part, __m512 rest) {
+    to->a = _mm512_add_pd(to->a, fl_low(part));
+    to->b = _mm512_add_pd(to->b, fl_high(part));
+    to->c = _mm512_add_pd(to->c, fl_low(rest));
+    to->d = _mm512_add_pd(to->d, fl_high(rest));
+}
+
+FL_INLINE double fl_lanes_sum(const fl_lanes *l) {
+    __m512d a = _mm512_add_pd(_mm512_add_pd(l->a, l->c), _mm512_add_pd(l->b, l->d));
+    __m256d b = _mm256_add_pd(_mm512_castpd512_pd256(a), _mm512_extractf64x4_pd(a, 1));
+    __m128d c = _mm_add_pd(_mm256_castpd256_pd128(b), _mm256_extractf128_pd(b, 1));
+    return _mm_cvtsd_f64(c) + _mm_cvtsd_f64(_mm_unpackhi_pd(c, c));
+}
+
+FL_INLINE fl_exps fl_exps_of(float lo, float magic) {
+    const fl_exps k = {
+        _mm512_set1_ps(lo), _mm512_set1_ps(magic),
+        _mm512_broadcast_i64x4(_mm256_loadu_si256((const __m256i *)fl_rootsf)),
+        _mm512_broadcast_i64x4(_mm256_loadu_si256((const __m256i *)fl_restsf)),
+    };
+    return k;
+}
+
+FL_INLINE void fl_put_two(float *d, const fl_late *late, int dense, int past) {
+    const float *t = dense ? late->labels : NULL;
+    fl_put_groupf(d, late->terms, late->slope, 0, t, late->scale, past);
+    fl_put_groupf(d + 32, late->terms + 32, late->slope, 0, dense ? t + 32 : NULL, late->scale, past);
+}
+
+FL_INLINE void fl_put_late(fl_late *late, int dense) {
+    float both[64];
+    int j;
+    if (late->left <= 0) return;
+    if (dense && late->at >= 0 && late->at < 64) {        /* a line written past the caches must be whole at once */
+        fl_put_two(both, late, dense, 0);
+        both[late->at] = late->entry;
+        if (late->past) fl_stream(late->target, both, sizeof both);
+        else memcpy(late->target, both, sizeof both);
+    } else if (late->past) {
+        fl_put_two(late->target, late, dense, 1);
+    } else {                                              /* lines are read before they are written: in time */
+        for (j = 0; j < 64; j += 16) FL_PREFETCH((const char *)(late->target + j) + FL_NEAR);
+        fl_put_two(late->target, late, dense, 0);
+    }
+    late->target += 64;
+    late->terms += 64;
+    late->labels += dense ? 64 : 0;
+    late->at -= 64;
+    late->left--;
+}
+
+/* groups of 32; those at `out` and `tail` are read from out_group and tail_group, those past the end from empty_group;
+ * unless e is NULL the terms are kept there, and meanwhile as much is written of what is due */
+FL_INLINE double fl_exp_block_of(
+        const float *x, ptrdiff_t n_groups, ptrdiff_t out, ptrdiff_t tail, const float *out_group,
+        const float *tail_group, const float *empty_group, float lo, float magic, float *e, float *top_out,
+        const char *ahead, ptrdiff_t pace, fl_late *due) {
+    fl_late late = e ? *due : (fl_late){0};
+    const fl_exps k = fl_exps_of(lo, magic);
+    __m512 top = _mm512_set1_ps(-INFINITY), more = top;
+    fl_lanes total = fl_no_lanes();
+    ptrdiff_t g = 0;
+    while (g < n_groups) {
+        const ptrdiff_t end = g + 8 < n_groups ? g + 8 : n_groups;
+        __m512 part = _mm512_setzero_ps(), rest = part;
+        for (; g < end; g += 2) {
+            const float *p = x + g * 32, *q = p + 32;
+            __m512 p0, p1, q0, q1;
+            int j;
+            p = g == out ? out_group : p;
+            p = g == tail ? tail_group : p;
+            q = g + 1 == out ? out_group : q;
+            q = g + 1 == tail ? tail_group : q;
+            q = g + 1 == n_groups ? empty_group : q;
+            FL_PREFETCH_FAR(ahead);
+            FL_PREFETCH_FAR(ahead + 64);
+            FL_PREFETCH_FAR(ahead + 128);
+            FL_PREFETCH_FAR(ahead + 192);
+            for (j = 0; j < 64; j += 16) FL_PREFETCH((const char *)(x + g * 32 + j) + FL_NEAR);
+            ahead += 2 * pace;
+            p0 = _mm512_loadu_ps(p), p1 = _mm512_loadu_ps(p + 16), q0 = _mm512_loadu_ps(q), q1 = _mm512_loadu_ps(q + 16);
+            top = _mm512_max_ps(q0, _mm512_max_ps(p0, top));
+            more = _mm512_max_ps(q1, _mm512_max_ps(p1, more));
+            p0 = fl_exp16(p0, &k), p1 = fl_exp16(p1, &k), q0 = fl_exp16(q0, &k), q1 = fl_exp16(q1, &k);
+            part = _mm512_add_ps(part, _mm512_add_ps(p0, q0));
+            rest = _mm512_add_ps(rest, _mm512_add_ps(p1, q1));
+            if (e) {
+                _mm512_storeu_ps(e + g * 32, p0);
+                _mm512_storeu_ps(e + g * 32 + 16, p1);
+                _mm512_storeu_ps(e + g * 32 + 32, q0);
+                _mm512_storeu_ps(e + g * 32 + 48, q1);
+                fl_put_late(&late, 0);
+            }
+        }
+        fl_add_part(&total, part, rest);
+    }
+    *top_out = _mm512_reduce_max_ps(_mm512_max_ps(top, more));
+    if (e) *due = late;
+    return fl_lanes_sum(&total);
+}
+
+static __attribute__((noinline)) double fl_exp_blockf(
+        const float *x, ptrdiff_t n_groups, ptrdiff_t out, ptrdiff_t tail, const float *out_group,
+        const float *tail_group, const float *empty_group, float lo, float magic, float *e, float *top,
+        const char *ahead, ptrdiff_t pace, fl_late *due) {
+    if (e)
+        return fl_exp_block_of(x, n_groups, out, tail, out_group, tail_group, empty_group, lo, magic, e, top, ahead,
+                               pace, due);
+    return fl_exp_block_of(x, n_groups, out, tail, out_group, tail_group, empty_group, lo, magic, NULL, top, ahead, pace,
+                           NULL);
+}
+
+FL_INLINE __m512 fl_dot16(__m512 t, __m512 m, __m512 x) {                       /* t (m - x), 0 where t is */
+    return _mm512_maskz_mul_ps(_mm512_cmp_ps_mask(t, _mm512_setzero_ps(), _CMP_NEQ_UQ), t, _mm512_sub_ps(m, x));
+}
+
+/* likewise with targets t: sums of exp, of t (m - x), and of t */
+FL_INLINE void fl_target_block_of(
+        const float *x, const float *t, ptrdiff_t n_groups, ptrdiff_t out, ptrdiff_t tail, const float *out_x,
+        const float *out_t, const float *tail_x, const float *tail_t, const float *empty_x, const float *empty_t,
+        float top, float lo, float magic, float *e, double *sums, ptrdiff_t ahead, fl_late *due) {
+    fl_late late = e ? *due : (fl_late){0};
+    const fl_exps k = fl_exps_of(lo, magic);
+    const __m512 m = _mm512_set1_ps(top);
+    fl_lanes exps = fl_no_lanes(), dots = exps, rests = exps;
+    ptrdiff_t g = 0;
+    while (g < n_groups) {
+        const ptrdiff_t end = g + 8 < n_groups ? g + 8 : n_groups;
+        __m512 e0 = _mm512_setzero_ps(), e1 = e0, d0 = e0, d1 = e0, r0 = e0, r1 = e0;
+        for (; g < end; g += 2) {
+            const float *p = x + g * 32, *q = p + 32, *r = t + g * 32, *s = r + 32;
+            __m512 a, b, c, d;
+            int j;
+            for (j = 0; j < 64; j += 16) {
+                FL_PREFETCH_FAR((const char *)(p + j) + ahead);
+                FL_PREFETCH_FAR((const char *)(r + j) + ahead);
+                FL_PREFETCH((const char *)(p + j) + 3 * FL_NEAR);               /* the next row's maximum comes first */
+                FL_PREFETCH((const char *)(r + j) + FL_NEAR);
+            }
+            p = g == tail ? tail_x : p;
+            p = g == out ? out_x : p;
+            r = g == tail ? tail_t : r;
+            r = g == out ? out_t : r;
+            q = g + 1 == tail ? tail_x : q;
+            q = g + 1 == out ? out_x : q;
+            q = g + 1 == n_groups ? empty_x : q;
+            s = g + 1 == tail ? tail_t : s;
+            s = g + 1 == out ? out_t : s;
+            s = g + 1 == n_groups ? empty_t : s;
+            a = _mm512_loadu_ps(p), b = _mm512_loadu_ps(q), c = _mm512_loadu_ps(r), d = _mm512_loadu_ps(s);
+            d0 = _mm512_add_ps(d0, _mm512_add_ps(fl_dot16(c, m, a), fl_dot16(d, m, b)));
+            r0 = _mm512_add_ps(r0, _mm512_add_ps(c, d));
+            a = fl_exp16(a, &k), b = fl_exp16(b, &k);
+            e0 = _mm512_add_ps(e0, _mm512_add_ps(a, b));
+            if (e) _mm512_storeu_ps(e + g * 32, a), _mm512_storeu_ps(e + g * 32 + 32, b);
+            a = _mm512_loadu_ps(p + 16), b = _mm512_loadu_ps(q + 16);
+            c = _mm512_loadu_ps(r + 16), d = _mm512_loadu_ps(s + 16);
+            d1 = _mm512_add_ps(d1, _mm512_add_ps(fl_dot16(c, m, a), fl_dot16(d, m, b)));
+            r1 = _mm512_add_ps(r1, _mm512_add_ps(c, d));
+            a = fl_exp16(a, &k), b = fl_exp16(b, &k);
+            e1 = _mm512_add_ps(e1, _mm512_add_ps(a, b));
+            if (e) {
+                _mm512_storeu_ps(e + g * 32 + 16, a), _mm512_storeu_ps(e + g * 32 + 48, b);
+                fl_put_late(&late, 1);
+            }
+        }
+        fl_add_part(&exps, e0, e1);
+        fl_add_part(&dots, d0, d1);
+        fl_add_part(&rests, r0, r1);
+    }
+    sums[0] = fl_lanes_sum(&exps);
+    sums[1] = fl_lanes_sum(&dots);
+    sums[2] = fl_lanes_sum(&rests);
+    if (e) *due = late;
+}
+
+static __attribute__((noinline)) void fl_target_blockf(
+        const float *x, const float *t, ptrdiff_t n_groups, ptrdiff_t out, ptrdiff_t tail, const float *out_x,
+        const float *out_t, const float *tail_x, const float *tail_t, const float *empty_x, const float *empty_t,
+        float top, float lo, float magic, float *e, double *sums, ptrdiff_t ahead, fl_late *due) {
+    if (e)
+        fl_target_block_of(x, t, n_groups, out, tail, out_x, out_t, tail_x, tail_t, empty_x, empty_t, top, lo, magic, e,
+                           sums, ahead, due);
+    else
+        fl_target_block_of(x, t, n_groups, out, tail, out_x, out_t, tail_x, tail_t, empty_x, empty_t, top, lo, magic,
+                           NULL, sums, ahead, NULL);
+}
+#else
+#define FL_HAS_BLOCK 0
+#define fl_exp_blockf(x, n_groups, out, tail, out_group, tail_group, empty_group, lo, magic, e, top, ahead, pace, due) 0.0
+#define fl_target_blockf(x, t, n_groups, out, tail, out_x, out_t, tail_x, tail_t, empty_x, empty_t, top, lo, magic, e, \
+                         sums, ahead, due) ((void)0)
+#endif
+#endif
