@@ -52,6 +52,7 @@ def child(queue):
 
 
 @pytest.mark.filterwarnings("ignore:.*multi-threaded.*:DeprecationWarning")
+@pytest.mark.filterwarnings("ignore:.*_at_fork:pytest.PytestUnraisableExceptionWarning")  # JAX's, once imported
 @pytest.mark.parametrize("method", multiprocessing.get_all_start_methods())
 def test_a_worker_after_a_parallel_parent(method, monkeypatch):
     monkeypatch.delenv("OMP_NUM_THREADS", raising=False)  # which a worker would obey

@@ -396,6 +396,32 @@ cdef bint only_total(const Job* job) noexcept nogil:
     return job.total
 
 
+cdef double part_in_place(const Job* job, const Loss* loss, Py_ssize_t start, Py_ssize_t stop,
+                          real dummy) noexcept nogil:
+    """part where only_total holds and no exp is taken: the time is memory's, which would wait while part is set up."""
+    cdef real x_[STRIP]
+    cdef real y_[STRIP]
+    cdef double wide[STRIP]
+    cdef double lane[LANES]
+    cdef Ahead ahead
+    cdef const real* x = <const real*>job.a[X].data + start
+    cdef const real* y = <const real*>job.a[LABEL].data + start
+    cdef Py_ssize_t rest = (stop - start) % STRIP
+    cdef int j
+    for j in range(LANES):
+        lane[j] = 0
+    look_ahead(job, &ahead)
+    ahead.next = (start + SPAN)*<Py_ssize_t>sizeof(real)
+    ahead.stop = (stop + SPAN)*<Py_ssize_t>sizeof(real) if job.n_asked > 0 else 0
+    add_values(job, loss, x, y, x, x, stop - rest - start, lane, &ahead)
+    if rest > 0:
+        x = fetch(job, &job.a[X], stop - rest, rest, x_)
+        y = fetch(job, &job.a[LABEL], stop - rest, rest, y_)
+        wide_values(job, loss, x, y, x, x, STRIP, wide, &ahead)
+        add_to(lane, wide, rest)
+    return lanes_sum(lane)
+
+
 cdef inline bint span(const Job* job, const Loss* loss, Py_ssize_t i, Py_ssize_t n, const real* x, const real* y,
                       const real* q, const double* w, const double* c, real* u, Sums* sums,
                       Ahead* ahead) noexcept nogil:
@@ -476,7 +502,7 @@ cdef double part(const Job* job, const Loss* loss, Py_ssize_t start, Py_ssize_t 
     cdef Ahead ahead
     cdef OrdinaryCrossEntropy plain
     cdef const Operand* a = job.a
-    cdef bint in_place = not takes_exp(loss) and only_total(job), ordinary
+    cdef bint ordinary
     cdef real* u = <real*>apart(room, a[X].data if a[X].lies == DIRECT else <char*>x_)
     cdef const real* x = x_
     cdef const real* y = x_
@@ -497,8 +523,6 @@ cdef double part(const Job* job, const Loss* loss, Py_ssize_t start, Py_ssize_t 
                 and a[LABEL_GRAD].lies == ABSENT and a[POS_WEIGHT_GRAD].lies == ABSENT)
     while i < stop:
         n = stop - i if stop - i < SPAN else SPAN
-        if in_place and stop - i > SPAN:
-            n = (stop - i)//STRIP*STRIP
         ahead.next = (i + SPAN)*<Py_ssize_t>sizeof(real)
         ahead.stop = ahead.next + whole(n)*<Py_ssize_t>sizeof(real) if job.n_asked > 0 else 0
         x = fetch(job, &a[X], i, n, x_)
@@ -567,9 +591,14 @@ cdef double over(Job* job, const Loss* loss, int n_threads, real dummy) except? 
 
 cdef void several(const Job* job, const Loss* loss, Py_ssize_t start, Py_ssize_t stop, double* sums,
                   real dummy) noexcept nogil:
-    cdef Py_ssize_t p
+    cdef Py_ssize_t p, end
+    cdef bint in_place = not takes_exp(loss) and only_total(job)
     for p in range(start, stop):
-        sums[p] = part(job, loss, p*PART, min(job.n, (p + 1)*PART), dummy)
+        end = min(job.n, (p + 1)*PART)
+        if in_place:
+            sums[p] = part_in_place(job, loss, p*PART, end, dummy)
+        else:
+            sums[p] = part(job, loss, p*PART, end, dummy)
 
 
 cdef double start(Job* job, const Loss* loss, int n_threads) except? -1:

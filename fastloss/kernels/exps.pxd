@@ -28,6 +28,12 @@ cdef inline void exps(const real* d, real sign, real magic, real* e, int n, bint
 
     Terms of sums, which must not all be off the same way, take an operation more in float.
     """
+    exps_by(d, sign, &magic, 0, e, n, summed)
+
+
+cdef inline void exps_by(const real* d, real sign, const real* magic, int each, real* e, int n,
+                         bint summed) noexcept nogil:
+    """The same, of one magic, or where `each`, a constant, is 1 of one for each of d."""
     cdef real s[MOST]
     cdef real r[MOST]
     cdef real rest[MOST]
@@ -35,10 +41,10 @@ cdef inline void exps(const real* d, real sign, real magic, real* e, int n, bint
     cdef int j
     for j in range(n):
         if real is float:
-            s[j] = fl_exp_firstf(d[j], sign, magic, &r[j])
-            whole[j] = s[j] - magic
+            s[j] = fl_exp_firstf(d[j], sign, magic[j*each], &r[j])
+            whole[j] = s[j] - magic[j*each]
         else:
-            s[j] = fl_exp_first(d[j], sign, magic, &r[j])
+            s[j] = fl_exp_first(d[j], sign, magic[j*each], &r[j])
     if real is float:
         fl_exp_rootsf(s, s, rest, n)
     else:

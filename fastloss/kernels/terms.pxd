@@ -378,7 +378,7 @@ cdef inline bint exp_row(const real* x, Py_ssize_t c, Py_ssize_t out, real m, re
     cdef real empty_group[L]
     cdef real shift = shift_of(m), power = power_of(m, shift), lo = lo_of(power), magic = steps_magic_of(power)
     cdef real top, limit
-    cdef Py_ssize_t b = 0, n, n_groups, k
+    cdef Py_ssize_t b = 0, n, n_groups
     cdef Groups row, at
     cdef Py_ssize_t j
     cdef double total = 0, carry = 0, t

@@ -5,10 +5,11 @@ over a strip have a constant length, so that what is kept for each lane stays in
 reference; no sum runs across lanes, so a row's bits do not depend on its neighbours.
 """
 from fastloss.kernels.arrays cimport Rows, even_run, is_direct, load, row_at, run_stride, store
+from fastloss.kernels.exps cimport exps_by, steps_magic_of
 from fastloss.kernels.terms cimport settled, sum_rest
 from fastloss.kernels.vmath cimport (
-    FL_LN2, FL_PREFETCH, bias_of, exp_of, fl_exp_label_short, fl_log1p, fl_log1p_short, fl_quotient_rest, lo_of,
-    magic_of, power_of, real, shift_of,
+    FL_LN2, FL_PREFETCH, bias_of, fl_exp_label_short, fl_log1p, fl_log1p_short, fl_quotient_rest, lo_of, power_of,
+    real, shift_of,
 )
 
 cdef extern from "transpose.h" nogil:
@@ -230,6 +231,7 @@ cdef inline void tile_terms(real* b, Py_ssize_t c, Py_ssize_t lanes, const real*
     cdef real x_out[S]
     cdef real e_out[S]
     cdef real skip[S]
+    cdef real d[S]
     cdef real v, e
     cdef real* p
     cdef Py_ssize_t k
@@ -244,7 +246,7 @@ cdef inline void tile_terms(real* b, Py_ssize_t c, Py_ssize_t lanes, const real*
             shift[j] = shift_of(m[s + j])
             power[j] = power_of(m[s + j], shift[j])
             lo[j] = lo_of(power[j])
-            magic[j] = magic_of(power[j])
+            magic[j] = steps_magic_of(power[j])
             skip[j] = out[s + j]
             x_out[j] = 0
             e_out[j] = 0
@@ -253,8 +255,12 @@ cdef inline void tile_terms(real* b, Py_ssize_t c, Py_ssize_t lanes, const real*
             labels = ask_more(labels, &asks.labels, shift[0])
             grad = ask_more(grad, &asks.grad, shift[0])
             for j in range(S):
+                v = p[k*S + j] - shift[j]
+                d[j] = lo[j] if lo[j] > v else v
+            exps_by(d, 1, magic, 1, d, S, True)
+            for j in range(S):
                 v = p[k*S + j]
-                e = exp_of(v - shift[j], lo[j], magic[j])
+                e = d[j]
                 x_out[j] = x_out[j] + (v if skip[j] == <real>k else <real>0)    # selecting the old value is a branch
                 if real is double:
                     e_out[j] = e_out[j] + (e if skip[j] == <real>k else <real>0)
