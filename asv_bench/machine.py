@@ -57,7 +57,6 @@ def free_bytes() -> int:
 
 
 REST = 0.01  # seconds; OpenMP's threads look for work for some 5 ms before they sleep
-SHORT = 5e-5  # seconds
 
 
 def interleave(
@@ -65,15 +64,14 @@ def interleave(
 ) -> dict[str, list[float]]:
     """Seconds per call, one figure a round and contender.
 
-    Each round has an order of its own, for whoever runs leaves caches and freed memory to the next.  On one thread it
-    is a call of each, as a program would make it between others; where some take less than SHORT, about a millisecond
-    of calls of each after one that is not counted, for the clock and cold code would be most of such a call.  Threads
-    of one library that wait for more work would take a core from the next one: with more than one thread there is a
-    rest and a call not counted before each turn, but where calls take so long that it does not count.
+    A round calls each for about a millisecond, or once.  It has an order of its own, for whoever runs leaves caches and
+    freed memory to the next; a call that is not counted comes first.  Threads of one library that wait for more work
+    would take a core from the next one: with more than one thread there is a rest before each turn.  Neither is where
+    calls take so long that it does not count.
     """
     times: dict[str, list[float]] = {name: [] for name in contenders}
     repeats = {}
-    takes = {}
+    short = set()
     for name, f in contenders.items():
         f()
         calls = 0
@@ -82,16 +80,16 @@ def interleave(
             f()
             calls += 1
         repeats[name] = calls
-        takes[name] = (time.perf_counter() - start) / calls
-    single = threads == 1 and min(takes.values()) > SHORT
+        if (time.perf_counter() - start) / calls < 10 * REST:
+            short.add(name)
     end = time.perf_counter() + seconds
     shuffled = random.Random(0)
     for done in range(400):
         if done >= least and time.perf_counter() >= end:
             break
         for name in shuffled.sample(list(contenders), len(contenders)):
-            f, n = contenders[name], 1 if single else repeats[name]
-            if takes[name] < 10 * REST and not single:
+            f, n = contenders[name], repeats[name]
+            if name in short:
                 if threads > 1:
                     time.sleep(REST)
                 f()

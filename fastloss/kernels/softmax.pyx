@@ -25,6 +25,7 @@ cdef extern from "stream.h" nogil:
 
 cdef enum:
     STRIDED = 1 << 20           # elements of scratch when rows are gathered from a strided class axis
+    APART = 16384               # bytes between two threads' scratch: what is asked for ahead of one's is not the other's
 
 NORMALIZATIONS = {"softmax": SOFTMAX, "log_softmax": LOG_SOFTMAX, "logsumexp": LOGSUMEXP}
 
@@ -70,6 +71,7 @@ cdef int run(Job* job, real dummy, int n_threads) except -1:
     job.kept = (c + 2*L + 15)//16*16 if kept else 0
     job.fetched = job.built + 2*job.kept
     room = (job.fetched + (0 if direct else job.together*c) + 31)//16*16 if c > DENSE_TILE else 16
+    room += APART//<Py_ssize_t>sizeof(real) if k > 1 else 0
     memory = PyMem_RawMalloc(k*room*sizeof(real) + 64)
     if memory == NULL:
         raise MemoryError()

@@ -8,8 +8,8 @@ from fastloss.kernels.arrays cimport Rows, even_run, is_direct, load, row_at, ru
 from fastloss.kernels.exps cimport exps_by, steps_magic_of
 from fastloss.kernels.terms cimport settled, sum_rest
 from fastloss.kernels.vmath cimport (
-    FL_LN2, FL_PREFETCH, bias_of, fl_exp_label_short, fl_log1p, fl_log1p_short, fl_quotient_rest, lo_of, power_of,
-    real, shift_of,
+    FL_LN2, FL_PREFETCH, bias_of, exp_of, fl_exp_label_short, fl_log1p, fl_log1p_short, fl_quotient_rest, lo_of,
+    magic_of, power_of, real, shift_of,
 )
 
 cdef extern from "transpose.h" nogil:
@@ -246,7 +246,7 @@ cdef inline void tile_terms(real* b, Py_ssize_t c, Py_ssize_t lanes, const real*
             shift[j] = shift_of(m[s + j])
             power[j] = power_of(m[s + j], shift[j])
             lo[j] = lo_of(power[j])
-            magic[j] = steps_magic_of(power[j])
+            magic[j] = magic_of(power[j]) if real is float else steps_magic_of(power[j])
             skip[j] = out[s + j]
             x_out[j] = 0
             e_out[j] = 0
@@ -254,13 +254,14 @@ cdef inline void tile_terms(real* b, Py_ssize_t c, Py_ssize_t lanes, const real*
             logits = ask_more(logits, &asks.logits, shift[0])
             labels = ask_more(labels, &asks.labels, shift[0])
             grad = ask_more(grad, &asks.grad, shift[0])
-            for j in range(S):
-                v = p[k*S + j] - shift[j]
-                d[j] = lo[j] if lo[j] > v else v
-            exps_by(d, 1, magic, 1, d, S, True)
+            if real is double:      # of float as fast by the series
+                for j in range(S):
+                    v = p[k*S + j] - shift[j]
+                    d[j] = lo[j] if lo[j] > v else v
+                exps_by(d, 1, magic, 1, d, S, True)
             for j in range(S):
                 v = p[k*S + j]
-                e = d[j]
+                e = exp_of(v - shift[j], lo[j], magic[j]) if real is float else d[j]
                 x_out[j] = x_out[j] + (v if skip[j] == <real>k else <real>0)    # selecting the old value is a branch
                 if real is double:
                     e_out[j] = e_out[j] + (e if skip[j] == <real>k else <real>0)
