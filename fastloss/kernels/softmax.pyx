@@ -25,7 +25,7 @@ cdef extern from "stream.h" nogil:
 
 cdef enum:
     STRIDED = 1 << 20           # elements of scratch when rows are gathered from a strided class axis
-    APART = 16384               # bytes between two threads' scratch: what is asked for ahead of one's is not the other's
+    APART = 16384               # bytes between two threads' scratch: what is asked for ahead of one is not the other's
 
 NORMALIZATIONS = {"softmax": SOFTMAX, "log_softmax": LOG_SOFTMAX, "logsumexp": LOGSUMEXP}
 
