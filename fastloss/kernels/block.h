@@ -1,6 +1,6 @@
-/* Sums over a block of float logits where there are 32 registers: exp_block of terms.pxd, and target_block of
- * softmax_rows.pxd where no terms are kept, both where nothing is shifted, to the same bits.  gcc keeps neither sums nor
- * constants in registers where it has the whole row to see to: a tenth of a loss.
+/* Sums over a block of float logits where there are 32 registers: exp_block of terms.pxd and target_block of
+ * softmax_rows.pxd, where nothing is shifted, to the same bits.  gcc keeps neither sums nor constants in registers where it
+ * has the whole row to see to: a tenth of a loss, a sixth of a gradient.
  */
 #ifndef FL_BLOCK_H
 #define FL_BLOCK_H
@@ -23,6 +23,7 @@ typedef struct {
 
 typedef struct { __m512 lo, magic; __m512i roots, rests; } fl_exps;
 
+/* fl_exp_firstf, fl_exp_rootsf and fl_exp_lastf, operation by operation */
 FL_INLINE __m512 fl_exp16(__m512 x, const fl_exps *k) {
     __m512 d = _mm512_max_ps(k->lo, x);                   /* the second where one is NaN */
     __m512 s = _mm512_fmadd_ps(d, _mm512_set1_ps(11.54156f), k->magic), n = _mm512_sub_ps(s, k->magic);

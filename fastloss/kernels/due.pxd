@@ -92,8 +92,11 @@ cdef inline void put_due(Due* due, bint dense, real dummy) noexcept nogil:
 
 
 cdef inline void nothing_due(Due* due, Py_ssize_t itemsize) noexcept nogil:
-    due.target = due.terms = NULL
-    due.n = due.done = 0
+    due.target = NULL
+    due.terms = due.labels = NULL
+    due.slope = due.rest = due.scale = due.entry = 0
+    due.at = due.n = due.done = 0
+    due.past = False
     due.ahead = NULL
     due.pace = GROUP*itemsize
 

@@ -4,7 +4,7 @@
  *     s = fl_exp_first(d, sign, magic, &r)     of each; d in range, magic as below
  *     fl_exp_roots(s, root, rest, n)           of all; n whole registers
  *     fl_exp_last(root, rest, r, sign)         of each: the result, 0.66 ulp in float; or
- *     fl_exp_last_short(root, r, sign)         0.9 ulp in float
+ *     fl_exp_last_short(root, r, sign)         0.9 ulp in float; float's take n, the rounded s, as well
  *
  * References, bias, range and NaN are those of vmath.h; so are the bits of AVX2 and AVX-512 the same. A root is off the
  * same way for all that use it, and a sum led by one term keeps that: sums add what the roots lack. In float, r lacks n

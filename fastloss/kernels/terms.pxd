@@ -311,14 +311,15 @@ cdef inline double exp_block_kept(const real* x, Py_ssize_t n_groups, Groups at,
 cdef inline fl_late late_of(const Due* due) noexcept nogil:
     """Of float rows what is due, whole pairs of groups, for block.h."""
     cdef fl_late late
-    late.target = <float*>due.target + due.done
-    late.terms = <const float*>due.terms + due.done
-    late.labels = <const float*>due.labels + due.done if due.labels != NULL else NULL
+    cdef Py_ssize_t done = due.done if due.target != NULL else 0
+    late.target = <float*>due.target + done
+    late.terms = <const float*>due.terms + done
+    late.labels = <const float*>due.labels + done if due.labels != NULL else NULL
     late.slope = <float>due.slope
     late.scale = <float>due.scale
     late.entry = <float>due.entry
-    late.at = due.at - due.done
-    late.left = (due.n - due.done)//(2*L) if due.target != NULL else 0
+    late.at = due.at - done
+    late.left = (due.n - done)//(2*L) if due.target != NULL else 0
     late.past = due.past
     return late
 
