@@ -7,7 +7,7 @@ from typing import Any, NamedTuple
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
-from fastloss import _inputs, _threads
+from fastloss import _inputs, _memory, _threads
 from fastloss._gradients import Wants, differentiable
 from fastloss._native import ctc as _kernels
 from fastloss._native import decode as _kernel_decode
@@ -66,7 +66,7 @@ def _gradient(wants: Wants, logits: Array, apart: dict[str, Array | None]) -> Ar
     """Where the kernel writes the logits' gradient; it may be the logits themselves."""
     buffer = wants.buffers.get("logits")
     _inputs.output("grad_out", buffer, logits.shape, logits.dtype, {"logits": logits, **apart}, logits)
-    wants.grads["logits"] = np.empty_like(logits, subok=False) if buffer is None else buffer
+    wants.grads["logits"] = _memory.empty_like(logits) if buffer is None else buffer
     grad: Array = wants.grads["logits"]
     return grad
 

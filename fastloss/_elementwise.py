@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
-from fastloss import _inputs, _threads
+from fastloss import _inputs, _memory, _threads
 from fastloss._gradients import Loss, Wants, differentiable, sum_back
 from fastloss._native import elementwise as _kernels
 from fastloss._reductions import KINDS, ElementReduction
@@ -48,7 +48,7 @@ def _plain(
 ) -> Any:
     """evaluate without options: what a call on a few elements costs is Python, so this is all of it."""
     threads = _threads.resolve(n_threads, x.size)
-    loss = None if reduction != "none" else np.empty_like(x) if out is None else out
+    loss = None if reduction != "none" else _memory.empty_like(x) if out is None else out
     q = None if pos_weight is None else _inputs.broadcast("pos_weight", pos_weight.copy(), x.shape)
     grad = None if wants is None else wants.plain_buffer(x)
     factor = 1.0 / x.size if reduction == "mean" and x.size else 1.0
@@ -125,7 +125,7 @@ def _gradient_buffers(
         apart |= {f"the buffer for {other}": buffer for other, buffer in wants.grads.items()}
         alias = a if name == main and a.shape == shape else None
         buffer = _inputs.output("grad_out", wants.buffers.get(name), a.shape, a.dtype, apart, alias)
-        wants.grads[name] = np.empty_like(a, subok=False) if buffer is None else buffer
+        wants.grads[name] = _memory.empty_like(a) if buffer is None else buffer
         full[name] = wants.grads[name] if a.shape == shape else np.empty(shape)
     return full
 
@@ -136,7 +136,7 @@ def unary(what: int, x: ArrayLike, out: Array | None, n_threads: int | None) -> 
     _inputs.loss_dtype("x", a.dtype)
     threads = _threads.resolve(n_threads, a.size)
     _inputs.output("out", out, a.shape, a.dtype, {"x": a}, a)
-    result = np.empty_like(a, subok=False) if out is None else out
+    result = _memory.empty_like(a) if out is None else out
     _kernels.run(
         what, (), _inputs.raw(a), None, None, None, None, _inputs.raw(result), None, None, None, None, False, 1.0,
         threads,

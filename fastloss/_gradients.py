@@ -10,7 +10,7 @@ from typing import Any, TypeVar
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
-from fastloss import _inputs
+from fastloss import _inputs, _memory
 
 Array = NDArray[Any]
 Loss = TypeVar("Loss", bound=Callable[..., Any])
@@ -47,14 +47,14 @@ class Wants:
     def plain_buffer(self, like: Array) -> Array:
         """Where that gradient goes, once is_plain."""
         given = self.buffers.get(self.wrt[0])
-        grad: Array = np.empty_like(like, subok=False) if given is None else given
+        grad: Array = _memory.empty_like(like) if given is None else given
         self.grads[self.wrt[0]] = grad
         return grad
 
     def main_buffer(self, name: str, like: Array, apart: dict[str, Array | None]) -> Array:
         """Where the main input's gradient goes; it may be written over that input."""
         given = _inputs.output("grad_out", self.buffers.get(name), like.shape, like.dtype, {name: like, **apart}, like)
-        grad = np.empty_like(like, subok=False) if given is None else given
+        grad = _memory.empty_like(like) if given is None else given
         self.grads[name] = grad
         return grad
 
@@ -63,7 +63,7 @@ class Wants:
         if self.hessian_kind is None:
             return None
         given = _inputs.output("hess_out", self.buffers.get("hessian"), like.shape, like.dtype, {**apart, **self.grads})
-        self.hessian = np.empty_like(like, subok=False) if given is None else given
+        self.hessian = _memory.empty_like(like) if given is None else given
         return self.hessian
 
 
@@ -106,7 +106,9 @@ def value_and_grad(loss: Callable[..., Any], wrt: str | tuple[str, ...] | None =
             Where to write the gradients.  May be the logits themselves: then they are overwritten in place.
 
         and returns ``(value, gradient)``, with a tuple of gradients, in order, where `wrt` is a tuple.  A gradient has
-        the dtype, shape and memory layout of its argument, and is the derivative of the (reduced) value.
+        the dtype, shape and memory layout of its argument, and is the derivative of the (reduced) value.  Results over
+        32 MB lie where earlier ones lay that were dropped, for new memory takes longer than most losses: up to 1 GB is
+        kept, which the system takes back when it runs short.
 
     Raises
     ------

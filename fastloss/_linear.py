@@ -9,9 +9,8 @@ from typing import Any, NamedTuple
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
-from fastloss import _inputs, _threads
+from fastloss import _inputs, _memory, _threads
 from fastloss._gradients import Wants, differentiable
-from fastloss._memory import pieces
 from fastloss._native import linear as _kernels
 from fastloss._reductions import Reduction
 
@@ -105,7 +104,7 @@ class _Blocks:
             room = self._fit(max_memory - fixed, row + size * self.pitch, all_rows)
             self.rows = all_rows if whole else max(least, room)
         self.turn = self._turn(dw[0], table.dtype) if dw and d % self.lanes == 0 else 0
-        scratch = pieces(
+        scratch = _memory.pieces(
             table.dtype, self.rows * self.pitch, chunks * self.block * pitch, self.rows * d, self.rows * columns,
             self.rows * panel, self.block * panel,
         )  # fmt: skip
@@ -191,7 +190,7 @@ class _Wanted:
     def _buffer(self, name: str, given: Any, a: Array, alias: Array | None = None) -> Array:
         buffer = _inputs.output("grad_out", given, a.shape, a.dtype, self._apart, alias)
         if buffer is None:
-            buffer = np.empty_like(a, subok=False)
+            buffer = _memory.empty_like(a)
         self._apart = self._apart | {f"the buffer for {name}": buffer}
         return buffer
 

@@ -8,9 +8,8 @@ from typing import Any, NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from fastloss import _inputs
+from fastloss import _inputs, _memory
 from fastloss._gradients import Wants
-from fastloss._memory import pieces
 from fastloss._native import sampled as _kernels
 from fastloss._reductions import Reduction
 
@@ -62,7 +61,7 @@ def losses(nce: bool, logits: Logits, rows: Reduction, slopes: Slopes | None, th
     if to_candidates is not None:
         kept_slabs = min(_wholes(n, slab), max(1, KEPT // max(1, width * slab)))
         block = max(1, kept_slabs) * slab
-    by_rows, by_columns, kept, inputs = pieces(
+    by_rows, by_columns, kept, inputs = _memory.pieces(
         x.dtype,
         _wholes(k, _kernels.LANES) * _kernels.LANES * d,
         0 if to_x is None else k * panels,
@@ -112,6 +111,6 @@ def buffer_of(wants: Wants, name: str, a: Array, apart: dict[str, Array | None])
     """Where the gradient to a dense argument goes."""
     apart = apart | {f"the buffer for {other}": b for other, b in wants.grads.items() if isinstance(b, np.ndarray)}
     buffer = _inputs.output("grad_out", wants.buffers.get(name), a.shape, a.dtype, apart, a)
-    grad: Array = np.empty_like(a, subok=False) if buffer is None else buffer
+    grad: Array = _memory.empty_like(a) if buffer is None else buffer
     wants.grads[name] = grad
     return grad

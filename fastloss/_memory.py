@@ -1,4 +1,4 @@
-"""Memory for tables and scratch: where it begins decides how fast it is."""
+"""Memory for tables, scratch and large results: where it begins, and whether it is new, decides how fast it is."""
 
 from __future__ import annotations
 
@@ -12,9 +12,10 @@ from numpy.typing import NDArray
 
 LINE = 64  # bytes
 HUGE = 1 << 21
-RECYCLED = range(1 << 22, 1 << 25)  # bytes that glibc, once they were freed, keeps for the next call, and results too
+RECYCLED = range(1 << 22, 1 << 25)  # bytes that glibc, once they were freed, keeps for the next call
 SMALL = 1 << 18  # bytes not worth a page of their own
-KEPT = 3 << 25  # bytes of scratch that are kept for the next call, at most
+LAZY = getattr(mmap, "MADV_FREE", None)  # tells the system that it may take memory back when it runs short
+KEPT = 3 << 25 if LAZY is None else 1 << 30  # bytes that are kept for the next calls, at most
 
 
 def aligned(size: int, dtype: np.dtype[Any]) -> NDArray[Any]:
@@ -30,27 +31,31 @@ def aligned(size: int, dtype: np.dtype[Any]) -> NDArray[Any]:
 
 
 class _Room:
-    """Scratch of one call: where its arrays lie.  It is kept for the next call when the last of them is gone."""
+    """Where the scratch of a call lies, or a result: kept for the next calls once the last array of it is gone."""
 
     def __init__(self, size: int) -> None:
-        self._size = -(-size // HUGE) * HUGE
-        self._memory = mmap.mmap(-1, self._size + HUGE)
+        self.size = -(-size // HUGE) * HUGE
+        self._memory = mmap.mmap(-1, self.size + HUGE)
         if hasattr(mmap, "MADV_HUGEPAGE"):
             with suppress(OSError):  # a kernel may have none
                 self._memory.madvise(mmap.MADV_HUGEPAGE)
         whole = np.frombuffer(self._memory, np.uint8)
         first = -whole.__array_interface__["data"][0] % HUGE
-        self._bytes = whole[first : first + self._size]
-
-    def fits(self, size: int) -> bool:
-        return size <= self._size
+        self._bytes = whole[first : first + self.size]
 
     def lend(self) -> NDArray[np.uint8]:
         return np.asarray(_Loan(self, self._bytes.__array_interface__))
 
     def take_back(self) -> None:
-        if self._size <= KEPT and not _kept:
-            _kept.append(self)
+        if self.size > KEPT:
+            return
+        if LAZY is not None:
+            with suppress(OSError):
+                self._memory.madvise(LAZY)
+        _kept.append(self)
+        with suppress(IndexError):  # another thread may have taken them
+            while sum(room.size for room in _kept) > KEPT:
+                _kept.pop(0)
 
 
 class _Loan:
@@ -64,16 +69,24 @@ class _Loan:
         self._room.take_back()
 
 
-_kept: list[_Room] = []  # one at most
+_kept: list[_Room] = []
 
 
 def _large(size: int) -> NDArray[np.uint8]:
-    """Bytes that the system need not clear again for every call: that took up to a sixth of its time."""
-    try:
-        room = _kept.pop()
-    except IndexError:
-        room = _Room(size)
-    return (room if room.fits(size) else _Room(size)).lend()
+    """Bytes that the system need not clear again for every call: that takes longer than most losses."""
+    for room in list(_kept):
+        if size <= room.size <= 2 * size:
+            with suppress(ValueError):  # another thread may have taken it
+                _kept.remove(room)
+                return room.lend()
+    return _Room(size).lend()
+
+
+def empty_like(a: NDArray[Any]) -> NDArray[Any]:
+    """`numpy.empty_like`, of no subclass, for a result; a large one lies where an earlier one lay."""
+    if a.nbytes < RECYCLED.stop or not a.flags.c_contiguous:
+        return np.empty_like(a, subok=False)
+    return _large(a.nbytes)[: a.nbytes].view(a.dtype).reshape(a.shape)
 
 
 def pieces(dtype: np.dtype[Any], *counts: int) -> list[NDArray[Any]]:

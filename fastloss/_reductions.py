@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
-from fastloss import _inputs
+from fastloss import _inputs, _memory
 from fastloss._gradients import Wants
 from fastloss._native import reductions
 
@@ -182,7 +182,9 @@ class ElementReduction:
             return self._out
         if like.shape != self._shape:
             return np.empty(self._shape, self._dtype)
-        return np.empty_like(like, self._dtype, subok=False)
+        if like.dtype != self._dtype:
+            return np.empty_like(like, self._dtype, subok=False)
+        return _memory.empty_like(like)
 
     def value(self, loss: Array | None, total: float) -> Any:
         """The result, once the kernel has run."""

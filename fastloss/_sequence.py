@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
-from fastloss import _inputs, _threads
+from fastloss import _inputs, _memory, _threads
 from fastloss._gradients import Wants, differentiable, value_and_grad
 from fastloss._native import sequence as _kernels
 from fastloss._native import softmax as _softmax
@@ -25,7 +25,7 @@ def _buffer(wants: Wants | None, name: str, a: Array, apart: dict[str, Array | N
     apart = apart | {f"the buffer for {other}": buffer for other, buffer in wants.grads.items()}
     alias = a if name == "logits" else None
     buffer = _inputs.output("grad_out", wants.buffers.get(name), a.shape, a.dtype, {name: a, **apart}, alias)
-    wants.grads[name] = np.empty_like(a, subok=False) if buffer is None else buffer
+    wants.grads[name] = _memory.empty_like(a) if buffer is None else buffer
     grad: Array = wants.grads[name]
     return grad
 
@@ -375,7 +375,7 @@ def _lists(wants: Wants, xs: list[Array]) -> list[Array | None]:
     for t, (x, buffer) in enumerate(zip(xs, given, strict=True)):
         apart = {f"logits[{k}]": a for k, a in enumerate(xs)} | {f"grad_out[{k}]": g for k, g in enumerate(grads)}
         _inputs.output(f"grad_out[{t}]", buffer, x.shape, x.dtype, apart, x)
-        grads.append(np.empty_like(x, subok=False) if buffer is None else buffer)
+        grads.append(_memory.empty_like(x) if buffer is None else buffer)
     wants.grads["logits"] = grads
     return grads
 

@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
-from fastloss import _inputs, _threads
+from fastloss import _inputs, _memory, _threads
 from fastloss._gradients import Wants, differentiable, sum_back
 from fastloss._native import softmax as _kernels
 from fastloss._reductions import Reduction
@@ -108,7 +108,7 @@ def _gradient_buffers(
         alias = logits if name == "logits" else None
         buffer = _inputs.output("grad_out", wants.buffers.get(name), a.shape, a.dtype, apart, alias)
         if buffer is None:
-            buffer = np.empty_like(a, subok=False)
+            buffer = _memory.empty_like(a)
         wants.grads[name] = buffer
         if name == "logits":
             grad = buffer
@@ -323,7 +323,7 @@ def _normalize(
     threads = _threads.resolve(n_threads, a.size)
     mask = None if where is None else _inputs.mask("where", where, a.shape)
     _inputs.output("out", out, a.shape, a.dtype, {"x": a, "where": mask}, a)
-    result = np.empty_like(a, subok=False) if out is None else out
+    result = _memory.empty_like(a) if out is None else out
     rows, k = _rows(a, axis)
     target = _rows(result, axis)[0]
     kept = None if mask is None else _rows(mask, axis)[0]
