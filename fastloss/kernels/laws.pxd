@@ -13,3 +13,5 @@ cdef extern from "laws.h" nogil:
     void fl_raise_wide(int64_t* node, const int64_t* ids, Py_ssize_t m, int shift) noexcept
     int64_t fl_child_narrow(const int32_t* added, int bits, int64_t* left) noexcept
     int64_t fl_child_wide(const int64_t* added, int bits, int64_t* left) noexcept
+    void fl_children_narrow(const int32_t* added, int bits, int64_t* left, int64_t* ids, Py_ssize_t m) noexcept
+    void fl_children_wide(const int64_t* added, int bits, int64_t* left, int64_t* ids, Py_ssize_t m) noexcept

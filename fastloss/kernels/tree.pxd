@@ -6,7 +6,9 @@ the entries of siblings, is a cache line: of int32 (narrow) as long as no sum ca
 """
 from libc.stdint cimport int32_t, int64_t
 
-from laws cimport fl_child_narrow, fl_child_wide, fl_raise_narrow, fl_raise_wide
+from laws cimport (
+    fl_child_narrow, fl_child_wide, fl_children_narrow, fl_children_wide, fl_raise_narrow, fl_raise_wide,
+)
 from rng cimport fl_prefetch
 
 cdef enum:
@@ -77,28 +79,40 @@ cdef inline void prefetch_parent(const Tree* t, int64_t v) noexcept nogil:
     fl_prefetch(<char*>t.entry + (t.start[1] + (v >> t.bits) << (3 if t.wide else 2)))
 
 
+cdef inline int64_t _child(const Sum* nodes, int bits, int64_t* left, int64_t at) noexcept nogil:
+    if Sum is int32_t:
+        return at + fl_child_narrow(nodes + at, bits, left)
+    else:
+        return at + fl_child_wide(nodes + at, bits, left)
+
+
 cdef inline void _descend(const Tree* t, const Sum* entry, int64_t* left, int64_t* ids, Py_ssize_t m) noexcept nogil:
-    cdef Py_ssize_t j
+    cdef Py_ssize_t j, n_next
     cdef int64_t at
     cdef int level, bits = 4 if Sum is int32_t else 3
-    cdef Py_ssize_t n_next
-    for j in range(m):
-        ids[j] = 0
-    for level in range(t.levels - 1, -1, -1):
-        n_next = t.n_next if t.cold and 2 <= level <= 3 else 0          # where memory would be idle
-        for j in range(m):
-            if j < n_next and level == 2:
-                prefetch_count(t, t.next[j])
-            elif j < n_next:
-                prefetch_parent(t, t.next[j])
-            at = ids[j] << bits
-            if Sum is int32_t:
-                at += fl_child_narrow(entry + t.start[level] + at, bits*level, &left[j])
-            else:
-                at += fl_child_wide(entry + t.start[level] + at, bits*level, &left[j])
-            ids[j] = at
-            if level and t.cold:
-                fl_prefetch(entry + t.start[level - 1] + (at << bits))
+    cdef const Sum* nodes
+    cdef const Sum* children
+    level = t.levels - 1
+    if Sum is int32_t:
+        fl_children_narrow(entry + t.start[level], bits*level, left, ids, m)
+    else:
+        fl_children_wide(entry + t.start[level], bits*level, left, ids, m)
+    for level in range(t.levels - 2, -1, -1):
+        nodes = entry + t.start[level]
+        if t.cold and level:
+            children = entry + t.start[level - 1]
+            n_next = t.n_next if level < 4 else 0
+            for j in range(m):
+                if j < n_next and level == 2:       # where memory would be idle
+                    prefetch_count(t, t.next[j])
+                elif j < n_next and level == 3:
+                    prefetch_parent(t, t.next[j])
+                at = _child(nodes, bits*level, &left[j], ids[j] << bits)
+                ids[j] = at
+                fl_prefetch(children + (at << bits))
+        else:
+            for j in range(m):
+                ids[j] = _child(nodes, bits*level, &left[j], ids[j] << bits)
 
 
 cdef inline void descend(const Tree* t, int64_t* left, int64_t* ids, Py_ssize_t m) noexcept nogil:
