@@ -460,6 +460,59 @@ def test_a_gradient_written_late_has_the_same_bits(c, dtype):
         np.testing.assert_array_equal(out, want)
 
 
+@pytest.mark.parametrize("dtype", [np.float32, np.float64])
+@pytest.mark.parametrize(("n", "c"), [(40, 1000), (40, 1023), (40, 16384), (40, 16391), (15, 20485), (300, 16447)])
+def test_a_sparse_gradient_written_late_has_the_same_bits(n, c, dtype):
+    """The same where long rows write their terms over those of the row before, whatever becomes of either."""
+    rng = np.random.default_rng(c)
+    x, y = rng.normal(0, 3, (n, c)).astype(dtype), rng.integers(0, c, n)
+    weight = rng.random(n) * (rng.random(n) < 0.8)
+    x[2, c - 7] = x[5, c // 2] = 200  # far above what the row begins with: it is done again
+    x[3, 0] = x[9, c - 1] = np.inf
+    weight[2:5], y[3] = 1, c // 2
+    x[7, -3:] = np.nan
+    x[11] = -np.inf
+    x[12, y[12]] = -np.inf
+    y[13] = -1
+    sparse = fl.value_and_grad(SPARSE)
+    options = {"reduction": "none", "ignore_index": -1}
+    want = sparse(labels=y, logits=x, sample_weight=weight, **options)[1]
+    alone = [
+        sparse(labels=y[i : i + 1], logits=x[i : i + 1], sample_weight=weight[i : i + 1], **options)[1]
+        for i in range(n)  # nothing comes after it
+    ]
+    np.testing.assert_array_equal(np.concatenate(alone), want)
+    assert np.isfinite(want).all(axis=1).sum() >= n - 4
+    for out in (np.zeros((n, 2 * c), dtype)[:, ::2], np.zeros(n * c + 1, dtype)[1:].reshape(n, c), x):
+        sparse(labels=y, logits=x, sample_weight=weight, grad_out=out, **options)
+        np.testing.assert_array_equal(out, want)
+
+
+@pytest.mark.parametrize("dtype", [np.float16, ml_dtypes.bfloat16])
+@pytest.mark.parametrize("c", [65, 96, 97, 1000, 2049, 4100, 16391])
+def test_half_rows_have_the_bits_of_converted_ones(c, dtype):
+    """Wide rows are read as they lie, converted lane by lane; where that cannot be, all at once."""
+    rng = np.random.default_rng(c)
+    n = 33
+    x, y = rng.normal(0, 3, (n, c)).astype(dtype), rng.integers(0, c, n)
+    y[:4] = 0, c - 1, 31, c // 32 * 32 - (c % 32 == 0)
+    x[5, c - 7] = x[6, c // 2] = 200  # far above what the row begins with: it is done again
+    x[7, c // 3] = np.inf
+    x[8, -3:] = np.nan
+    x[9] = -np.inf
+    x[10, y[10]] = -np.inf
+    x[11] = 30000  # needs a shift
+    x[12, :40] = -np.inf
+    want, want_grad = fl.value_and_grad(SPARSE)(labels=y, logits=x.astype(np.float32))
+    shifted = np.zeros(n * c * 2 + 1, np.uint8)[1:].view(dtype).reshape(n, c)
+    shifted[:] = x
+    for rows in (x, shifted, np.asfortranarray(x), np.repeat(x, 2, 1)[:, ::2]):
+        np.testing.assert_array_equal(SPARSE(labels=y, logits=rows), want)
+        loss, grad = fl.value_and_grad(SPARSE)(labels=y, logits=rows)
+        np.testing.assert_array_equal(loss, want)
+        np.testing.assert_array_equal(grad.astype(np.float32), want_grad.astype(dtype).astype(np.float32))
+
+
 def test_no_classes():
     empty = np.zeros((3, 0), np.float32)
     assert (DENSE(labels=empty, logits=empty) == 0).all()

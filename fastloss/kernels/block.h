@@ -19,7 +19,7 @@ typedef struct {
 
 #if defined(__AVX512F__) && defined(__AVX512DQ__) && defined(__GNUC__)
 #define FL_HAS_BLOCK 1
-#define FL_NEAR 2048      /* bytes after which lines are asked for into the first level, from the second */
+#define FL_BLOCK_NEAR 2048      /* bytes after which lines are asked for into the first level, from the second */
 
 typedef struct { __m512 lo, magic; __m512i roots, rests; } fl_exps;
 
@@ -91,7 +91,7 @@ FL_INLINE void fl_put_late(fl_late *late, int dense) {
     } else if (late->past) {
         fl_put_two(late->target, late, dense, 1);
     } else {                                              /* lines are read before they are written: in time */
-        for (j = 0; j < 64; j += 16) FL_PREFETCH((const char *)(late->target + j) + FL_NEAR);
+        for (j = 0; j < 64; j += 16) FL_PREFETCH((const char *)(late->target + j) + FL_BLOCK_NEAR);
         fl_put_two(late->target, late, dense, 0);
     }
     late->target += 64;
@@ -101,12 +101,22 @@ FL_INLINE void fl_put_late(fl_late *late, int dense) {
     late->left--;
 }
 
+enum { FL_FLOATS, FL_HALVES, FL_BFLOATS };                /* kinds of logits */
+
+FL_INLINE __m512 fl_load16(const char *x, int kind) {
+    if (kind == FL_FLOATS) return _mm512_loadu_ps(x);
+    const __m256i halves = _mm256_loadu_si256((const __m256i *)x);
+    if (kind == FL_HALVES) return _mm512_cvtph_ps(halves);
+    return _mm512_castsi512_ps(_mm512_slli_epi32(_mm512_cvtepu16_epi32(halves), 16));
+}
+
 /* groups of 32; those at `out` and `tail` are read from out_group and tail_group, those past the end from empty_group;
  * unless e is NULL the terms are kept there, and meanwhile as much is written of what is due */
 FL_INLINE double fl_exp_block_of(
-        const float *x, ptrdiff_t n_groups, ptrdiff_t out, ptrdiff_t tail, const float *out_group,
-        const float *tail_group, const float *empty_group, float lo, float magic, float *e, float *top_out,
+        const char *x, int kind, ptrdiff_t n_groups, ptrdiff_t out, ptrdiff_t tail, const char *out_group,
+        const char *tail_group, const char *empty_group, float lo, float magic, float *e, float *top_out,
         const char *ahead, ptrdiff_t pace, fl_late *due) {
+    const ptrdiff_t half = kind == FL_FLOATS ? 64 : 32, size = 2 * half;        /* bytes of a group */
     fl_late late = e ? *due : (fl_late){0};
     const fl_exps k = fl_exps_of(lo, magic);
     __m512 top = _mm512_set1_ps(-INFINITY), more = top;
@@ -116,32 +126,30 @@ FL_INLINE double fl_exp_block_of(
         const ptrdiff_t end = g + 8 < n_groups ? g + 8 : n_groups;
         __m512 part = _mm512_setzero_ps(), rest = part;
         for (; g < end; g += 2) {
-            const float *p = x + g * 32, *q = p + 32;
+            const char *p = x + g * size, *q = p + size;
             __m512 p0, p1, q0, q1;
-            int j;
+            ptrdiff_t j;
             p = g == out ? out_group : p;
             p = g == tail ? tail_group : p;
             q = g + 1 == out ? out_group : q;
             q = g + 1 == tail ? tail_group : q;
             q = g + 1 == n_groups ? empty_group : q;
-            FL_PREFETCH_FAR(ahead);
-            FL_PREFETCH_FAR(ahead + 64);
-            FL_PREFETCH_FAR(ahead + 128);
-            FL_PREFETCH_FAR(ahead + 192);
-            for (j = 0; j < 64; j += 16) FL_PREFETCH((const char *)(x + g * 32 + j) + FL_NEAR);
+            for (j = 0; j < 2 * size; j += 64) FL_PREFETCH_FAR(ahead + j);
+            for (j = 0; j < 2 * size; j += 64) FL_PREFETCH(x + g * size + j + FL_BLOCK_NEAR);
             ahead += 2 * pace;
-            p0 = _mm512_loadu_ps(p), p1 = _mm512_loadu_ps(p + 16), q0 = _mm512_loadu_ps(q), q1 = _mm512_loadu_ps(q + 16);
+            p0 = fl_load16(p, kind), p1 = fl_load16(p + half, kind);
+            q0 = fl_load16(q, kind), q1 = fl_load16(q + half, kind);
             top = _mm512_max_ps(q0, _mm512_max_ps(p0, top));
             more = _mm512_max_ps(q1, _mm512_max_ps(p1, more));
             p0 = fl_exp16(p0, &k), p1 = fl_exp16(p1, &k), q0 = fl_exp16(q0, &k), q1 = fl_exp16(q1, &k);
             part = _mm512_add_ps(part, _mm512_add_ps(p0, q0));
             rest = _mm512_add_ps(rest, _mm512_add_ps(p1, q1));
             if (e) {
+                fl_put_late(&late, 0);                    /* first: its terms may lie where these go */
                 _mm512_storeu_ps(e + g * 32, p0);
                 _mm512_storeu_ps(e + g * 32 + 16, p1);
                 _mm512_storeu_ps(e + g * 32 + 32, q0);
                 _mm512_storeu_ps(e + g * 32 + 48, q1);
-                fl_put_late(&late, 0);
             }
         }
         fl_add_part(&total, part, rest);
@@ -151,16 +159,19 @@ FL_INLINE double fl_exp_block_of(
     return fl_lanes_sum(&total);
 }
 
-static __attribute__((noinline)) double fl_exp_blockf(
-        const float *x, ptrdiff_t n_groups, ptrdiff_t out, ptrdiff_t tail, const float *out_group,
-        const float *tail_group, const float *empty_group, float lo, float magic, float *e, float *top,
-        const char *ahead, ptrdiff_t pace, fl_late *due) {
-    if (e)
-        return fl_exp_block_of(x, n_groups, out, tail, out_group, tail_group, empty_group, lo, magic, e, top, ahead,
-                               pace, due);
-    return fl_exp_block_of(x, n_groups, out, tail, out_group, tail_group, empty_group, lo, magic, NULL, top, ahead, pace,
-                           NULL);
-}
+#define FL_EXP_BLOCK(name, type, kind)                                                                                   \
+    static __attribute__((noinline)) double name(                                                                        \
+            const type *x, ptrdiff_t n_groups, ptrdiff_t out, ptrdiff_t tail, const type *out_group,                     \
+            const type *tail_group, const type *empty_group, float lo, float magic, float *e, float *top,                \
+            const char *ahead, ptrdiff_t pace, fl_late *due) {                                                           \
+        const char *p = (const char *)x, *o = (const char *)out_group, *t = (const char *)tail_group;                    \
+        const char *none = (const char *)empty_group;                                                                    \
+        if (e) return fl_exp_block_of(p, kind, n_groups, out, tail, o, t, none, lo, magic, e, top, ahead, pace, due);    \
+        return fl_exp_block_of(p, kind, n_groups, out, tail, o, t, none, lo, magic, NULL, top, ahead, pace, NULL);       \
+    }
+FL_EXP_BLOCK(fl_exp_blockf, float, FL_FLOATS)
+FL_EXP_BLOCK(fl_exp_block_halves, uint16_t, FL_HALVES)
+FL_EXP_BLOCK(fl_exp_block_bfloats, uint16_t, FL_BFLOATS)
 
 FL_INLINE __m512 fl_dot16(__m512 t, __m512 m, __m512 x) {                       /* t (m - x), 0 where t is */
     return _mm512_maskz_mul_ps(_mm512_cmp_ps_mask(t, _mm512_setzero_ps(), _CMP_NEQ_UQ), t, _mm512_sub_ps(m, x));
@@ -186,8 +197,8 @@ FL_INLINE void fl_target_block_of(
             for (j = 0; j < 64; j += 16) {
                 FL_PREFETCH_FAR((const char *)(p + j) + ahead);
                 FL_PREFETCH_FAR((const char *)(r + j) + ahead);
-                FL_PREFETCH((const char *)(p + j) + 3 * FL_NEAR);               /* the next row's maximum comes first */
-                FL_PREFETCH((const char *)(r + j) + FL_NEAR);
+                FL_PREFETCH((const char *)(p + j) + 3 * FL_BLOCK_NEAR);               /* the next row's maximum comes first */
+                FL_PREFETCH((const char *)(r + j) + FL_BLOCK_NEAR);
             }
             p = g == tail ? tail_x : p;
             p = g == out ? out_x : p;
@@ -240,6 +251,8 @@ static __attribute__((noinline)) void fl_target_blockf(
 #else
 #define FL_HAS_BLOCK 0
 #define fl_exp_blockf(x, n_groups, out, tail, out_group, tail_group, empty_group, lo, magic, e, top, ahead, pace, due) 0.0
+#define fl_exp_block_halves(...) 0.0
+#define fl_exp_block_bfloats(...) 0.0
 #define fl_target_blockf(x, t, n_groups, out, tail, out_x, out_t, tail_x, tail_t, empty_x, empty_t, top, lo, magic, e, \
                          sums, ahead, due) ((void)0)
 #endif

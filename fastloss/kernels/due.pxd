@@ -121,6 +121,15 @@ cdef inline void defer(Due* due, bint dense, void* target, const real* terms, Py
     FL_PREFETCH(<char*>target + (n - 1)*<Py_ssize_t>sizeof(real))       # the next row's too: written in two halves
 
 
+cdef inline void put_tail(Due* due, real dummy) noexcept nogil:
+    """What put_due would leave, of a row without labels: so the next row's terms may take the places of this one's."""
+    cdef Py_ssize_t done = due.done, rest = (due.n - done) % (2*GROUP)
+    due.n -= rest
+    due.done = due.n
+    put_elements(due, False, rest, dummy)
+    due.done = done
+
+
 cdef inline void settle(Due* due, bint dense, real dummy) noexcept nogil:
     """Writes what is left of the row."""
     if due.target != NULL:

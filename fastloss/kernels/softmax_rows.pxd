@@ -1,9 +1,9 @@
 """Softmax row by row: any number of classes."""
 from libc.math cimport INFINITY, fabs
-from libc.stdint cimport int64_t
+from libc.stdint cimport int64_t, uint16_t, uintptr_t
 
-from fastloss.kernels.arrays cimport Rows, is_direct, row_at
-from fastloss.kernels.due cimport Due, defer, nothing_due, put_due, settle
+from fastloss.kernels.arrays cimport BF16, F16, Rows, is_direct, load, row_at
+from fastloss.kernels.due cimport Due, defer, nothing_due, put_due, put_tail, settle
 from fastloss.kernels.exps cimport steps_magic_of
 from fastloss.kernels.softmax_job cimport (
     LOG_SOFTMAX, RESIDUAL, SOFTMAX, UPPER, Job, Slope, fetch, label_of, labels_of, put, put_one, put_run, put_zeros,
@@ -11,8 +11,9 @@ from fastloss.kernels.softmax_job cimport (
 )
 from fastloss.kernels.special cimport fma
 from fastloss.kernels.terms cimport (
-    BLOCK, PAIRS, ROWS, Groups, L, Terms, add_block, add_part, exp_lanes, find, fl_late,
-    label_of_terms, lanes_sum, late_of, log_ratios, reference_of, row_max, row_terms, row_terms_from, settled, total_of,
+    BLOCK, PAIRS, ROWS, Groups, L, Terms, add_block, add_part, exp_lanes, exp_row_of_halves, find, fl_late,
+    label_of_terms, lanes_sum, late_of, log_ratios, reference_of, reference_of_halves, row_max, row_terms,
+    row_terms_from, settled, total_of,
 )
 from fastloss.kernels.vmath cimport FL_PREFETCH, FL_PREFETCH_FAR, lo_of, magnitude, power_of, real, scaled, shift_of
 
@@ -26,6 +27,7 @@ cdef extern from "block.h" nogil:
 cdef enum:
     AHEAD = 12288       # bytes after which logits and targets are fetched into the second level: maxima come first
     NEAR = 2048         # and targets into the first
+    LONG = 1 << 14      # classes: two rows of terms would leave the second level
 
 
 # ------------------------------------------------------------------ row by row: class indices
@@ -73,6 +75,16 @@ cdef inline Py_ssize_t fetch_from(const Job* job, Py_ssize_t i, Py_ssize_t r, Py
     return r + k
 
 
+cdef inline bint lies_in_halves(const Job* job) noexcept nogil:
+    """Whether rows are of half precision, and can be read as they lie."""
+    cdef uintptr_t bits = <uintptr_t>job.logits.data
+    cdef int d
+    for d in range(job.logits.ndim):
+        bits |= <uintptr_t>job.logits.stride[d]
+    return (FL_HAS_BLOCK and (job.logits.kind == F16 or job.logits.kind == BF16) and job.where.data == NULL
+            and job.logits.step == 2 and bits % 2 == 0)
+
+
 cdef inline void index_rows(const Job* job, Py_ssize_t start, Py_ssize_t stop, real* scratch) noexcept nogil:
     cdef const real* row[ROWS]
     cdef Terms terms[ROWS]
@@ -80,11 +92,13 @@ cdef inline void index_rows(const Job* job, Py_ssize_t start, Py_ssize_t stop, r
     cdef double weight[ROWS]
     cdef int64_t y[ROWS]
     cdef Py_ssize_t i = start, c = job.logits.width, n, r, fetched
-    cdef real* e = scratch              # the terms of this row; another row's may wait in the other half
+    cdef real* e = scratch              # the terms of this row; of short rows another's may wait in the other half
     cdef Due due
     cdef real loss[ROWS]
     cdef real m, next_m = 0
     cdef double total, s
+    cdef const uint16_t* halves = NULL
+    cdef bint brain = job.logits.kind == BF16, as_it_lies = real is float and lies_in_halves(job)
     nothing_due(&due, job.logits.itemsize)
     while i < stop:
         n = stop - i if stop - i < job.group else job.group
@@ -92,7 +106,11 @@ cdef inline void index_rows(const Job* job, Py_ssize_t start, Py_ssize_t stop, r
         fetched = 0
         for r in range(n):
             m = next_m
-            if r == fetched:
+            if as_it_lies:
+                halves = <const uint16_t*>row_at(&job.logits, i + r)
+                row[r] = scratch + job.fetched
+                m = reference_of_halves(halves, brain, c, y[r])
+            elif r == fetched:
                 fetched = fetch_from(job, i, r, n, scratch, row)
                 m = reference_of(row[r], c, y[r])
             if r + 1 < fetched:         # so that this row's terms need not wait for theirs
@@ -100,7 +118,10 @@ cdef inline void index_rows(const Job* job, Py_ssize_t start, Py_ssize_t stop, r
             s = scale_of(job, i + r)*weight[r]
             if weight[r] == 0:
                 terms[r].others = terms[r].gap = terms[r].power = 0
-            else:
+            elif not (as_it_lies and exp_row_of_halves(halves, brain, c, y[r], <float>m,
+                                                       <float*>e if job.grad.data != NULL else NULL, &terms[r], &due)):
+                if as_it_lies:
+                    load(scratch + job.fetched, <const char*>halves, 2, c, job.logits.kind)
                 due.ahead = source_of(job, i + r + job.together, stop, e[0])
                 row_terms(row[r], c, y[r], m, e if job.grad.data != NULL else NULL, &terms[r], &due)
             if job.grad.data == NULL:
@@ -108,10 +129,15 @@ cdef inline void index_rows(const Job* job, Py_ssize_t start, Py_ssize_t stop, r
             if s == 0:
                 put_zeros(&job.grad, i + r)
                 continue
+            if c >= LONG:
+                settle(&due, False, e[0])               # nothing is left, unless row_terms gave up
             total = total_of(&terms[r], e[0])
             e[y[r]] = <real>-terms[r].others        # p - 1 times the total, without cancellation
             put_terms(job, i + r, e, c, slope_of(s, total, 1/total, e[0]), &due)
-            e = scratch + job.kept if e == scratch else scratch
+            if c >= LONG and due.target != NULL:
+                put_tail(&due, e[0])
+            elif c < LONG:
+                e = scratch + job.kept if e == scratch else scratch
         log_ratios(n, terms, ratio, scratch[0])
         for r in range(n):
             loss[r] = <real>(ratio[r]*weight[r]) if weight[r] != 0 else 0

@@ -8,12 +8,15 @@ of terms, in float chains of PAIRS pairs, then float64; blocks of BLOCK terms; i
 compensation. In a longer chain equal terms (a constant background) would drift by many units in the last place.
 """
 from libc.math cimport INFINITY, fabs
+from libc.stdint cimport uint16_t
+from libc.string cimport memcpy
 
+from fastloss.kernels.arrays cimport load_half
 from fastloss.kernels.due cimport Due, put_due
 from fastloss.kernels.exps cimport exps, steps_magic_of
 from fastloss.kernels.vmath cimport (
-    FL_LN2, FL_PREFETCH_FAR, bias_of, fl_exp_label, fl_log1p, fl_log1p_short, fl_quotient_rest, lo_of,
-    power_of, real, shift_of,
+    FL_LN2, FL_PREFETCH_FAR, bias_of, fl_exp_label, fl_float_of_bfloat, fl_float_of_half, fl_log1p, fl_log1p_short,
+    fl_quotient_rest, lo_of, power_of, real, shift_of,
 )
 
 cdef extern from *:
@@ -46,6 +49,12 @@ cdef extern from "block.h" nogil:
         bint past
     double fl_exp_blockf(const float*, Py_ssize_t, Py_ssize_t, Py_ssize_t, const float*, const float*, const float*,
                          float, float, float*, float*, const char*, Py_ssize_t, fl_late*) noexcept
+    double fl_exp_block_halves(const uint16_t*, Py_ssize_t, Py_ssize_t, Py_ssize_t, const uint16_t*, const uint16_t*,
+                               const uint16_t*, float, float, float*, float*, const char*, Py_ssize_t,
+                               fl_late*) noexcept
+    double fl_exp_block_bfloats(const uint16_t*, Py_ssize_t, Py_ssize_t, Py_ssize_t, const uint16_t*, const uint16_t*,
+                                const uint16_t*, float, float, float*, float*, const char*, Py_ssize_t,
+                                fl_late*) noexcept
 
 cdef enum:
     L = 32              # lanes
@@ -261,10 +270,10 @@ cdef inline double exp_block(const real* x, Py_ssize_t n_groups, Groups at, cons
                      ahead)
             ahead += 2*pace
             if e != NULL:
+                put_due(&now, False, shift)             # first: its terms may lie where these go
                 for j in range(L):
                     e[g*L + j] = w[j]
                     e[(g + 1)*L + j] = u[j]
-                put_due(&now, False, shift)
             elif real is double and g + 2 < g_end:      # another beside it; of float, or with stores, too much
                 g = g + 2
                 exp_pair(x, g, n_groups, at, out_group, tail_group, empty_group, shift, lo, magic, w, u, top, part,
@@ -300,9 +309,9 @@ cdef inline double exp_block_kept(const real* x, Py_ssize_t n_groups, Groups at,
         for k in range(0, L*<Py_ssize_t>sizeof(real), 64):
             FL_PREFETCH_FAR(ahead + k)
         ahead += pace
-        exp_lanes(p, shift, lo, magic, e + g*L, top, NULL, NULL)
-        if g % 2:
+        if g % 2 == 0:
             put_due(&now, False, shift)
+        exp_lanes(p, shift, lo, magic, e + g*L, top, NULL, NULL)
     due.done = now.done
     top_out[0] = lanes_max(top)
     return sum_groups(e, n_groups)
@@ -414,6 +423,74 @@ cdef inline bint exp_row(const real* x, Py_ssize_t c, Py_ssize_t out, real m, re
     terms.power = power
     terms.shift = shift
     return True
+
+
+cdef inline float of_half(uint16_t bits, bint brain) noexcept nogil:
+    return fl_float_of_bfloat(bits) if brain else fl_float_of_half(bits)
+
+
+cdef inline bint exp_row_of_halves(const uint16_t* x, bint brain, Py_ssize_t c, Py_ssize_t out, float m, float* e,
+                                   Terms* terms, Due* due) noexcept nogil:
+    """exp_row of half-precision logits as they lie, to the same bits; False, too, where there is no way to do that."""
+    cdef uint16_t groups[3*L]               # without the one left out; the tail; an empty one
+    cdef uint16_t none = 0xFF80 if brain else 0xFC00            # -inf
+    cdef float shift = shift_of(m), power = power_of(m, shift), lo = lo_of(power), magic = steps_magic_of(power)
+    cdef float top, limit = (power + HEADROOMF)*<float>FL_LN2
+    cdef Py_ssize_t b = 0, n, n_groups, row_out = out//L, row_tail = c//L if c % L else -1, k
+    cdef int j, skip
+    cdef double total = 0, carry = 0, t
+    cdef fl_late late
+    if not FL_HAS_BLOCK or shift != 0 or not m > -INFINITY:
+        return False
+    for k in range(3*L):
+        groups[k] = none
+    if row_tail >= 0:
+        memcpy(&groups[L], x + row_tail*L, (c - row_tail*L)*2)
+    if row_out == row_tail:
+        memcpy(&groups[0], &groups[L], 2*L)
+    else:
+        memcpy(&groups[0], x + row_out*L, 2*L)
+    skip = <int>(out - row_out*L)
+    for j in range(L):                      # lane by lane: see put_group
+        groups[j] = groups[j] if j != skip else none
+    if row_out == row_tail:
+        row_tail = -1
+    while b < c:
+        n = c - b if c - b < BLOCK else BLOCK
+        n_groups = (n + L - 1)//L
+        late = late_of(due)
+        if brain:
+            t = fl_exp_block_bfloats(x + b, n_groups, row_out - b//L, row_tail - b//L, groups, groups + L, groups + 2*L,
+                                     lo, magic, e + b if e != NULL else NULL, &top, <const char*>(x + b) + AHEAD, 2*L,
+                                     &late)
+        else:
+            t = fl_exp_block_halves(x + b, n_groups, row_out - b//L, row_tail - b//L, groups, groups + L, groups + 2*L,
+                                    lo, magic, e + b if e != NULL else NULL, &top, <const char*>(x + b) + AHEAD, 2*L,
+                                    &late)
+        if e != NULL and due.target != NULL:
+            due.done = late.terms - <const float*>due.terms
+        if top > limit:
+            return False
+        if b == 0:
+            total = t
+        else:
+            add_block(&total, &carry, t)
+        b += n
+    terms.others = settled(total, carry)
+    terms.gap = of_half(x[out], brain)
+    terms.power = power
+    terms.shift = 0
+    return True
+
+
+cdef inline float reference_of_halves(const uint16_t* x, bint brain, Py_ssize_t c, Py_ssize_t out) noexcept nogil:
+    """reference_of half-precision logits."""
+    cdef float some[L]
+    cdef float m, v = of_half(x[out], brain)
+    cdef Py_ssize_t n = c if c < L else L
+    load_half(some, <const char*>x, 2, n, brain)
+    m = row_max(some, n)
+    return v if v > m else m
 
 
 cdef inline real reference_of(const real* x, Py_ssize_t c, Py_ssize_t out) noexcept nogil:
