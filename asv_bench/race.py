@@ -3,11 +3,12 @@
     python -m asv_bench.race [--stem softmax] [--threads 1 2] [--seconds 2] [--only NAME]
                              [--json FILE] [--markdown FILE] [--plot FILE] [--readme] [--from FILE...]
 
-For every case of the targets' table each contender runs once per round, in a new order each round; what counts is the
-ratio of the medians, best peer over fastloss.  Where that lies near its target, on either side, there are four times as
-many rounds.  A thread count is a process of its own, pinned to as many cores, for most frameworks take what they see
-when they start.  The machine's own limits are measured in the same run, and each case shows how much of the limit that
-binds it it reaches.  A peer that is not installed is named and left out.
+For every case of the targets' table each contender has a turn per round, in a new order each round; what counts is the
+ratio of the medians, best peer over fastloss.  Cases short of their target, or hardly above it, are raced again after
+all the others, with the peers that were about as fast as the best: other users of a machine disturb it for seconds, so
+more rounds at once would settle nothing.  All rounds count.  A thread count is a process of its own, pinned to as many
+cores, for most frameworks take what they see when they start.  The machine's own limits are measured in the same run,
+and each case shows how much of the limit that binds it it reaches.  A peer that is not installed is named and left out.
 
 Stems may be run apart: ``--from`` draws and tabulates what earlier runs wrote with ``--json``, and runs nothing.
 """
@@ -19,7 +20,6 @@ import importlib
 import json
 import statistics
 import sys
-import time
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -27,8 +27,10 @@ from typing import Any
 
 from asv_bench import machine, render
 
-NEAR = 0.1  # of a target: a ratio as near to it as this is measured for MORE times as long again
+NEAR = 1.1  # times a target: a ratio below it is measured again, up to LATER times, for MORE times as long
+LATER = 2
 MORE = 3
+CLOSE = 1.25  # times the best peer's time: other peers are not measured again
 STEMS = ["elementwise", "linear", "sampled", "samplers", "sequence", "softmax"]
 README = Path(__file__).parents[1] / "README.md"
 
@@ -89,59 +91,87 @@ def share(case: Case, seconds: float, limits: dict[str, float]) -> tuple[str, fl
     return (name, shares[name]) if shares[name] else None
 
 
-def times_of(case: Case, peers: Peers, seconds: float) -> tuple[dict[str, list[float]], str | None]:
-    """Seconds per call of every contender, and the peer that counts; longer where the ratio is near its target."""
-    contenders = case.prepare(peers)
-    ours, *others = contenders
-    times: dict[str, list[float]] = {name: [] for name in contenders}
-    best = None
-    start = time.perf_counter()
-    for turn in (seconds, MORE * seconds):
-        if time.perf_counter() - start > 2 * MORE * seconds:  # calls that take so long have little noise
-            break
-        for name, more in machine.interleave(contenders, turn, case.rounds, peers.threads).items():
-            times[name] += more
-        medians = {name: statistics.median(t) for name, t in times.items()}
-        best = min(others, key=medians.__getitem__) if others else None
-        if case.against in medians:
-            best = case.against
-        if best is None or abs(medians[best] / medians[ours] / case.must - 1) > NEAR:
-            break
-    return times, best
+class Score:
+    """Seconds per call of every contender of a case, in all rounds; ours come first."""
+
+    def __init__(self, case: Case) -> None:
+        self.case = case
+        self.times: dict[str, list[float]] = {}
+
+    def turn(self, peers: Peers, seconds: float) -> None:
+        """Rounds with every contender; after the first turn only with those that matter."""
+        contenders, medians, best = self.case.prepare(peers), self.medians, self.best
+        for name in medians:
+            if best and name not in (self.ours, best) and medians[name] > CLOSE * medians[best]:
+                del contenders[name]
+        for name, more in machine.interleave(contenders, seconds, self.case.rounds, peers.threads).items():
+            self.times.setdefault(name, []).extend(more)
+
+    @property
+    def medians(self) -> dict[str, float]:
+        return {name: statistics.median(t) for name, t in self.times.items()}
+
+    @property
+    def ours(self) -> str:
+        return next(iter(self.times))
+
+    @property
+    def best(self) -> str | None:
+        """The peer that counts: the one that the target names, else the fastest."""
+        medians = self.medians
+        others = [name for name in medians if name != self.ours] if medians else []
+        if self.case.against in others:
+            return self.case.against
+        return min(others, key=medians.__getitem__) if others else None
+
+    @property
+    def ratio(self) -> float | None:
+        return self.medians[self.best] / self.medians[self.ours] if self.best else None
+
+    def unsettled(self, seconds: float) -> bool:
+        """Whether another turn could change what is said of the case; long calls have little noise."""
+        limit = self.case.must * (NEAR if sum(self.medians.values()) < seconds else 1)
+        return self.ratio is not None and self.ratio < limit
+
+    def row(self, stem: str, threads: int, limits: dict[str, float]) -> dict[str, Any]:
+        case, medians, best = self.case, self.medians, self.best
+        moved = case.read + case.written
+        return {
+            "case": case.name,
+            "stem": stem,
+            "headline": case.headline,
+            "note": case.note,
+            "threads": threads,
+            "fastloss_ms": medians[self.ours] * 1e3,
+            "best_peer": best,
+            "peer_ms": medians[best] * 1e3 if best else None,
+            "ratio": self.ratio,
+            "must": case.must,
+            "aim": case.aim,
+            "GB_s": moved / medians[self.ours] / 1e9 if moved else None,
+            "share": share(case, medians[self.ours], limits),
+            "rounds": len(self.times[self.ours]),
+            "all_ms": {name: m * 1e3 for name, m in medians.items()},
+            "min_ms": {name: min(t) * 1e3 for name, t in self.times.items()},
+        }
 
 
 def measure(stems: list[str], threads: int, seconds: float, only: str) -> dict[str, Any]:
     """All cases, in this process."""
     peers = Peers(threads)
     limits = machine.limits(threads)
-    rows = []
-    for stem in stems:
-        for case in importlib.import_module(f"asv_bench.race_{stem}").CASES:
-            if only not in case.name:
-                continue
-            times, best = times_of(case, peers, seconds)
-            medians = {name: statistics.median(t) for name, t in times.items()}
-            ours = next(iter(medians))
-            moved = case.read + case.written
-            row = {
-                "case": case.name,
-                "stem": stem,
-                "headline": case.headline,
-                "note": case.note,
-                "threads": threads,
-                "fastloss_ms": medians[ours] * 1e3,
-                "best_peer": best,
-                "peer_ms": medians[best] * 1e3 if best else None,
-                "ratio": medians[best] / medians[ours] if best else None,
-                "must": case.must,
-                "aim": case.aim,
-                "GB_s": moved / medians[ours] / 1e9 if moved else None,
-                "share": share(case, medians[ours], limits),
-                "all_ms": {name: m * 1e3 for name, m in medians.items()},
-                "min_ms": {name: min(t) * 1e3 for name, t in times.items()},
-            }
-            rows.append(row)
-            print(render.line(row), file=sys.stderr, flush=True)
+    scores = [
+        (stem, Score(case))
+        for stem in stems
+        for case in importlib.import_module(f"asv_bench.race_{stem}").CASES
+        if only in case.name
+    ]
+    for later in range(1 + LATER):
+        for stem, score in scores:
+            if not later or score.unsettled(seconds):
+                score.turn(peers, MORE * seconds if later else seconds)
+                print(render.line(score.row(stem, threads, limits)), file=sys.stderr, flush=True)
+    rows = [score.row(stem, threads, limits) for stem, score in scores]
     return {"threads": threads, "limits": limits, "missing": sorted(peers.missing), "rows": rows}
 
 

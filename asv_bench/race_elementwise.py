@@ -79,6 +79,28 @@ def jax_peers(jax: Any, kind: str, x: Any, z: Any, reduction: str, grad: bool) -
     return {"jax": lambda: jax.block_until_ready(run(jx, jz))}
 
 
+def tf_peers(tf: Any, kind: str, x: Any, z: Any, reduction: str, grad: bool) -> Contenders:
+    tx, tz = tf.constant(x), tf.constant(z)
+
+    def loss(a: Any, b: Any) -> Any:
+        if kind == "mse":
+            value = tf.math.squared_difference(a, b)
+        elif kind == "weighted":
+            value = tf.nn.weighted_cross_entropy_with_logits(labels=b, logits=a, pos_weight=3.0)
+        else:
+            value = tf.nn.sigmoid_cross_entropy_with_logits(labels=b, logits=a)
+        return tf.reduce_mean(value) if reduction == "mean" else value
+
+    def both(a: Any, b: Any) -> Any:
+        with tf.GradientTape() as tape:
+            tape.watch(a)
+            value = loss(a, b)
+        return value, tape.gradient(value, a)
+
+    plain, compiled = (tf.function(both if grad else loss, jit_compile=jit) for jit in (False, True))
+    return {"tf": lambda: plain(tx, tz), "tf.jit": lambda: compiled(tx, tz)}
+
+
 def case(kind: str, n: int, must: float, aim: float, reduction: str = "mean", grad: bool = False) -> Case:
     def prepare(peers: Peers) -> Contenders:
         x, z = data(n)
@@ -87,6 +109,8 @@ def case(kind: str, n: int, must: float, aim: float, reduction: str = "mean", gr
             run |= torch_peers(torch, kind, x, z, reduction, grad)
         if jax := peers.get("jax"):
             run |= jax_peers(jax, kind, x, z, reduction, grad)
+        if tf := peers.get("tensorflow"):
+            run |= tf_peers(tf, kind, x, z, reduction, grad)
         return run
 
     what = f"{reduction}{' and gradient' if grad else ''}"

@@ -135,10 +135,10 @@ def contenders(
         else:
             run["fastloss"] = lambda: function(labels=labels, logits=ours)
         if torch := peers.get("torch"):
-            run |= torch_peers(torch, x, y, dense, bool(grad), half, not half and n * c < 3e7)
+            run |= torch_peers(torch, x, y, dense, bool(grad), half, True)
         if not half and (jax := peers.get("jax")):
             run |= jax_peers(jax, x, y, dense, bool(grad))
-        if not half and n * c < 3e7 and (tf := peers.get("tensorflow")):
+        if not half and (tf := peers.get("tensorflow")):
             run |= tf_peers(tf, x, y, dense, bool(grad))
         return run
 
