@@ -5,10 +5,10 @@
 
 For every case of the targets' table each contender has a turn per round, in a new order each round; what counts is the
 ratio of the medians, best peer over fastloss.  Cases short of their target, or hardly above it, are raced again after
-all the others, with the peers that were about as fast as the best: other users of a machine disturb it for seconds, so
-more rounds at once would settle nothing.  All rounds count.  A thread count is a process of its own, pinned to as many
-cores, for most frameworks take what they see when they start.  The machine's own limits are measured in the same run,
-and each case shows how much of the limit that binds it it reaches.  A peer that is not installed is named and left out.
+all the others: other users of a machine disturb it for seconds, so more rounds at once would settle nothing.  All
+rounds count.  A thread count is a process of its own, pinned to as many cores, for most frameworks take what they see
+when they start.  The machine's own limits are measured in the same run, and each case shows how much of the limit that
+binds it it reaches.  A peer that is not installed is named and left out.
 
 Stems may be run apart: ``--from`` draws and tabulates what earlier runs wrote with ``--json``, and runs nothing.
 """
@@ -30,7 +30,6 @@ from asv_bench import machine, render
 NEAR = 1.1  # times a target: a ratio below it is measured again, up to LATER times, for MORE times as long
 LATER = 2
 MORE = 3
-CLOSE = 1.25  # times the best peer's time: other peers are not measured again
 STEMS = ["elementwise", "linear", "sampled", "samplers", "sequence", "softmax"]
 README = Path(__file__).parents[1] / "README.md"
 
@@ -99,11 +98,8 @@ class Score:
         self.times: dict[str, list[float]] = {}
 
     def turn(self, peers: Peers, seconds: float) -> None:
-        """Rounds with every contender; after the first turn only with those that matter."""
-        contenders, medians, best = self.case.prepare(peers), self.medians, self.best
-        for name in medians:
-            if best and name not in (self.ours, best) and medians[name] > CLOSE * medians[best]:
-                del contenders[name]
+        """Rounds with every contender: who is left out leaves the caches to the others."""
+        contenders = self.case.prepare(peers)
         for name, more in machine.interleave(contenders, seconds, self.case.rounds, peers.threads).items():
             self.times.setdefault(name, []).extend(more)
 
