@@ -35,7 +35,10 @@ class _Room:
 
     def __init__(self, size: int) -> None:
         self.size = -(-size // HUGE) * HUGE
-        self._memory = mmap.mmap(-1, self.size + HUGE)
+        try:
+            self._memory = mmap.mmap(-1, self.size + HUGE)
+        except OSError as error:
+            raise MemoryError(f"no room for {size} bytes: {error}") from None
         if hasattr(mmap, "MADV_HUGEPAGE"):
             with suppress(OSError):  # a kernel may have none
                 self._memory.madvise(mmap.MADV_HUGEPAGE)
@@ -84,7 +87,7 @@ def _large(size: int) -> NDArray[np.uint8]:
 
 def empty_like(a: NDArray[Any]) -> NDArray[Any]:
     """`numpy.empty_like`, of no subclass, for a result; a large one lies where an earlier one lay."""
-    if a.nbytes < RECYCLED.stop or not a.flags.c_contiguous:
+    if not RECYCLED.stop <= a.nbytes <= KEPT or not a.flags.c_contiguous:
         return np.empty_like(a, subok=False)
     return _large(a.nbytes)[: a.nbytes].view(a.dtype).reshape(a.shape)
 

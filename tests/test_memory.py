@@ -1,5 +1,8 @@
 """Scratch and large results: where they begin, that no two share memory, and that what was dropped is used again."""
 
+import subprocess
+import sys
+
 import numpy as np
 import pytest
 
@@ -84,3 +87,27 @@ def test_results_in_columns_are_not_recycled():
     assert _memory.empty_like(x).flags.f_contiguous
     assert _memory.empty_like(x[::2]).shape == (1500, 3000)
     assert not _memory._kept
+
+
+def test_no_room_is_a_memory_error(monkeypatch):
+    def none(*_):
+        raise OSError(12, "Cannot allocate memory")
+
+    x = np.ones(_memory.RECYCLED.stop // 4, np.float32)
+    monkeypatch.setattr(_memory.mmap, "mmap", none)
+    with pytest.raises(MemoryError, match=f"no room for {x.nbytes} bytes"):
+        _memory.empty_like(x)
+    monkeypatch.setattr(_memory, "KEPT", x.nbytes - 1)
+    assert _memory.empty_like(x).flags.owndata  # what will not be kept is no different from NumPy's
+
+
+KEEPER = """
+import builtins, numpy as np, fastloss as fl
+x = np.ones(9_000_000, np.float32)
+builtins.kept = fl.value_and_grad(fl.mean_squared_error)(labels=x, predictions=x)[1]
+"""
+
+
+def test_a_result_may_outlive_the_module():
+    done = subprocess.run([sys.executable, "-c", KEEPER], capture_output=True, text=True, check=True)
+    assert done.stderr == ""
