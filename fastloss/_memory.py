@@ -30,15 +30,23 @@ def aligned(size: int, dtype: np.dtype[Any]) -> NDArray[Any]:
     return room[first : first + space].view(dtype)
 
 
+def _map(wanted: int, space: int) -> mmap.mmap:
+    try:
+        return mmap.mmap(-1, space)
+    except OSError:
+        _kept.clear()  # it may be what is lacking
+    try:
+        return mmap.mmap(-1, space)
+    except OSError as error:
+        raise MemoryError(f"no room for {wanted} bytes: {error}") from None
+
+
 class _Room:
     """Where the scratch of a call lies, or a result: kept for the next calls once the last array of it is gone."""
 
     def __init__(self, size: int) -> None:
         self.size = -(-size // HUGE) * HUGE
-        try:
-            self._memory = mmap.mmap(-1, self.size + HUGE)
-        except OSError as error:
-            raise MemoryError(f"no room for {size} bytes: {error}") from None
+        self._memory = _map(size, self.size + HUGE)
         if hasattr(mmap, "MADV_HUGEPAGE"):
             with suppress(OSError):  # a kernel may have none
                 self._memory.madvise(mmap.MADV_HUGEPAGE)

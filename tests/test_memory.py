@@ -95,8 +95,11 @@ def test_no_room_is_a_memory_error(monkeypatch):
 
     x = np.ones(_memory.RECYCLED.stop // 4, np.float32)
     monkeypatch.setattr(_memory.mmap, "mmap", none)
+    _memory._kept.append(_memory._Room.__new__(_memory._Room))
+    _memory._kept[0].size = 0
     with pytest.raises(MemoryError, match=f"no room for {x.nbytes} bytes"):
         _memory.empty_like(x)
+    assert not _memory._kept  # was given up for it
     monkeypatch.setattr(_memory, "KEPT", x.nbytes - 1)
     assert _memory.empty_like(x).flags.owndata  # what will not be kept is no different from NumPy's
 
