@@ -19,7 +19,7 @@ cdef enum:
     BYTES, BITS, TABLE                              # kinds of set: one for each id, or an open-addressing one of id + 1
     PROBABILITY, COUNT, TRIES, INCLUSION            # what `measure` gives
     TILE = 256                                      # draws whose memory accesses overlap
-    AHEAD = 32                                      # how many of them are under way
+    AHEAD = 128                                     # how many of them are under way
     BATCH = 4*TILE
     FEW = 32                                        # below so many missing ids, look at each draw
     CHUNK = 1 << 16                                 # ids between two looks at pending signals
@@ -320,7 +320,7 @@ cdef inline Py_ssize_t _fill_fixed(const Law* w, fl_rng* g, int64_t* out, Py_ssi
     """
     cdef Py_ssize_t i = 0, j, ready, kept = 0
     cdef uint32_t share[TILE]
-    cdef uint32_t bucket[TILE + AHEAD]
+    cdef uint32_t bucket[TILE]
     cdef uint32_t x, n = <uint32_t>w.size, reciprocal = <uint32_t>w.reciprocal, limit = <uint32_t>w.limit
     cdef int64_t redrawn, v
     cdef bint cold = n > CACHED, bytes = seen != NULL and seen.kind == BYTES
@@ -346,13 +346,11 @@ cdef inline Py_ssize_t _fill_fixed(const Law* w, fl_rng* g, int64_t* out, Py_ssi
                 bucket[j] = <uint32_t>_integer32(w, g)
         else:
             g.next += <int>(2*ready)
-        for j in range(ready, ready + AHEAD):       # prefetched for nothing
-            bucket[j] = 0
         if cold:
             for j in range(ready if ready < AHEAD else AHEAD):
                 fl_prefetch(table + 2*<int64_t>bucket[j])
         for j in range(ready):
-            if cold:
+            if cold and j + AHEAD < ready:
                 fl_prefetch(table + 2*<int64_t>bucket[j + AHEAD])
             v = fl_pick(table[2*<int64_t>bucket[j]] if cold else table[bucket[j]], bucket[j], share[j])
             out[kept] = v

@@ -226,8 +226,10 @@ static inline double fl_unit(uint64_t x) {
 /* A number in (0, 1), never an end. */
 static inline double fl_open(uint64_t x) { return ((double)(int64_t)(x >> 12) + 0.5) * (1.0 / 4503599627370496.0); }
 
+/* Into the second level, which has more misses under way than the first: a random access to 16 MB in memory takes 3.5 ns
+   then, 9 the other way, however far ahead it is asked for (Zen 4). */
 #if defined(__GNUC__)
-#define fl_prefetch(p) __builtin_prefetch((const void *)(p))
+#define fl_prefetch(p) __builtin_prefetch((const void *)(p), 0, 2)
 #else
 #define fl_prefetch(p) ((void)(p))
 #endif

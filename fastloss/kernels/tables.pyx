@@ -6,10 +6,10 @@ from libc.string cimport memcpy
 from fastloss.kernels.arrays cimport Held, Rows, is_direct, load, release, row_at, store, take
 from fastloss.kernels.lanes cimport halve_sum
 from fastloss.kernels.special cimport fma
-from fastloss.kernels.vmath cimport FL_PREFETCH, real
+from fastloss.kernels.vmath cimport FL_PREFETCH_FAR, real
 
 cdef enum:
-    AHEAD = 4           # table rows asked for before they are needed
+    AHEAD = 16          # table rows asked for before they are needed
     WIDE = 256          # columns of a table row converted at a time
     GRAIN = 1 << 17     # numbers that are worth a thread
 
@@ -19,8 +19,8 @@ cdef inline void ask_for(const Rows* table, Py_ssize_t i) noexcept nogil:
     cdef Py_ssize_t k, n = table.width*table.itemsize if table.step == table.itemsize else 1
     n = n if n < 1024 else 1024
     for k in range(0, n, 64):
-        FL_PREFETCH(p + k)
-    FL_PREFETCH(p + n - 1)
+        FL_PREFETCH_FAR(p + k)
+    FL_PREFETCH_FAR(p + n - 1)
 
 
 def gather(table, int axis, const int64_t[::1] rows, places, real[:, ::1] out):
