@@ -7,6 +7,7 @@ from cpython.buffer cimport PyBUF_SIMPLE, PyBUF_WRITABLE, PyBuffer_Release, PyOb
 from cpython.exc cimport PyErr_CheckSignals
 from libc.math cimport exp, log1p
 from libc.stdint cimport int64_t, uint8_t, uint32_t, uint64_t
+from libc.string cimport memset
 
 from laws cimport fl_from_id, fl_log_uniform, fl_pick, fl_two_atanh
 from rng cimport (
@@ -320,7 +321,7 @@ cdef inline Py_ssize_t _fill_fixed(const Law* w, fl_rng* g, int64_t* out, Py_ssi
     """
     cdef Py_ssize_t i = 0, j, ready, kept = 0
     cdef uint32_t share[TILE]
-    cdef uint32_t bucket[TILE]
+    cdef uint32_t bucket[TILE + AHEAD]
     cdef uint32_t x, n = <uint32_t>w.size, reciprocal = <uint32_t>w.reciprocal, limit = <uint32_t>w.limit
     cdef int64_t redrawn, v
     cdef bint cold = n > CACHED, bytes = seen != NULL and seen.kind == BYTES
@@ -346,11 +347,12 @@ cdef inline Py_ssize_t _fill_fixed(const Law* w, fl_rng* g, int64_t* out, Py_ssi
                 bucket[j] = <uint32_t>_integer32(w, g)
         else:
             g.next += <int>(2*ready)
+        memset(&bucket[ready], 0, AHEAD*4)          # prefetched for nothing: a condition would slow all draws down
         if cold:
             for j in range(ready if ready < AHEAD else AHEAD):
                 fl_prefetch(table + 2*<int64_t>bucket[j])
         for j in range(ready):
-            if cold and j + AHEAD < ready:
+            if cold:
                 fl_prefetch(table + 2*<int64_t>bucket[j + AHEAD])
             v = fl_pick(table[2*<int64_t>bucket[j]] if cold else table[bucket[j]], bucket[j], share[j])
             out[kept] = v
