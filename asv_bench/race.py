@@ -115,7 +115,7 @@ class Score:
     def best(self) -> str | None:
         """The peer that counts: the one that the target names, else the fastest."""
         medians = self.medians
-        others = [name for name in medians if name != self.ours] if medians else []
+        others = [name for name in medians if name != self.ours]
         if self.case.against in others:
             return self.case.against
         return min(others, key=medians.__getitem__) if others else None

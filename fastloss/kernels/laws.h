@@ -163,24 +163,24 @@ FL_LAW void fl_raise_wide(int64_t *node, const int64_t *ids, ptrdiff_t m, int sh
    added[j] + (j + 1) 2^bits.  Without AVX-512, bisection; nowhere a branch to mispredict. */
 FL_LAW int64_t fl_child_narrow(const int32_t *added, int bits, int64_t *left) {
     const int32_t r = (int32_t)*left;
-    int32_t none;
+    int64_t first;
 #if defined(__AVX512F__)
     const __m512i ramp = _mm512_set_epi32(16, 15, 14, 13, 12, 11, 10, 9, 8, 7, 6, 5, 4, 3, 2, 1);
     const __m512i end = _mm512_add_epi32(_mm512_loadu_si512(added), _mm512_sll_epi32(ramp, _mm_cvtsi32_si128(bits)));
-    const int32_t below = __builtin_popcount(_mm512_cmple_epi32_mask(end, _mm512_set1_epi32(r)));
+    const int64_t below = __builtin_popcount(_mm512_cmple_epi32_mask(end, _mm512_set1_epi32(r)));
 #else
-    int32_t below = 8 * (added[7] + (8 << bits) <= r);
+    int64_t below = 8 * (added[7] + (8 << bits) <= r);
     below += 4 * (added[below + 3] + ((int32_t)(below + 4) << bits) <= r);
     below += 2 * (added[below + 1] + ((int32_t)(below + 2) << bits) <= r);
     below += added[below] + ((int32_t)(below + 1) << bits) <= r;
 #endif
-    none = -(int32_t)(below == 0);
-    *left = (uint32_t)(r - (int32_t)((uint32_t)below << bits) - (added[(int32_t)below - 1 - none] & ~none));
+    first = below != 0;
+    *left = r - (below << bits) - (added[below - first] & -first);
     return below;
 }
 FL_LAW int64_t fl_child_wide(const int64_t *added, int bits, int64_t *left) {
     const int64_t r = *left;
-    int64_t none;
+    int64_t first;
 #if defined(__AVX512F__)
     const __m512i ramp = _mm512_set_epi64(8, 7, 6, 5, 4, 3, 2, 1);
     const __m512i end = _mm512_add_epi64(_mm512_loadu_si512(added), _mm512_sll_epi64(ramp, _mm_cvtsi32_si128(bits)));
@@ -190,8 +190,8 @@ FL_LAW int64_t fl_child_wide(const int64_t *added, int bits, int64_t *left) {
     below += 2 * (added[below + 1] + ((below + 2) << bits) <= r);
     below += added[below] + ((below + 1) << bits) <= r;
 #endif
-    none = -(int64_t)(below == 0);
-    *left = r - (below << bits) - (added[below - 1 - none] & ~none);
+    first = below != 0;
+    *left = r - (below << bits) - (added[below - first] & -first);
     return below;
 }
 
