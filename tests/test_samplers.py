@@ -447,9 +447,9 @@ def test_any_integers_in_any_layout(dtype):
     assert sampler.candidates(np.empty((0, 3), dtype), 2).true_expected_count.shape == (0, 3)
 
 
-anything = st.one_of(
+anything = st.one_of(  # no number between, for which there may be memory, all of it
     st.integers(-3, 40),
-    st.sampled_from([2**31 - 1, 2**40, 2**45, 2**63 - 1, 2**63, 2**64, -(2**63), 10**30]),
+    st.sampled_from([2**40, 2**45, 2**63 - 1, 2**63, 2**64, -(2**63), 10**30]),
     st.floats(),
     st.none(),
     st.booleans(),
