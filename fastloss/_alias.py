@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import math
 from typing import Any
 
 import numpy as np
 from numpy.typing import ArrayLike
 
-from fastloss import _threads
+from fastloss import _memory, _threads
 from fastloss._draws import (
     Floats,
     Ids,
@@ -20,7 +21,6 @@ from fastloss._draws import (
     resolve_seed,
     try_limit,
 )
-from fastloss._memory import aligned
 from fastloss._native import alias, samplers
 
 
@@ -74,7 +74,7 @@ class AliasTable:
             raise ValueError(f"weights must be finite and not negative, got {own[bad]} at row {bad}")
         if not 1e-280 < total < np.inf:
             raise ValueError(f"weights must have a sum in [1e-280, 1.8e308], got {total}")
-        table = aligned(own.size + (own.size + 1) // 2, np.dtype(np.int64))
+        table = _memory.aligned(own.size + (own.size + 1) // 2, np.dtype(np.int64))
         alias.build(own, total, low, table)
         self._law = (samplers.LAWS["alias"], own.size, table, own, total)
 
@@ -109,7 +109,9 @@ class AliasTable:
             If size is not a shape, or seed not a seed.
         """
         shape = size if isinstance(size, (tuple, list)) else (size,)
-        out = np.empty([as_integer("size", s, 0) for s in shape], np.int64)
+        shape = tuple(as_integer("size", s, 0) for s in shape)
+        _memory.room("size", size, 8 * math.prod(shape))
+        out = _memory.empty(shape, np.int64)
         key, stream = resolve_seed(seed)
         few = n_threads is None and out.size < 65536  # one thread then; do not even ask how many there are
         samplers.spread(self._law, key, stream, out, 1 if few else _threads.resolve(n_threads))
@@ -140,8 +142,9 @@ class AliasTable:
         k = as_integer("k", k, 0)
         if k > self._drawable:
             raise ValueError(f"k must be at most {self._drawable}, the number of positive weights, got {k}")
+        _memory.room("k", k, 8 * k)
         key, stream = resolve_seed(seed)
-        out = np.empty(k, np.int64)
+        out = _memory.empty(k, np.int64)
         limit = try_limit(len(self), k)
         filled = samplers.sample(self._law, key, stream, 0, out, True, limit, None, None, None)[1]
         if filled < k:
@@ -157,6 +160,6 @@ class AliasTable:
             If ids are not integers in [0, n).
         """
         array = as_ids("ids", ids, len(self))
-        out = np.empty(array.shape)
+        out = _memory.empty(array.shape)
         samplers.measure(self._law, array, out, samplers.MEASURES["probability"], 0.0, None)
         return out

@@ -9,7 +9,7 @@ from typing import Any, NamedTuple
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
-from fastloss import _threads
+from fastloss import _memory, _threads
 from fastloss._alias import AliasTable
 from fastloss._draws import Ids, Law, Seed, as_array, as_bool, as_ids, as_int64, as_integer, resolve_seed, try_limit
 from fastloss._native import candidates, samplers
@@ -228,7 +228,8 @@ sampled_expected_count=array([1., 1., 1.]))
     """
     num_sampled = as_integer("num_sampled", num_sampled, 1)
     as_bool("unique", unique)
-    true = as_ids("true_classes", _matrix("true_classes", true_classes, num_true), num_sampled)
+    true = as_ids("true_classes", _matrix("true_classes", true_classes, num_true), num_sampled, own=False)
+    _memory.room("num_sampled", num_sampled, 16 * num_sampled)
     return Candidates(np.arange(num_sampled, dtype=np.int64), np.ones(true.shape), np.ones(num_sampled))
 
 
@@ -276,10 +277,10 @@ def compute_accidental_hits(
     sampled = _any_ids("sampled_candidates", as_array("sampled_candidates", sampled_candidates))
     if sampled.ndim != 1:
         raise ValueError(f"sampled_candidates must be a vector, got shape {sampled.shape}")
-    follows = np.empty(sampled.size, np.int64)
+    follows = _memory.empty(sampled.size, np.int64)
     room = true.size
     while True:
-        rows, places = np.empty(room, np.int64), np.empty(room, np.int64)
+        rows, places = _memory.empty(room, np.int64, "indices"), _memory.empty(room, np.int64, "ids")
         heads = np.zeros(1 << max(3, int(2 * sampled.size).bit_length()), np.int64)
         found = candidates.hits(true, sampled, heads, follows, rows, places)
         if found <= room:
@@ -352,11 +353,13 @@ def sample_negatives(
     num_sampled = as_integer("num_sampled", num_sampled, 1)
     unique = as_bool("unique", unique)
     starts, ids = _ragged(positives, sampler._law[1])
+    longest = int((starts[1:] - starts[:-1]).max(initial=0))
     threads = _threads.resolve(n_threads)
+    _memory.room("num_sampled", num_sampled, 8 * num_sampled * starts.size)
+    size = samplers.set_size(sampler._law[1], longest + num_sampled)
+    _memory.room("num_sampled", num_sampled, 8 * (num_sampled * starts.size + threads * size))
     with sampler._lock if isinstance(sampler, _Sampler) else nullcontext():
-        longest = int((starts[1:] - starts[:-1]).max(initial=0))
-        size = samplers.set_size(sampler._law[1], longest + num_sampled)
-        seen = np.empty((threads, size), np.uint64)
+        seen = _memory.empty((threads, size), np.uint64)
         wanted = num_sampled if unique else 1
         row, left = candidates.too_few(sampler._law, starts, ids, sampler._drawable, wanted, seen[0])
         if row >= 0:
@@ -390,12 +393,12 @@ def _negatives(
     law: Law, key: int, starts: Ids, ids: Ids, num_sampled: int, unique: bool, seen: NDArray[np.uint64]
 ) -> Ids:
     range_max, rows = law[1], starts.size - 1
-    out, filled = np.empty((rows, num_sampled), np.int64), np.zeros(rows, np.int64)
+    out, filled = _memory.empty((rows, num_sampled), np.int64), np.zeros(rows, np.int64)
     candidates.negatives(law, key, starts, ids, out, filled, seen, unique, try_limit(range_max, num_sampled))
     for row in np.flatnonzero(filled < num_sampled):  # rows that hardly any weight is left to
-        bits = np.zeros(range_max // 64 + 1, np.uint64)
+        bits = _memory.zeros(range_max // 64 + 1, np.uint64, "a mark for each of range_max ids")
         complete = samplers.race if unique else samplers.redraw
-        scratch = np.empty(num_sampled if unique else range_max)
+        scratch = _memory.empty(num_sampled if unique else range_max)
         avoid = ids[starts[row] : starts[row + 1]]
         complete(law, samplers.derive(key, row, 0), row, out[row], filled[row], avoid, bits, scratch)
     return out

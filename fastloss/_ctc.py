@@ -227,9 +227,10 @@ def _decode(
     length = n_frames if logit_length is None else logit_length
     frames = _inputs.lengths("logit_length", length, size, n_frames, "frames")
     threads = _threads.resolve(n_threads, x.size * (1 + width))
+    _memory.room("top_paths", paths, 8 * size * paths * int(frames.max(initial=0)))
     labels = np.full((size, paths, int(frames.max(initial=0))), -1, np.int64)
     n_labels, score = np.zeros((size, paths), np.int64), np.zeros(size)
-    _kernel_decode.decode(_inputs.raw(x), frames, blank, merge, width, labels, n_labels, score, threads)
+    _kernel_decode.decode(_inputs.raw(x), frames, blank, merge, width, labels, n_labels, score, _memory.most(lazy=True), threads)
     return labels[:, :, : int(n_labels.max(initial=0))], n_labels, score, x, frames, blank, threads
 
 
@@ -355,7 +356,7 @@ def ctc_beam_search_decode(
         logits, logit_length, logits_time_major, blank_index, merge_repeated, width, paths, n_threads
     )
     size = n.shape[0]
-    loss, start = np.empty((paths, size), _inputs.loss_dtype("logits", x.dtype)), np.arange(size) * labels.shape[2]
+    loss, start = _memory.empty((paths, size), _inputs.loss_dtype("logits", x.dtype)), np.arange(size) * labels.shape[2]
     order = np.argsort(-frames, kind="stable")
     for k in range(paths):
         path = np.ascontiguousarray(labels[:, k])
@@ -418,7 +419,7 @@ def edit_distance(
     b, b_start, b_length = _sequences("truth", truth, truth_length)
     if len(a_length) != len(b_length):
         raise ValueError(f"truth must have as many sequences as hypothesis, {len(a_length)}, got {len(b_length)}")
-    out = np.empty(len(a_length))
+    out = _memory.empty(len(a_length))
     work = int((a_length.astype(float) * b_length).sum())
     _kernel_decode.edit_distances(
         a, a_start, a_length, b, b_start, b_length, normalize, out, _threads.resolve(n_threads, work)

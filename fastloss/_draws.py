@@ -9,6 +9,7 @@ from typing import Any, TypeAlias
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
+from fastloss import _memory
 from fastloss._native import samplers
 
 Ids: TypeAlias = NDArray[np.int64]
@@ -93,9 +94,12 @@ def outside(name: str, ids: ArrayLike, range_max: int, bad: int) -> ValueError:
     return ValueError(f"{name} must lie in [0, {range_max}), got {given.reshape(-1)[bad]}{place}")
 
 
-def as_ids(name: str, ids: ArrayLike, range_max: int) -> Ids:
-    """`ids` as a C-contiguous int64 array, each in [0, range_max)."""
-    array = as_int64(name, ids)
+def as_ids(name: str, ids: ArrayLike, range_max: int, own: bool = True) -> Ids:
+    """`ids` as a C-contiguous int64 array, each in [0, range_max).
+
+    A copy if `own`: ids that say where in a table to read or write must not change after they were checked.
+    """
+    array = as_int64(name, ids).copy() if own else as_int64(name, ids)
     bad = samplers.outside(array, range_max)
     if bad >= 0:
         raise outside(name, ids, range_max, bad)
@@ -113,6 +117,6 @@ def try_limit(range_max: int, num_sampled: int) -> int:
 
 def finish(law: Law, key: int, stream: int, block: int, out: Ids, filled: int) -> float:
     """Fills the rest of out by the race; returns the number of draws that it would have taken."""
-    seen = np.zeros(law[1] // 64 + 1, np.uint64)
-    keys = np.empty(out.size - filled)
+    seen = _memory.zeros(law[1] // 64 + 1, np.uint64, "a mark for each of range_max ids")
+    keys = _memory.empty(out.size - filled)
     return float(samplers.race(law, samplers.derive(key, stream, block), stream, out, filled, NO_IDS, seen, keys))

@@ -126,7 +126,7 @@ def _gradient_buffers(
         alias = a if name == main and a.shape == shape else None
         buffer = _inputs.output("grad_out", wants.buffers.get(name), a.shape, a.dtype, apart, alias)
         wants.grads[name] = _memory.empty_like(a) if buffer is None else buffer
-        full[name] = wants.grads[name] if a.shape == shape else np.empty(shape)
+        full[name] = wants.grads[name] if a.shape == shape else _memory.empty(shape)
     return full
 
 

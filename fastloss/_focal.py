@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
-from fastloss import _inputs, _threads
+from fastloss import _inputs, _memory, _threads
 from fastloss._gradients import Wants, differentiable
 from fastloss._native import focal as _kernels
 from fastloss._native import softmax as _softmax
@@ -83,7 +83,7 @@ def softmax_focal_loss(
     g = _inputs.scalar("gamma", gamma, 0, float("inf"))
     mask, weights = _inputs.mask("where", where, x.shape), _inputs.vector("class_weight", class_weight, n_classes)
     ignore, threads = _inputs.ignored(ignore_index), _threads.resolve(n_threads, x.size)
-    row_weight = np.empty(shape)
+    row_weight = _memory.empty(shape)
     bad = _softmax.class_weights(y, k, True, weights, ignore, n_classes, row_weight.reshape(-1))
     if bad >= 0:
         raise _inputs.bad_label("labels", y, bad, n_classes, ignore)

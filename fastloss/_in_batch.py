@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
-from fastloss import _inputs, _threads
+from fastloss import _inputs, _memory, _threads
 from fastloss._gradients import Wants, differentiable
 from fastloss._logits import Logits, Slopes, buffer_of, contiguous, losses, padded, without_zeros
 from fastloss._reductions import Reduction
@@ -112,8 +112,8 @@ def in_batch_softmax_loss(
     slopes = None
     if _wants is not None:
         slopes = Slopes(
-            np.empty((n, 1)),
-            np.empty_like(x) if "queries" in buffers else None,
+            _memory.empty((n, 1)),
+            _memory.empty_like(x) if "queries" in buffers else None,
             np.zeros_like(x) if "keys" in buffers else None,
             None,
         )

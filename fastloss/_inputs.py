@@ -175,8 +175,8 @@ def vector(name: str, value: ArrayLike | None, size: int) -> Array | None:
 
 
 def lengths(name: str, value: ArrayLike, size: int, most: int, unit: str) -> Array:
-    """One length in [0, most] for each of `size` rows, as contiguous int64; a single one serves all."""
-    a = integers(name, value)
+    """One length in [0, most] for each of `size` rows, as contiguous int64; a single one serves all.  A copy."""
+    a = integers(name, value).copy()
     if a.shape not in ((), (size,)):
         raise ValueError(f"{name} must have shape ({size},), one length a row, got {a.shape}")
     if a.size and not (a.min() >= 0 and a.max() <= most):
@@ -186,8 +186,8 @@ def lengths(name: str, value: ArrayLike, size: int, most: int, unit: str) -> Arr
 
 
 def offsets(name: str, value: ArrayLike, most: int) -> Array:
-    """Where each of some sequences starts in `most` tokens, and where the last one ends, as contiguous int64."""
-    a = integers(name, value)
+    """Where each of some sequences starts in `most` tokens, and where the last one ends, as contiguous int64.  A copy."""
+    a = integers(name, value).copy()
     if a.ndim != 1 or a.size == 0:
         raise ValueError(f"{name} must have shape [number of sequences + 1], got {a.shape}")
     bad = (a < 0) | (a > most)
@@ -368,13 +368,14 @@ def class_labels(
         return _best_labels(name, value, shape, n_classes, ignore, tail)
     if tail != "drop":
         raise ValueError(f"tail must be 'drop' unless {name} are a pair (ids, probs), got {tail!r}")
-    y = same_shape(name, integers(name, value), shape, "that of inputs without its last axis")
+    given = same_shape(name, integers(name, value), shape, "that of inputs without its last axis")
+    y = given.copy()  # nobody changes it after it was checked
     skipped = np.zeros(shape, bool) if ignore is None else y == ignore
     bad = ((y < 0) | (y >= n_classes)) & ~skipped
     if bad.any():
         raise bad_label(name, y, int(np.argmax(bad)), n_classes, ignore)
     ids = np.where(skipped, -1, y).astype(np.int64).reshape(-1, 1)
-    return ClassLabels(y, ids, None, tail, bool(skipped.any()))
+    return ClassLabels(given, ids, None, tail, bool(skipped.any()))
 
 
 def _best_labels(
@@ -390,10 +391,11 @@ def _best_labels(
     same_shape(f"{name}[1]", probs, given.shape, f"that of {name}[0]")
     if k == 0:
         raise ValueError(f"{name}[0] must have at least one class a row, got shape {given.shape}")
-    bad = (given < 0) | (given >= n_classes)
+    own = given.copy()  # nobody changes it after it was checked
+    bad = (own < 0) | (own >= n_classes)
     if bad.any():
         raise bad_label(f"{name}[0]", given, int(np.argmax(bad)), n_classes)
-    ids = packed(given, np.int64).reshape(-1, k)
+    ids = packed(own, np.int64).reshape(-1, k)
     p = packed(probs, np.float64).reshape(-1, k)
     wrong = ~((p >= 0) & (p < np.inf))
     if wrong.any():
@@ -442,9 +444,9 @@ def partials(name: str, value: ArrayLike) -> Array:
 
 
 def ids(name: str, value: ArrayLike, n: int) -> NDArray[np.int64]:
-    """Integers in [0, n) as a contiguous int64 array."""
+    """Integers in [0, n) as a contiguous int64 array: a copy, which nobody changes after it was checked."""
     a = integers(name, value)
-    b = packed(a, np.int64)
+    b = np.array(a, np.int64, order="C", subok=False)
     if b.size and b.view(np.uint64).max() >= n:  # or negative
         raise bad_label(name, a, int((b.view(np.uint64) >= n).argmax()), n)
     return b

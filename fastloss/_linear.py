@@ -229,7 +229,7 @@ class _Call:
         """Fills `rows.loss`, gradients and statistics."""
         dx, dw, db = (None, None, None) if wanted is None else (wanted.inputs, wanted.weights, wanted.biases)
         blocks = _Blocks(self.table, self.n, self.d, memory, dx is not None, dw, db is not None)
-        loss = np.empty(self.n)
+        loss = _memory.empty(self.n)
         bias_sums = None if db is None else np.zeros(self.table.n_classes)
         for a in [] if dw is None or self.n else dw:
             a[...] = 0
@@ -237,7 +237,7 @@ class _Call:
             plan, state, marks, marked = self.sums(blocks, start, targets.smooth, stats is not None)
             n = len(marks)
             at = slice(start, start + n)
-            slopes = None if wanted is None else np.empty(marks.shape)
+            slopes = None if wanted is None else _memory.empty(marks.shape)
             _kernels.finish(
                 blocks.wide, n, marks, targets.marked[at], _part(targets.other, at), _part(targets.row_weight, at),
                 _part(None if rows.scale is None else rows.scale.reshape(-1), at), rows.factor, targets.smooth,
@@ -407,8 +407,8 @@ def linear_cross_entropy(
     wanted = None if _wants is None else _Wanted(_wants, x, table, {**apart, "out": rows.loss})
     stats = None
     if return_stats:
-        log_prob = np.empty(y.ids.shape)
-        stats = LinearStats(np.empty(n), log_prob, np.empty(n), np.empty(n, np.int64), np.empty(0))
+        log_prob = _memory.empty(y.ids.shape)
+        stats = LinearStats(_memory.empty(n), log_prob, _memory.empty(n), _memory.empty(n, np.int64), _memory.empty(0))
     _Call(x, table, y.ids, cap, heat, threads).losses(rows, targets, zeta, wanted, stats, memory)
     value = rows.value()
     return value if stats is None else (value, _shaped(stats, y, shape, table.dtype))
@@ -477,6 +477,7 @@ def linear_partials(
     shape = x.shape[:-1]
     first = _inputs.whole("first_class", first_class, 0, 2**62 - 1)
     y = _inputs.same_shape("labels", _inputs.integers("labels", labels), shape, "that of inputs without its last axis")
+    y = y.copy()  # nobody changes it after it was checked
     _inputs.not_negative("labels", y)
     here = (y >= first) & (y < first + table.n_classes)
     ids = np.where(here, y, first).astype(np.int64).reshape(-1, 1) - first
@@ -487,7 +488,7 @@ def linear_partials(
     threads = _threads.resolve(n_threads, len(ids) * table.n_classes)
     call = _Call(x, table, ids, cap, heat, threads)
     blocks = _Blocks(table, call.n, call.d, memory, False, None, False)
-    result = np.empty((call.n, 4))
+    result = _memory.empty((call.n, 4))
     for start in range(0, call.n, max(1, blocks.rows)):
         _, state, marks, marked = call.sums(blocks, start, None, False)
         _kernels.partials(blocks.wide, len(marks), state, marked, result[start : start + len(marks)])
@@ -550,6 +551,6 @@ def loss_from_partials(partials: ArrayLike) -> Array:
     See :func:`linear_partials`.
     """
     a = _inputs.partials("partials", partials)
-    result = np.empty(a.shape[:-1])
+    result = _memory.empty(a.shape[:-1])
     _kernels.partial_losses(a.reshape(-1, 4), result.reshape(-1))
     return result

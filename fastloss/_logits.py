@@ -53,7 +53,7 @@ def losses(nce: bool, logits: Logits, rows: Reduction, slopes: Slopes | None, th
     n, d = x.shape
     to_true, to_x, to_candidates, to_shift = slopes or (None, None, None, None)
     scale = None if rows.scale is None else rows.scale.reshape(-1)
-    loss = np.empty(n)
+    loss = _memory.empty(n)
     if nce:
         _kernels.nce_targets(logits.true, loss, to_true, scale, rows.factor)
     width, slab, panels = padded(k), _kernels.SLAB_ROWS, _wholes(d, _kernels.LANES) * _kernels.LANES

@@ -1,114 +1,136 @@
-"""Memory for tables, scratch and large results: where it begins, and whether it is new, decides how fast it is."""
+"""The one place that takes memory for tables, scratch and results: where it begins, and what is said if there is none.
+
+Nothing is kept between calls, and every array is NumPy's own: private to the process, resizable, given back when dropped.
+"""
 
 from __future__ import annotations
 
-import mmap
+import os
+from collections.abc import Iterator
 from contextlib import suppress
 from itertools import accumulate
+from pathlib import PurePosixPath
 from typing import Any
 
 import numpy as np
-from numpy.typing import NDArray
+from numpy.typing import DTypeLike, NDArray
+
+Array = NDArray[Any]
 
 LINE = 64  # bytes
 HUGE = 1 << 21
-RECYCLED = range(1 << 22, 1 << 25)  # bytes that glibc, once they were freed, keeps for the next call
-SMALL = 1 << 18  # bytes not worth a page of their own
-LAZY = getattr(mmap, "MADV_FREE", None)  # tells the system that it may take memory back when it runs short
-KEPT = 3 << 25 if LAZY is None else 1 << 30  # bytes that are kept for the next calls, at most
+LARGE = 1 << 26  # bytes that are worth a look at what the machine has
+POISON = os.environ.get("FASTLOSS_POISON") == "1"  # what is read before it is written shows: NaN, or -1
+
+_PHYSICAL = os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE") if hasattr(os, "sysconf") else 1 << 62
+_CGROUPS = {"": ("/sys/fs/cgroup", "memory.max"), "memory": ("/sys/fs/cgroup/memory", "memory.limit_in_bytes")}
 
 
-def aligned(size: int, dtype: np.dtype[Any]) -> NDArray[Any]:
+def _cgroups() -> Iterator[int]:
+    """What the memory cgroups of this process, and those above them, allow."""
+    with suppress(OSError):
+        with open("/proc/self/cgroup") as f:
+            groups = [line.rstrip("\n").split(":", 2) for line in f]
+        for _, controllers, path in groups:
+            root, file = _CGROUPS.get("memory" if "memory" in controllers.split(",") else controllers, ("", ""))
+            for part in [PurePosixPath(path), *PurePosixPath(path).parents] if root else []:
+                with suppress(OSError, ValueError), open(f"{root}{part}/{file}") as f:  # "max" is no number
+                    yield int(f.read())
+
+
+def _address_space() -> int:
+    try:
+        import resource
+    except ImportError:  # Windows
+        return 1 << 62
+    limit = resource.getrlimit(resource.RLIMIT_AS)[0]
+    return 1 << 62 if limit == resource.RLIM_INFINITY else limit
+
+
+def most(*, lazy: bool = False) -> int:
+    """Bytes that this process may have at all; `lazy`: of memory most of which is never touched."""
+    return min(_PHYSICAL, _address_space(), *(() if lazy else _cgroups()))
+
+
+def room(name: str, value: Any, space: int, *, lazy: bool = False) -> None:
+    """MemoryError if what this argument asks for is more than the machine has; nothing has been taken then."""
+    if space > LARGE and space > (limit := most(lazy=lazy)):
+        raise MemoryError(f"{name} must leave results that fit in memory, of {limit} bytes; got {value}: {space} bytes")
+
+
+def _checked(name: str, array: Array, *, lazy: bool = False) -> Array:
+    if array.nbytes > LARGE and array.nbytes > (limit := most(lazy=lazy)):
+        raise MemoryError(f"{name} of shape {array.shape} takes {array.nbytes} bytes; there are {limit}")
+    return array
+
+
+def _none(name: str, shape: Any, dtype: DTypeLike) -> MemoryError:
+    """The error where NumPy has no room, or could not count the bytes."""
+    space = np.dtype(dtype).itemsize
+    for n in shape if isinstance(shape, (tuple, list)) else (shape,):
+        space *= int(n)
+    return MemoryError(f"{name} of shape {shape} takes {space} bytes, for which there is no room")
+
+
+def poisoned(array: Array) -> Array:
+    """The array, every byte 0xFF where FASTLOSS_POISON asks for it."""
+    if POISON and array.size:
+        array[...] = np.frombuffer(b"\xff" * array.itemsize, array.dtype)
+    return array
+
+
+def empty(shape: Any, dtype: DTypeLike = np.float64, name: str = "an array") -> Array:
+    """`numpy.empty`, for results and scratch."""
+    try:
+        array = np.empty(shape, dtype)
+    except (MemoryError, ValueError):
+        raise _none(name, shape, dtype) from None
+    return poisoned(_checked(name, array)) if POISON or array.nbytes > LARGE else array
+
+
+small = empty if POISON else np.empty  # for a size that `room` has looked at: half of the time
+
+
+def empty_like(a: Array, dtype: DTypeLike = None, name: str = "a result") -> Array:
+    """`numpy.empty_like`, of no subclass."""
+    try:
+        array = np.empty_like(a, dtype, subok=False)
+    except (MemoryError, ValueError):
+        raise _none(name, a.shape, dtype or a.dtype) from None
+    return poisoned(_checked(name, array)) if POISON or array.nbytes > LARGE else array
+
+
+def zeros(shape: Any, dtype: DTypeLike = np.float64, name: str = "an array") -> Array:
+    """`numpy.zeros`, for results and sums: what is not written takes nothing."""
+    try:
+        array = np.zeros(shape, dtype)
+    except (MemoryError, ValueError):
+        raise _none(name, shape, dtype) from None
+    return _checked(name, array, lazy=True)
+
+
+def aligned(size: int, dtype: np.dtype[Any], name: str = "a table") -> Array:
     """Zeros that begin with a cache line or, where NumPy asks the system for huge pages, with one of those.
 
     On small pages random accesses to a table of a few megabytes take twice the time.
     """
     space = size * dtype.itemsize
     unit = HUGE if space >= 2 * HUGE else LINE
-    room = np.zeros(-(-space // unit) * unit + unit, np.uint8)
-    first = -room.__array_interface__["data"][0] % unit
-    return room[first : first + space].view(dtype)
-
-
-def _map(wanted: int, space: int) -> mmap.mmap:
     try:
-        return mmap.mmap(-1, space)
-    except OSError:
-        _kept.clear()  # it may be what is lacking
-    try:
-        return mmap.mmap(-1, space)
-    except OSError as error:
-        raise MemoryError(f"no room for {wanted} bytes: {error}") from None
+        memory = np.zeros(-(-space // unit) * unit + unit, np.uint8)
+    except (MemoryError, ValueError):
+        raise _none(name, size, dtype) from None
+    first = -memory.__array_interface__["data"][0] % unit
+    return memory[first : first + space].view(dtype)
 
 
-class _Room:
-    """Where the scratch of a call lies, or a result: kept for the next calls once the last array of it is gone."""
-
-    def __init__(self, size: int) -> None:
-        self.size = -(-size // HUGE) * HUGE
-        self._memory = _map(size, self.size + HUGE)
-        if hasattr(mmap, "MADV_HUGEPAGE"):
-            with suppress(OSError):  # a kernel may have none
-                self._memory.madvise(mmap.MADV_HUGEPAGE)
-        whole = np.frombuffer(self._memory, np.uint8)
-        first = -whole.__array_interface__["data"][0] % HUGE
-        self._bytes = whole[first : first + self.size]
-
-    def lend(self) -> NDArray[np.uint8]:
-        return np.asarray(_Loan(self, self._bytes.__array_interface__))
-
-    def take_back(self) -> None:
-        if self.size > KEPT:
-            return
-        if LAZY is not None:
-            with suppress(OSError):
-                self._memory.madvise(LAZY)
-        _kept.append(self)
-        with suppress(IndexError):  # another thread may have taken them
-            while sum(room.size for room in _kept) > KEPT:
-                _kept.pop(0)
-
-
-class _Loan:
-    """What NumPy holds on to as long as there is an array of it."""
-
-    def __init__(self, room: _Room, interface: dict[str, Any]) -> None:
-        self._room = room
-        self.__array_interface__ = interface
-
-    def __del__(self) -> None:
-        self._room.take_back()
-
-
-_kept: list[_Room] = []
-
-
-def _large(size: int) -> NDArray[np.uint8]:
-    """Bytes that the system need not clear again for every call: that takes longer than most losses."""
-    for room in list(_kept):
-        if size <= room.size <= 2 * size:
-            with suppress(ValueError):  # another thread may have taken it
-                _kept.remove(room)
-                return room.lend()
-    return _Room(size).lend()
-
-
-def empty_like(a: NDArray[Any]) -> NDArray[Any]:
-    """`numpy.empty_like`, of no subclass, for a result; a large one lies where an earlier one lay."""
-    if not RECYCLED.stop <= a.nbytes <= KEPT or not a.flags.c_contiguous:
-        return np.empty_like(a, subok=False)
-    return _large(a.nbytes)[: a.nbytes].view(a.dtype).reshape(a.shape)
-
-
-def pieces(dtype: np.dtype[Any], *counts: int) -> list[NDArray[Any]]:
+def pieces(dtype: np.dtype[Any], *counts: int) -> list[Array]:
     """Scratch: so many numbers each, not zeroed, from the start of a cache line.
 
     Parts of one array, for only large ones have huge pages: on small ones what is to stay in a cache collides.
     """
     line = LINE // dtype.itemsize
     starts = [0, *accumulate(-(-n // line) * line + line for n in counts)]
-    size = starts[-1] + line
-    space = size * dtype.itemsize
-    memory = np.empty(size, dtype) if space < SMALL or space in RECYCLED else _large(space).view(dtype)
+    memory = empty(starts[-1] + line, dtype, "scratch")
     first = -memory.__array_interface__["data"][0] % LINE // dtype.itemsize
     return [memory[first + start : first + start + n] for start, n in zip(starts, counts, strict=False)]

@@ -59,7 +59,7 @@ class Reduction:
         self._out = out
         # the kernel writes where the result goes, unless something is left to be done to it
         self._direct = reduction == "none" and self._weight is None
-        self.loss: Array = out if out is not None and self._direct else np.empty(shape, dtype)
+        self.loss: Array = out if out is not None and self._direct else _memory.empty(shape, dtype)
         self.total = self._denominator() if reduction == "mean" else 1.0
         self.scale: Array | None = None
         self._factor = 0.0
@@ -181,9 +181,9 @@ class ElementReduction:
         if self._out is not None:
             return self._out
         if like.shape != self._shape:
-            return np.empty(self._shape, self._dtype)
+            return _memory.empty(self._shape, self._dtype)
         if like.dtype != self._dtype:
-            return np.empty_like(like, self._dtype, subok=False)
+            return _memory.empty_like(like, self._dtype)
         return _memory.empty_like(like)
 
     def value(self, loss: Array | None, total: float) -> Any:

@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
-from fastloss import _inputs, _threads
+from fastloss import _inputs, _memory, _threads
 from fastloss._gradients import Wants, differentiable
 from fastloss._logits import Logits, Slopes, buffer_of, contiguous, losses, padded, without_zeros
 from fastloss._native import sampled as _kernels
@@ -102,14 +102,15 @@ def _sampled(
     num_sampled = _inputs.whole("num_sampled", num_sampled, 1)
     if sampled_values is None:  # else TensorFlow does not look at it
         num_classes = _inputs.whole("num_classes", num_classes, 1, w.n)
-    y = _inputs.integers("labels", labels)
-    _inputs.same_shape("labels", y, (len(x), num_true), "[batch, num_true]")
-    y = _inputs.ids("labels", y, w.n if sampled_values is not None else num_classes)
+    given_labels = _inputs.same_shape(
+        "labels", _inputs.integers("labels", labels), (len(x), num_true), "[batch, num_true]"
+    )
+    y = _inputs.ids("labels", given_labels, w.n if sampled_values is not None else num_classes)
     given = _given(sampled_values, num_sampled, y.shape, w.n)
     _inputs.sampler(sampler, sampled_values, seed, num_classes, _Sampler)
     threads = _threads.resolve(n_threads, len(x) * num_sampled)
 
-    apart: dict[str, Array | None] = {"inputs": x, "labels": y}
+    apart: dict[str, Array | None] = {"inputs": x, "labels": given_labels}
     apart |= {f"a shard of {name}": a for name, t in (("weights", w), ("biases", b)) for a in t.arrays}
     rows = Reduction(reduction, sample_weight, out, (len(x),), dtype, apart, None, wants, threads)
     d_inputs = None
@@ -128,9 +129,9 @@ def _sampled(
     values = slopes = None
     if wants is not None:
         if "weights" in wants.wrt:
-            values = np.empty((y.size + num_sampled, x.shape[1]), dtype)
+            values = _memory.empty((y.size + num_sampled, x.shape[1]), dtype)
         slopes = Slopes(
-            np.empty(y.shape),
+            _memory.empty(y.shape),
             None if d_inputs is None else _target(d_inputs, dense),
             None if values is None else values[y.size :],
             np.zeros(num_sampled) if "biases" in wants.wrt else None,
@@ -161,7 +162,7 @@ def _logits(
         _table_kernels.dots(_inputs.raw(w.arrays[shard]), rows, places, labels.shape[1], x, true)
     hits: tuple[Array | None, Array | None, Array | None, Array | None] = (None, None, None, None)
     if remove_hits:
-        heads, follows = np.zeros(1 << max(3, (2 * k).bit_length()), np.int64), np.empty(k, np.int64)
+        heads, follows = np.zeros(1 << max(3, (2 * k).bit_length()), np.int64), _memory.empty(k, np.int64)
         _kernels.index(ids, heads, follows)
         hits = labels, ids, heads, follows
     return Logits(x, k, lambda some: w.gather(ids[some], x.dtype), shift, true.reshape(labels.shape), hits)
@@ -170,7 +171,7 @@ def _logits(
 def _target(buffer: Array, x: Array) -> Array:
     """The buffer itself where a product can be written to it, else an array of its own."""
     fits = buffer.dtype == x.dtype and buffer.flags.c_contiguous and buffer.flags.aligned
-    return buffer if fits and not np.may_share_memory(buffer, x) else np.empty_like(x)
+    return buffer if fits and not np.may_share_memory(buffer, x) else _memory.empty_like(x)
 
 
 def _finish(

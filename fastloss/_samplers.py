@@ -8,6 +8,7 @@ from typing import Any, NamedTuple
 import numpy as np
 from numpy.typing import ArrayLike
 
+from fastloss import _memory
 from fastloss._draws import (
     Floats,
     Ids,
@@ -27,7 +28,7 @@ from fastloss._native import samplers
 LAWS, _MEASURES, _INT64 = samplers.LAWS, samplers.MEASURES, np.dtype(np.int64)
 _ALL = 2**64 - 1
 _NONE: Any = object()  # instead of true classes: no counts are wanted; as a size: none yet
-_sample, _empty, _new = samplers.sample, np.empty, tuple.__new__  # looked up once: a small call takes 4 us
+_sample, _empty, _new = samplers.sample, _memory.small, tuple.__new__  # looked up once: a small call takes 4 us
 
 
 def _blocks(num_sampled: int) -> int:
@@ -151,6 +152,9 @@ class _Sampler:
                 f"num_sampled must be at most {self._drawable}, the number of ids that can be drawn, "
                 f"when they are to be unique, got {size}"
             )
+        _memory.room("num_sampled", size, 16 * size)
+        if distinct:
+            _memory.room("num_sampled", size, 16 * size + 8 * samplers.set_size(self._law[1], size))
         return size, distinct, try_limit(self._law[1], size) if distinct else size, _blocks(size)
 
     def _reserve(self, num_sampled: int) -> tuple[int, int, int]:
@@ -167,10 +171,10 @@ class _Sampler:
         TypeError, ValueError
             If ids are not integers in [0, range_max).
         """
-        return self._measure(as_ids("ids", ids, self.range_max), _MEASURES["probability"], 0.0)
+        return self._measure(as_ids("ids", ids, self.range_max, self._law[2] is not None), _MEASURES["probability"], 0.0)
 
     def _measure(self, ids: Ids, what: int, x: float, times: Floats | None = None) -> Floats:
-        out = np.empty(ids.shape)
+        out = _memory.empty(ids.shape)
         samplers.measure(self._law, ids, out, what, x, times)
         return out
 
@@ -207,7 +211,7 @@ class _Sampler:
         TypeError, ValueError
             If ids are not integers in [0, range_max); if there was no sample, or its description makes no sense.
         """
-        array = as_ids("ids", ids, self.range_max)
+        array = as_ids("ids", ids, self.range_max, self._law[2] is not None)
         if num_sampled is None:
             return self._expected(array)
         num_sampled = as_integer("num_sampled", num_sampled, 1)
@@ -235,7 +239,7 @@ class _Sampler:
             return _MEASURES["inclusion"], 1.0, None
         known = self._times
         if known is None or known[0] != num_sampled:
-            times = np.empty(2**15 + 2)
+            times = _memory.empty(2**15 + 2)
             x, used = samplers.inclusion_times(self._law, num_sampled, *np.polynomial.legendre.leggauss(32), times)
             known = self._times = num_sampled, x, times[:used].copy()
         return _MEASURES["inclusion"], *known[1:]
@@ -266,6 +270,8 @@ class _Sampler:
         true: Any = true_classes
         if not (type(true) is np.ndarray and true.dtype is _INT64 and true.flags.carray):  # as_int64's own shortcut
             true = None if true is _NONE else as_int64("true_classes", true)
+        if self._law[2] is not None and true is not None:
+            true = true.copy()  # the table is read, and changed, where they say: they must not change meanwhile
         lock = self._lock
         lock.acquire()  # a third of what `with` costs
         try:

@@ -43,7 +43,7 @@ def _marked(targets: Array, weights: Array, logits: Array, name: str = "targets"
     """The targets as the softmax kernels take them: class indices checked, and marked where the weight is 0."""
     if targets.ndim == logits.ndim:
         return _inputs.raw(targets)
-    marked = np.empty(targets.shape, np.int64)
+    marked = _memory.empty(targets.shape, np.int64)
     bad = _kernels.mark(targets, weights.reshape(-1), logits.shape[-1], marked.reshape(-1))
     if bad >= 0:
         raise _inputs.bad_label(name, targets, bad, logits.shape[-1])
@@ -123,12 +123,12 @@ class _Positions:
         if weights is None and lengths is None:
             raise TypeError("weights must be given, or lengths")
         n = None if lengths is None else _inputs.lengths("lengths", lengths, size, n_frames, "timesteps")
-        self.weights = np.empty(shape)
+        self.weights = _memory.empty(shape)
         _kernels.positions(_inputs.raw(weights), n, self.weights)
         self._kind = kind
         self._strides = (int(not batch) * (1 if time else n_frames), int(not time))
         self.shape = () if time and batch else (size,) if time else (n_frames,) if batch else shape
-        self._denominator = np.empty(int(np.prod(self.shape)))
+        self._denominator = _memory.empty(int(np.prod(self.shape)))
         self._value = np.zeros_like(self._denominator)
         _kernels.denominators(self.weights, kind, *self._strides, self._denominator)
         self._cotangent: Array | None = None
@@ -140,7 +140,7 @@ class _Positions:
             self._cotangent = (
                 _inputs.same_shape("cotangent", given, self.shape, "that of the value").astype(float).reshape(-1)
             )
-        out = np.empty_like(self.weights)
+        out = _memory.empty_like(self.weights)
         _kernels.scales(self.weights, self._denominator, self._cotangent, *self._strides, out)
         return out
 
@@ -148,7 +148,7 @@ class _Positions:
         """The result; `losses` may be of any memory layout."""
         self._losses = _inputs.packed(losses, np.float64)
         _kernels.combine(self.weights, self._losses, self._denominator, *self._strides, self._value)
-        result = np.empty(self.shape, losses.dtype) if out is None else out
+        result = _memory.empty(self.shape, losses.dtype) if out is None else out
         result[...] = self._value.reshape(self.shape)
         return result if result.ndim or out is not None else result[()]
 
@@ -340,7 +340,7 @@ def sequence_loss_by_example(
         if x.dtype != xs[0].dtype:
             raise TypeError(f"logits[{t}] must be {xs[0].dtype}, as logits[0], got {x.dtype}")
     ys = [_targets(y, x, f"targets[{t}]") for t, (x, y) in enumerate(zip(xs, targets, strict=True))]
-    w = np.empty((shape[0], len(xs)))
+    w = _memory.empty((shape[0], len(xs)))
     for t, a in enumerate(weights):
         w[:, t] = _inputs.same_shape(
             f"weights[{t}]", _inputs.numbers(f"weights[{t}]", a), shape[:1], "one weight a row"
@@ -455,10 +455,10 @@ def packed_sequence_loss(
     shape = (len(ends) - 1,)
     _inputs.output("out", out, shape, dtype, {"logits": x, "targets": y, "weights": given})
     grad = _buffer(_wants, "logits", x, {"targets": y, "out": out, "weights": given})
-    losses, value, denominator = np.zeros(x.shape[:1], dtype), np.empty(shape), np.empty(shape)
+    losses, value, denominator = np.zeros(x.shape[:1], dtype), _memory.empty(shape), _memory.empty(shape)
     scale = None
     if _wants is not None:
-        scale = np.empty(x.shape[0])
+        scale = _memory.empty(x.shape[0])
         cotangent = None if _wants.cotangent is None else _cotangent(_wants.cotangent, shape)
         if how == _kernels.PERPLEXITY:  # its gradient has its value as a factor, which comes first
             _cross_entropies(x, marked, losses, None, None, n_threads)
@@ -466,6 +466,6 @@ def packed_sequence_loss(
         _kernels.packed_scales(w, denominator, value, cotangent, ends, how, scale)
     _cross_entropies(x, marked, losses, grad, scale, n_threads)
     _kernels.packed(w, losses, ends, how, value, denominator)
-    result = np.empty(shape, dtype) if out is None else out
+    result = _memory.empty(shape, dtype) if out is None else out
     result[...] = value
     return result

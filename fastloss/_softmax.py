@@ -20,7 +20,7 @@ HESSIANS = ("diagonal", "upper", "residual")  # in the order of the kernel's num
 def _plain(wants: Wants | None, logits: Array, labels: Array, index: bool, axis: int, n_threads: int | None) -> Any:
     """_cross_entropy without options: what a call on a few rows costs is Python, so this is all of it."""
     shape = labels.shape if index else _inputs.without(logits.shape, axis)
-    loss = np.empty(shape, _inputs.loss_dtype("logits", logits.dtype))
+    loss = _memory.empty(shape, _inputs.loss_dtype("logits", logits.dtype))
     grad = None if wants is None else wants.plain_buffer(logits)
     bad = _kernels.cross_entropy(
         logits, labels, axis, index, loss, grad, None, None, 0, None, None, 1.0, 0.0, None, None, 0.0,
@@ -59,7 +59,7 @@ def _cross_entropy(
 
     row_weight = None
     if reduction == "mean" and (weights is not None or ignore is not None):
-        row_weight = np.empty(shape)
+        row_weight = _memory.empty(shape)
         bad = _kernels.class_weights(y, axis, index, weights, ignore, n_classes, row_weight.reshape(-1))
         if bad >= 0:
             raise _inputs.bad_label("labels", labels, bad, n_classes, ignore)
@@ -113,7 +113,7 @@ def _gradient_buffers(
         if name == "logits":
             grad = buffer
         else:
-            labels_grad = buffer if full.shape == a.shape else np.empty(full.shape)
+            labels_grad = buffer if full.shape == a.shape else _memory.empty(full.shape)
     return grad, labels_grad
 
 
@@ -471,7 +471,7 @@ def logsumexp(
         summed = range(a.ndim) if axis is None else [d % a.ndim for d in np.atleast_1d(axis).tolist()]
         shape = tuple(1 if d in summed else n for d, n in enumerate(a.shape))
     _inputs.output("out", out, shape, dtype, {"x": a, "where": mask})
-    result = np.empty(shape, dtype) if out is None else out
+    result = _memory.empty(shape, dtype) if out is None else out
     if rows.shape[k] == 0:
         result[...] = -np.inf
     _kernels.normalize("logsumexp", _inputs.raw(rows), k, result, kept, threads)

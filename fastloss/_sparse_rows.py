@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from fastloss import _inputs, _threads
+from fastloss import _inputs, _memory, _threads
 from fastloss._native import tables as _kernels
 
 Array = NDArray[Any]
@@ -22,9 +22,9 @@ class SparseRows:
     Parameters
     ----------
     indices : ndarray of int64, shape [n]
-        In ``[0, shape[0])``; they may repeat.
+        In ``[0, shape[0])``; they may repeat.  Copied, and read-only from then on.
     values : ndarray, shape [n, *shape[1:]]
-        float16, bfloat16, float32 or float64.
+        float16, bfloat16, float32 or float64.  Not copied: the rows share them with whoever holds the array.
     shape : tuple of int
         Of the whole array.
 
@@ -52,7 +52,7 @@ class SparseRows:
     shape: tuple[int, ...]
 
     def __post_init__(self) -> None:
-        indices = _inputs.packed(_inputs.integers("indices", self.indices), np.int64)
+        indices = _inputs.integers("indices", self.indices)
         values = _inputs.array("values", self.values)
         shape = tuple(_inputs.whole("shape", n, 0) for n in self.shape)
         _inputs.loss_dtype("values", values.dtype)
@@ -61,13 +61,18 @@ class SparseRows:
                 f"indices must be a vector, and shape have an axis, got shapes {indices.shape} and {shape}"
             )
         _inputs.same_shape("values", values, indices.shape + shape[1:], "that of indices and of a row")
-        _inputs.ids("indices", indices, shape[0])
+        indices = _inputs.ids("indices", indices, shape[0])
+        indices.flags.writeable = False
         for name, value in (("indices", indices), ("values", values), ("shape", shape)):
             object.__setattr__(self, name, value)
 
+    def __reduce__(self) -> tuple[Any, ...]:
+        return SparseRows, (self.indices, self.values, self.shape)
+
     @classmethod
     def _checked(cls, indices: NDArray[np.int64], values: Array, shape: tuple[int, ...]) -> SparseRows:
-        """The same, of what is known to fit."""
+        """The same, of what is known to fit; the indices must be the caller's own, and are frozen."""
+        indices.flags.writeable = False
         rows = object.__new__(cls)
         rows.__dict__.update(indices=indices, values=values, shape=shape)
         return rows
@@ -89,21 +94,25 @@ class SparseRows:
             keys.sort()
             order, indices = keys & ((1 << bits) - 1), keys >> bits
         else:
-            order = np.argsort(self.indices, kind="stable")
-            indices = self.indices[order]
+            own = self.indices.copy()
+            order = np.argsort(own, kind="stable")
+            indices = own[order]
+        if n and not 0 <= indices[0] <= indices[-1] < self.shape[0]:  # only if somebody made them writable
+            raise ValueError(f"indices must lie in [0, {self.shape[0]}), got {indices[0]} to {indices[-1]}")
         first = np.flatnonzero(np.concatenate([np.ones(min(n, 1), bool), indices[1:] != indices[:-1]]))
         return indices[first], order, np.append(first, n)
 
-    def _sum(self, target: Array, scale: float, add: bool, n_threads: int | None) -> Array:
+    def _sum(
+        self, runs: tuple[Array, Array, Array], target: Array, scale: float, add: bool, n_threads: int | None
+    ) -> None:
         """The sums of equal rows, into rows of their own or, added to what is there, into those of their index."""
-        rows, order, starts = self._runs()
+        rows, order, starts = runs
         width = math.prod(self.shape[1:])
         table = _inputs.raw(target).reshape(len(target), width)
         values = _inputs.raw(self.values).reshape(len(self.indices), width)
         if values.size:
             threads = _threads.resolve(n_threads, values.size)
             _kernels.sum_runs(values, order, starts, table, rows if add else None, scale, add, threads)
-        return rows
 
     def coalesce(self, *, n_threads: int | None = None) -> SparseRows:
         """The same with each index once, in rising order; values are summed in float64, in order, and rounded once.
@@ -117,9 +126,10 @@ class SparseRows:
         -------
         SparseRows
         """
-        values = np.empty((len(np.unique(self.indices)), *self.values.shape[1:]), self.dtype)
-        rows = self._sum(values, 1.0, False, n_threads)
-        return SparseRows(rows, values, self.shape)
+        runs = self._runs()
+        values = _memory.empty((len(runs[0]), *self.values.shape[1:]), self.dtype)
+        self._sum(runs, values, 1.0, False, n_threads)
+        return SparseRows._checked(runs[0], values, self.shape)
 
     def to_dense(self) -> Array:
         """The whole array.
@@ -128,7 +138,8 @@ class SparseRows:
         -------
         ndarray, of the values' dtype
         """
-        return self.add_to(np.zeros(self.shape, self.dtype))
+        _memory.room("shape", self.shape, math.prod(self.shape) * self.dtype.itemsize, lazy=True)
+        return self.add_to(_memory.zeros(self.shape, self.dtype))
 
     def add_to(self, array: Array, scale: float = 1.0, *, n_threads: int | None = None) -> Array:
         """Add the rows, times `scale`, to an array in place; only the rows of `indices` are read or written.
@@ -168,5 +179,5 @@ class SparseRows:
         _inputs.output("array", array, self.shape, array.dtype, {"values": self.values, "indices": self.indices})
         if array.ndim > 2 and not array.flags.c_contiguous:
             raise ValueError(f"array must be C-contiguous beyond two axes, got strides {array.strides}")
-        self._sum(array, scale, True, n_threads)
+        self._sum(self._runs(), array, scale, True, n_threads)
         return array

@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from fastloss import _inputs
+from fastloss import _inputs, _memory
 from fastloss._native import tables as _kernels
 from fastloss._sparse_rows import SparseRows
 
@@ -42,7 +42,7 @@ class Table:
 
     def gather(self, ids: Array, dtype: np.dtype[Any]) -> Array:
         """The rows of these ids, in this dtype."""
-        out = np.empty((len(ids), *(self.row or (1,))), dtype)
+        out = _memory.empty((len(ids), *(self.row or (1,))), dtype)
         for k, rows, places in self.locate(ids):
             _kernels.gather(_inputs.raw(self.arrays[k]), 1 if self.row else -1, rows, places, out)
         return out

@@ -8,8 +8,8 @@ from typing import Any
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
+from fastloss import _memory
 from fastloss._draws import Floats, Ids, Law, Seed, as_array, as_finite, as_ids, as_integer
-from fastloss._memory import aligned
 from fastloss._native import alias, unigram
 from fastloss._samplers import LAWS, _Sampler
 
@@ -63,7 +63,7 @@ class LearnedUnigramSampler(_Sampler):
 
     def __setstate__(self, state: dict[str, Any]) -> None:
         super().__setstate__(state)
-        tree = aligned(self._tree.size, self._tree.dtype)
+        tree = _memory.aligned(self._tree.size, self._tree.dtype)
         tree[:] = self._tree
         self._law = (*self._law[:2], tree, *self._law[3:])
 
@@ -80,7 +80,7 @@ class LearnedUnigramSampler(_Sampler):
             return self._counts()
 
     def _counts(self) -> Ids:
-        counts = np.empty(self.range_max, np.int64)
+        counts = _memory.empty(self.range_max, np.int64, "counts")
         unigram.tree_counts(self._tree, counts)
         return counts
 
@@ -117,19 +117,21 @@ class LearnedUnigramSampler(_Sampler):
         return {**super()._state(), "counts": self._counts()}
 
     def _restore(self, state: dict[str, Any]) -> None:
-        counts = np.asarray(state["counts"])
+        counts = np.array(state["counts"])  # a copy, which nobody changes after it was checked
         if counts.dtype.kind not in "iu":
             raise TypeError(f"state['counts'] must be integers, got dtype {counts.dtype}")
         if counts.shape != (self.range_max,) or counts.min() < 1 or float(counts.sum(dtype=float)) > 2.0**62:
             raise ValueError(f"state['counts'] must be {self.range_max} positive numbers, got {counts!r}")
         self._times = None
-        self._count(counts.astype(np.int64, order="C"))
+        self._count(counts.astype(np.int64, order="C", copy=False))
 
 
 def _tree_for(n: int, added: int) -> NDArray[Any]:
     """A tree of counts that are all one, over n ids, with room for so many that are added."""
     wide = unigram.is_wide(n, added)
-    return aligned(unigram.tree_size(n, wide), np.dtype(np.int64 if wide else np.int32))
+    size, dtype = unigram.tree_size(n, wide), np.dtype(np.int64 if wide else np.int32)
+    _memory.room("range_max", n, size * dtype.itemsize, lazy=True)
+    return _memory.aligned(size, dtype)
 
 
 class FixedUnigramSampler(_Sampler):
@@ -216,7 +218,7 @@ class FixedUnigramSampler(_Sampler):
         TypeError, ValueError
             If ids are not integers in [0, range_max).
         """
-        return as_ids("ids", ids, self.range_max) * self._num_shards + self._shard
+        return as_ids("ids", ids, self.range_max, own=False) * self._num_shards + self._shard
 
 
 def _counts(unigrams: ArrayLike, vocab_file: str | os.PathLike[str]) -> Floats:
@@ -264,13 +266,14 @@ def _fixed_law(counts: Floats, reserved: int, distortion: float) -> tuple[Law, i
     n = reserved + counts.size
     if not 1 <= n < 2**31:
         raise ValueError(f"unigrams must give the shard between 1 and 2**31 - 1 ids, got {n}")
-    weights = np.empty(n)
+    _memory.room("num_reserved_ids", reserved, 40 * n)
+    weights = _memory.empty(n)
     alias.float_weights(counts, distortion, reserved, weights)
     total, _, drawable, bad = alias.total_and_support(weights)
     if bad >= 0:
         raise ValueError(f"unigrams**distortion must be finite in float32, got {weights[bad]} for id {bad}")
     if not 0 < total * n < 3e38:
         raise ValueError(f"unigrams**distortion must have a sum in (0, 3e38/{n}), got {total}")
-    table = aligned(2 * n, np.dtype(np.int64))
-    alias.build_float(weights, np.empty(n), np.empty(n, np.int64), table)
+    table = _memory.aligned(2 * n, np.dtype(np.int64))
+    alias.build_float(weights, _memory.empty(n), _memory.empty(n, np.int64), table)
     return (LAWS["fixed_unigram"], n, table, None, total), drawable

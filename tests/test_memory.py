@@ -1,7 +1,11 @@
-"""Scratch and large results: where they begin, that no two share memory, and that what was dropped is used again."""
+"""Memory: tables, scratch and results are NumPy's own, private, and nothing is kept; what nobody wrote can be made to show."""
 
+import multiprocessing
+import os
+import re
 import subprocess
 import sys
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -9,14 +13,23 @@ import pytest
 import fastloss as fl
 from fastloss import _memory
 
+LARGE = (1 << 25) + 4096  # bytes; of the size of arrays that programs keep for themselves
+needs_fork = pytest.mark.skipif(not hasattr(os, "fork"), reason="no fork")
+
 
 def address(a):
     return a.__array_interface__["data"][0]
 
 
-@pytest.fixture(autouse=True)
-def nothing_kept(monkeypatch):
-    monkeypatch.setattr(_memory, "_kept", [])
+def run(script, **environment):
+    done = subprocess.run(
+        [sys.executable, "-c", script], capture_output=True, text=True, timeout=300, env=os.environ | environment
+    )
+    assert done.returncode == 0, done.stderr
+    return done.stdout
+
+
+# ------------------------------------------------------------------ where it lies
 
 
 @pytest.mark.parametrize("dtype", [np.uint8, np.float32, np.float64])
@@ -31,77 +44,31 @@ def test_pieces_lie_on_lines_and_apart(dtype, n):
         assert (a == k).all()
 
 
-def test_large_scratch_is_kept_and_never_shared():
-    n = _memory.RECYCLED.stop
-    first, second = (_memory.pieces(np.dtype(np.uint8), n)[0] for _ in range(2))
-    assert not np.shares_memory(first, second)
-    rest = first[1:]
-    del first
-    assert not _memory._kept  # a part of it is still there
-    del rest, second
-    assert len(_memory._kept) == 2
-    again, more = (_memory.pieces(np.dtype(np.uint8), n)[0] for _ in range(2))
-    assert not _memory._kept
-    assert not np.shares_memory(again, more)
-
-
-def test_what_is_kept_is_of_the_size_asked_for_and_has_a_limit(monkeypatch):
-    n = _memory.RECYCLED.stop
-    monkeypatch.setattr(_memory, "KEPT", 4 * n)
-    del _memory.pieces(np.dtype(np.uint8), 2 * n)[:]
-    (kept,) = _memory._kept
-    other = _memory.pieces(np.dtype(np.uint8), n - _memory.HUGE)[0]  # a small part of it would be wasteful
-    assert _memory._kept == [kept]
-    del other
-    del _memory.pieces(np.dtype(np.uint8), 3 * n)[:]  # all are too much: the oldest goes
-    assert kept not in _memory._kept
-    assert sum(room.size for room in _memory._kept) <= 4 * n
-    before = list(_memory._kept)
-    del _memory.pieces(np.dtype(np.uint8), 4 * n + 1)[:]
-    assert _memory._kept == before
+@pytest.mark.parametrize("n", [0, 1, 1000, 1 << 22])
+def test_aligned_tables_are_zero_and_begin_with_a_line_or_a_huge_page(n):
+    table = _memory.aligned(n, np.dtype(np.int64))
+    assert table.shape == (n,)
+    assert not table.any()
+    assert address(table) % (_memory.HUGE if table.nbytes >= 2 * _memory.HUGE else _memory.LINE) == 0 or n == 0
 
 
 @pytest.mark.parametrize("dtype", [np.float16, np.float32, np.float64])
-def test_a_large_gradient_lies_where_a_dropped_one_lay(dtype):
-    size = _memory.RECYCLED.stop // np.dtype(dtype).itemsize + 5
-    both = fl.value_and_grad(fl.mean_squared_error)
-    arguments = {"labels": np.zeros(size, dtype), "predictions": np.ones(size, dtype)}
-    grads = [both(**arguments)[1] for _ in range(2)]
-    assert not np.shares_memory(*grads)
-    want = 2 / size
-    for grad in grads:
-        assert grad.dtype == dtype
-        assert grad.flags.carray
-        np.testing.assert_allclose(grad, want, rtol=0.01, atol=6e-8)
-    places = {address(grad) for grad in grads}
-    part = grads.pop()[-3:]
-    del grads[:], grad
-    again = both(**arguments)[1]
-    assert address(again) in places
-    assert not np.shares_memory(again, part)
-    np.testing.assert_allclose(again, want, rtol=0.01, atol=6e-8)
+def test_a_large_result_is_numpys_own(dtype):
+    x = np.ones(LARGE // np.dtype(dtype).itemsize, dtype)
+    results = [fl.softmax(x), *fl.value_and_grad(fl.mean_squared_error)(labels=x, predictions=x, reduction="none")]
+    for result in results:
+        assert result.flags.owndata
+        assert result.flags.carray
+        assert result.base is None
+    for k in range(len(results)):
+        results[k].resize(7, refcheck=False)
+        assert results[k].shape == (7,)
 
 
-def test_results_in_columns_are_not_recycled():
+def test_results_in_columns_stay_so():
     x = np.ones((3000, 3000), np.float32, order="F")
     assert _memory.empty_like(x).flags.f_contiguous
     assert _memory.empty_like(x[::2]).shape == (1500, 3000)
-    assert not _memory._kept
-
-
-def test_no_room_is_a_memory_error(monkeypatch):
-    def none(*_):
-        raise OSError(12, "Cannot allocate memory")
-
-    x = np.ones(_memory.RECYCLED.stop // 4, np.float32)
-    monkeypatch.setattr(_memory.mmap, "mmap", none)
-    _memory._kept.append(_memory._Room.__new__(_memory._Room))
-    _memory._kept[0].size = 0
-    with pytest.raises(MemoryError, match=f"no room for {x.nbytes} bytes"):
-        _memory.empty_like(x)
-    assert not _memory._kept  # was given up for it
-    monkeypatch.setattr(_memory, "KEPT", x.nbytes - 1)
-    assert _memory.empty_like(x).flags.owndata  # what will not be kept is no different from NumPy's
 
 
 KEEPER = """
@@ -112,5 +79,72 @@ builtins.kept = fl.value_and_grad(fl.mean_squared_error)(labels=x, predictions=x
 
 
 def test_a_result_may_outlive_the_module():
-    done = subprocess.run([sys.executable, "-c", KEEPER], capture_output=True, text=True, check=True)
-    assert done.stderr == ""
+    assert run(KEEPER) == ""
+
+
+# ------------------------------------------------------------------ forked children
+
+
+@needs_fork
+def test_what_a_forked_child_writes_is_its_own():
+    x = np.zeros(LARGE // 4, np.float32)
+    value, grad = fl.value_and_grad(fl.mean_squared_error)(labels=x, predictions=x + 1, reduction="none")
+    want = value.copy(), grad.copy()
+    child = os.fork()
+    if child == 0:
+        value[:] = grad[:] = -7
+        os._exit(0)
+    assert os.waitpid(child, 0)[1] == 0
+    np.testing.assert_array_equal(value, want[0])
+    np.testing.assert_array_equal(grad, want[1])
+
+
+def _layer(seed):
+    rng = np.random.default_rng(seed)
+    return {
+        "inputs": rng.standard_normal((400, 24), np.float32),
+        "weights": rng.standard_normal((32_000, 24), np.float32),
+        "labels": rng.integers(0, 32_000, 400),
+    }
+
+
+def _linear_sum(seed):
+    loss, grad = fl.value_and_grad(fl.linear_cross_entropy)(**_layer(seed), n_threads=1)
+    return float(loss.sum(dtype=float)), float(np.abs(grad).sum(dtype=float))
+
+
+@needs_fork
+def test_a_pool_of_forked_workers_computes_what_one_process_does():
+    tasks = [k % 3 for k in range(12)]
+    want = {seed: _linear_sum(seed) for seed in set(tasks)}  # whatever is kept of it, children inherit
+    with multiprocessing.get_context("fork").Pool(2) as pool:
+        got = pool.map(_linear_sum, tasks, chunksize=1)
+    assert got == [want[seed] for seed in tasks]
+
+
+# ------------------------------------------------------------------ what nobody wrote
+
+POISONED = """
+import numpy as np, ml_dtypes
+from fastloss import _memory
+for dtype in (np.float16, ml_dtypes.bfloat16, np.float32, np.float64):
+    for a in (*_memory.pieces(np.dtype(dtype), 5, 70_000), _memory.empty((3, 4), dtype), _memory.small(9, dtype),
+              _memory.empty_like(np.zeros((3, 4, 5), dtype).transpose(1, 2, 0))):
+        assert np.isnan(a.astype(float)).all(), (dtype, a)
+assert (_memory.empty(9, np.int64) == -1).all()
+assert not _memory.zeros(9).any()
+"""
+
+
+def test_poison_fills_what_is_not_written_yet():
+    run(POISONED, FASTLOSS_POISON="1")
+    assert not _memory.POISON or os.environ.get("FASTLOSS_POISON") == "1"
+
+
+def test_all_memory_is_taken_in_one_place():
+    package = Path(_memory.__file__).parent
+    for file in package.glob("_*.py"):
+        if file.name != "_memory.py":
+            found = re.findall(r"^.*\bnp\.empty(?:_like)?\((?!0, ).*$", file.read_text(), re.MULTILINE)
+            assert not found, (file.name, found)
+

@@ -321,8 +321,11 @@ cdef void run_one(const Job* job, Py_ssize_t b, char* memory) noexcept nogil:
 
 
 def decode(logits, const int64_t[::1] length, int64_t blank, bint merge, Py_ssize_t width, int64_t[:, :, ::1] labels,
-           int64_t[:, ::1] n_labels, double[::1] score, int n_threads):
-    """The best paths of every entry of logits [entries, frames, classes]; width 0 is greedy, of one path."""
+           int64_t[:, ::1] n_labels, double[::1] score, double most, int n_threads):
+    """The best paths of every entry of logits [entries, frames, classes]; width 0 is greedy, of one path.
+
+    MemoryError where a thread's scratch would take more than `most` bytes.
+    """
     cdef Job job
     cdef Held held
     cdef Py_ssize_t n = length.shape[0], b, work = 0
@@ -353,8 +356,8 @@ def decode(logits, const int64_t[::1] length, int64_t blank, bint merge, Py_ssiz
         if width:
             size += (sizeof(Order) + 8.0)*job.n_classes + 2.0*width*sizeof(Beam)
             size += (<double>job.most_frames*width + 1)*sizeof(Node)
-        if size > 2.0**62:
-            raise MemoryError()
+        if size > most:
+            raise MemoryError(f"beam_width must leave scratch that fits in memory, got {width}: {size:.0f} bytes a thread")
         if blocks(n, work//n*(1 + width), n_threads) == 1:
             team = 1
         memory = new_scratch(team)
