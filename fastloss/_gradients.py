@@ -106,9 +106,8 @@ def value_and_grad(loss: Callable[..., Any], wrt: str | tuple[str, ...] | None =
             Where to write the gradients.  May be the logits themselves: then they are overwritten in place.
 
         and returns ``(value, gradient)``, with a tuple of gradients, in order, where `wrt` is a tuple.  A gradient has
-        the dtype, shape and memory layout of its argument, and is the derivative of the (reduced) value.  Results over
-        32 MB lie where earlier ones lay that were dropped, for new memory takes longer than most losses: up to 1 GB is
-        kept, which the system takes back when it runs short.
+        the dtype, shape and memory layout of its argument, and is the derivative of the (reduced) value.  New memory of
+        over 32 MB takes longer than most losses, so hand over `grad_out` where that counts.
 
     Raises
     ------

@@ -270,8 +270,6 @@ class _Sampler:
         true: Any = true_classes
         if not (type(true) is np.ndarray and true.dtype is _INT64 and true.flags.carray):  # as_int64's own shortcut
             true = None if true is _NONE else as_int64("true_classes", true)
-        if self._law[2] is not None and true is not None:
-            true = true.copy()  # the table is read, and changed, where they say: they must not change meanwhile
         lock = self._lock
         lock.acquire()  # a third of what `with` costs
         try:
@@ -291,6 +289,8 @@ class _Sampler:
             self._block = block + blocks & _ALL
             self._last = size, distinct, tries
             if true is not None:
+                if counts is None or not learned:
+                    true = as_ids("true_classes", true, law[1])  # others may have changed it since
                 if counts is None:
                     of_true, counts = self._expected(true), self._expected(out)
                 if not learned:

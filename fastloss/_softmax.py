@@ -20,7 +20,8 @@ HESSIANS = ("diagonal", "upper", "residual")  # in the order of the kernel's num
 def _plain(wants: Wants | None, logits: Array, labels: Array, index: bool, axis: int, n_threads: int | None) -> Any:
     """_cross_entropy without options: what a call on a few rows costs is Python, so this is all of it."""
     shape = labels.shape if index else _inputs.without(logits.shape, axis)
-    loss = _memory.empty(shape, _inputs.loss_dtype("logits", logits.dtype))
+    take = _memory.small if logits.size < _threads.GRAIN else _memory.empty
+    loss = take(shape, _inputs.loss_dtype("logits", logits.dtype))
     grad = None if wants is None else wants.plain_buffer(logits)
     bad = _kernels.cross_entropy(
         logits, labels, axis, index, loss, grad, None, None, 0, None, None, 1.0, 0.0, None, None, 0.0,

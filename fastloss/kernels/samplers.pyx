@@ -41,9 +41,13 @@ def sample(tuple law, uint64_t key, uint64_t stream, uint64_t block, object out,
     cdef bint done = False
     cdef int64_t bad, size, trues, unused
     cdef const int64_t* ids = <const int64_t*>_data(true, &trues, False)
+    cdef bytes own
     cdef double* expected = <double*>_data(true_count, &unused, True)
     cdef double* counted = <double*>_data(count, &unused, True)
     _law(&w, law)
+    if _weighs(&w) and trues:                       # a copy: nobody changes them between this look and their use
+        own = (<const char*>ids)[:trues*8]
+        ids = <const int64_t*><const char*>own
     bad = _outside(ids, trues, w.n)
     job.out = <int64_t*>_data(out, &job.size, True)
     if bad >= 0 or job.size == 0:
