@@ -230,7 +230,9 @@ def _decode(
     _memory.room("top_paths", paths, 8 * size * paths * int(frames.max(initial=0)))
     labels = np.full((size, paths, int(frames.max(initial=0))), -1, np.int64)
     n_labels, score = np.zeros((size, paths), np.int64), np.zeros(size)
-    _kernel_decode.decode(_inputs.raw(x), frames, blank, merge, width, labels, n_labels, score, _memory.most(lazy=True), threads)
+    _kernel_decode.decode(
+        _inputs.raw(x), frames, blank, merge, width, labels, n_labels, score, _memory.most(lazy=True), threads
+    )
     return labels[:, :, : int(n_labels.max(initial=0))], n_labels, score, x, frames, blank, threads
 
 

@@ -175,7 +175,7 @@ def vector(name: str, value: ArrayLike | None, size: int) -> Array | None:
 
 
 def lengths(name: str, value: ArrayLike, size: int, most: int, unit: str) -> Array:
-    """One length in [0, most] for each of `size` rows, as contiguous int64; a single one serves all.  A copy."""
+    """One length in [0, most] for each of `size` rows, as contiguous int64: a copy; a single one serves all."""
     a = integers(name, value).copy()
     if a.shape not in ((), (size,)):
         raise ValueError(f"{name} must have shape ({size},), one length a row, got {a.shape}")
@@ -186,7 +186,7 @@ def lengths(name: str, value: ArrayLike, size: int, most: int, unit: str) -> Arr
 
 
 def offsets(name: str, value: ArrayLike, most: int) -> Array:
-    """Where each of some sequences starts in `most` tokens, and where the last one ends, as contiguous int64.  A copy."""
+    """Where each of some sequences starts in `most` tokens, and where the last one ends, as int64: a copy."""
     a = integers(name, value).copy()
     if a.ndim != 1 or a.size == 0:
         raise ValueError(f"{name} must have shape [number of sequences + 1], got {a.shape}")

@@ -366,9 +366,9 @@ def linear_cross_entropy(
     places) where gradients are wanted, and ``s (R (B + D) + B D)`` for the loss alone, beside some numbers for each
     row and class.  R is as large as `max_memory` allows, a multiple of 128; where it does not allow 128, logits are
     computed a second time for the gradients, and the first C is B.  The default is 64 MiB, or what 384 rows need,
-    512 where there are 2048 or more; up to 96 MiB stay with the process, for the next call.  A gradient to a table of
-    half type that takes more than one block of rows is likewise computed in one block of all rows, whatever they need,
-    for its sums are kept in float32.
+    512 where there are 2048 or more; it is given back after the call.  A gradient to a table of half type that takes
+    more than one block of rows is likewise computed in one block of all rows, whatever they need, for its sums are kept
+    in float32.
 
     After ``tf.nn.sparse_softmax_cross_entropy_with_logits``; `z_loss` is that of PaLM (arXiv:2204.02311).
 

@@ -1,6 +1,6 @@
-"""The one place that takes memory for tables, scratch and results: where it begins, and what is said if there is none.
+"""The one place that takes memory for tables, scratch and results: where it begins, what is said if there is none.
 
-Nothing is kept between calls, and every array is NumPy's own: private to the process, resizable, given back when dropped.
+Nothing is kept between calls; every array is NumPy's own: private to the process, given back when dropped.
 """
 
 from __future__ import annotations
@@ -91,7 +91,7 @@ def empty(shape: Any, dtype: DTypeLike = np.float64, name: str = "an array") -> 
 small = empty if POISON else np.empty  # for a size that `room` has looked at: half of the time
 
 
-def empty_like(a: Array, dtype: DTypeLike = None, name: str = "a result") -> Array:
+def empty_like(a: Array, dtype: DTypeLike | None = None, name: str = "a result") -> Array:
     """`numpy.empty_like`, of no subclass."""
     try:
         array = np.empty_like(a, dtype, subok=False)

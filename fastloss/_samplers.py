@@ -171,7 +171,9 @@ class _Sampler:
         TypeError, ValueError
             If ids are not integers in [0, range_max).
         """
-        return self._measure(as_ids("ids", ids, self.range_max, self._law[2] is not None), _MEASURES["probability"], 0.0)
+        return self._measure(
+            as_ids("ids", ids, self.range_max, self._law[2] is not None), _MEASURES["probability"], 0.0
+        )
 
     def _measure(self, ids: Ids, what: int, x: float, times: Floats | None = None) -> Floats:
         out = _memory.empty(ids.shape)

@@ -1,4 +1,4 @@
-"""Memory: tables, scratch and results are NumPy's own, private, and nothing is kept; what nobody wrote can be made to show."""
+"""Memory: tables, scratch and results are NumPy's own and private; what nobody wrote can be made to show."""
 
 import multiprocessing
 import os
@@ -147,4 +147,3 @@ def test_all_memory_is_taken_in_one_place():
         if file.name != "_memory.py":
             found = re.findall(r"^.*\bnp\.empty(?:_like)?\((?!0, ).*$", file.read_text(), re.MULTILINE)
             assert not found, (file.name, found)
-

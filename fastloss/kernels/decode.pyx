@@ -357,7 +357,7 @@ def decode(logits, const int64_t[::1] length, int64_t blank, bint merge, Py_ssiz
             size += (sizeof(Order) + 8.0)*job.n_classes + 2.0*width*sizeof(Beam)
             size += (<double>job.most_frames*width + 1)*sizeof(Node)
         if size > most:
-            raise MemoryError(f"beam_width must leave scratch that fits in memory, got {width}: {size:.0f} bytes a thread")
+            raise MemoryError(f"beam_width must leave scratch that fits in memory, got {width}: {size:.0f} bytes")
         if blocks(n, work//n*(1 + width), n_threads) == 1:
             team = 1
         memory = new_scratch(team)
