@@ -19,11 +19,16 @@ Array = NDArray[Any]
 
 LINE = 64  # bytes
 HUGE = 1 << 21
+NO_LIMIT = 1 << 62
 LARGE = 1 << 26  # bytes that are worth a look at what the machine has
 POISON = os.environ.get("FASTLOSS_POISON") == "1"  # what is read before it is written shows: NaN, or -1
 
-_PHYSICAL = os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE") if hasattr(os, "sysconf") else 1 << 62
 _CGROUPS = {"": ("/sys/fs/cgroup", "memory.max"), "memory": ("/sys/fs/cgroup/memory", "memory.limit_in_bytes")}
+
+
+def _physical() -> int:
+    pages = os.sysconf("SC_PHYS_PAGES") if "SC_PHYS_PAGES" in getattr(os, "sysconf_names", ()) else -1
+    return pages * os.sysconf("SC_PAGE_SIZE") if pages > 0 else NO_LIMIT
 
 
 def _cgroups() -> Iterator[int]:
@@ -42,14 +47,14 @@ def _address_space() -> int:
     try:
         import resource
     except ImportError:  # Windows
-        return 1 << 62
+        return NO_LIMIT
     limit = resource.getrlimit(resource.RLIMIT_AS)[0]
-    return 1 << 62 if limit == resource.RLIM_INFINITY else limit
+    return NO_LIMIT if limit == resource.RLIM_INFINITY else limit
 
 
 def most(*, lazy: bool = False) -> int:
     """Bytes that this process may have at all; `lazy`: of memory most of which is never touched."""
-    return min(_PHYSICAL, _address_space(), *(() if lazy else _cgroups()))
+    return min(_physical(), _address_space(), *(() if lazy else _cgroups()))
 
 
 def room(name: str, value: Any, space: int, *, lazy: bool = False) -> None:
