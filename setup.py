@@ -2,6 +2,7 @@
 
 import os
 import platform
+import shlex
 import sys
 import tempfile
 from pathlib import Path
@@ -36,6 +37,8 @@ COMPILE = {
     "msvc": ["/O2", "/fp:precise"],
 }
 OPENMP = {"unix": ["-fopenmp"], "msvc": ["/openmp"]}
+# For developers' builds, sanitizers say: after all other flags, for the compiler and the linker.
+EXTRA = shlex.split(os.environ.get("FASTLOSS_BUILD_FLAGS", ""))
 # Long chains of vector operations gain by being interleaved, by copies that stay in registers instead of becoming
 # memcpy, and by loops in functions of their own; the scalar loops of draws lose a tenth by it, and a twentieth, on
 # Intel's cores before Ice Lake, if a branch of theirs lies across 32 bytes.
@@ -50,6 +53,7 @@ INTERLEAVED = {
     ],
     "msvc": [],
 }
+STRICT = {"unix": ["-Werror"], "msvc": []}  # clang only warns of what it ignores
 ALIGNED = {"unix": ["-Wa,-mbranches-within-32B-boundaries"], "msvc": []}
 DIRECTIVES = {
     "language_level": 3,
@@ -100,7 +104,7 @@ class BuildExt(build_ext):
         self.openmp = [] if serial else OPENMP[self.kind]
         nothing = "int main(void) { return 0; }\n"  # what a compiler does not know it does without
         self.styles = {
-            name: [flag for flag in flags[self.kind] if self._compiles(nothing, [flag])]
+            name: [flag for flag in flags[self.kind] if self._compiles(nothing, [*STRICT[self.kind], flag])]
             for name, flags in (("scalar", ALIGNED), ("interleaved", INTERLEAVED))
         }
         super().build_extensions()
@@ -110,9 +114,9 @@ class BuildExt(build_ext):
             source = Path(folder, "probe.c")
             source.write_text(program)
             try:
-                objects = self.compiler.compile([str(source)], output_dir=folder, extra_postargs=flags)
+                objects = self.compiler.compile([str(source)], output_dir=folder, extra_postargs=flags + EXTRA)
                 if link is not None:
-                    self.compiler.link_executable(objects, str(Path(folder, "probe")), extra_postargs=link)
+                    self.compiler.link_executable(objects, str(Path(folder, "probe")), extra_postargs=link + EXTRA)
             except Exception as error:  # compilers' errors have no common base
                 print(f"building without {' '.join(flags)}: {error}", file=sys.stderr)
                 return False
@@ -123,6 +127,8 @@ class BuildExt(build_ext):
         style = self.styles["scalar" if kernel in SCALAR else "interleaved"]
         ext.extra_compile_args = COMPILE[self.kind] + style + ISAS.get(isa, {}).get(self.kind, []) + self.openmp
         ext.extra_link_args = self.openmp if self.kind == "unix" else []
+        ext.extra_compile_args = ext.extra_compile_args + EXTRA
+        ext.extra_link_args = ext.extra_link_args + EXTRA
         super().build_extension(ext)
 
 

@@ -28,10 +28,12 @@ cdef extern from *:
         return (r[1] & need) == need && r[1] < 0;                    /* vl is the sign bit */
     }
     #elif defined(__x86_64__)
+    #include <cpuid.h>
     static int fl_has_avx2(void) {
+        unsigned a, b, c = 0, d;
         __builtin_cpu_init();
         return __builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma") && __builtin_cpu_supports("bmi2")
-            && __builtin_cpu_supports("f16c");
+            && __get_cpuid(1, &a, &b, &c, &d) && (c & bit_F16C);     /* clang 14's builtin does not know f16c */
     }
     static int fl_has_avx512(void) {
         return fl_has_avx2() && __builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512bw")

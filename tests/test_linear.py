@@ -327,6 +327,28 @@ def test_partials_in_any_grouping(size, dtype):
     assert (fl.loss_from_partials(parts[0])[kwargs["labels"] > 0] == np.inf).all()
 
 
+def test_partials_of_logits_that_lie_far_apart():
+    """Powers of two that differ by more than an int holds, and one that is NaN."""
+    rows = np.array([[1e300, 3e299, -1e300, 0], [1e10, 0, -1e10, 5e9], [0, 1, 2, np.nan], [np.nan, 1e300, 0, 0]])
+    kwargs = {"inputs": rows, "labels": np.array([0, 0, 0, 1])}
+    parts = [fl.linear_partials(weights=np.eye(4)[k : k + 1], first_class=k, **kwargs) for k in range(4)]
+    for order in itertools.permutations(parts):
+        got = fl.loss_from_partials(fl.merge_partials(*order))
+        np.testing.assert_array_equal(got, [0, 0, np.nan, np.nan])
+
+
+@pytest.mark.parametrize("offset", [0.0, -3000.0, 30_000.0])
+def test_partials_of_a_label_far_ahead(offset):
+    ahead = np.array([0.5, 100, 300, 354, 356, 360, 500, 620, 630, 700, 740, 800, 5000])
+    rows = offset + np.stack([ahead, 0 * ahead - 1, 0 * ahead], 1)
+    kwargs = {"inputs": rows, "labels": np.zeros(len(rows), int)}
+    parts = [fl.linear_partials(weights=np.eye(3)[k : k + 1], first_class=k, **kwargs) for k in range(3)]
+    want = fl.linear_cross_entropy(weights=np.eye(3), **kwargs)
+    for order in itertools.permutations(parts):
+        got = fl.loss_from_partials(fl.merge_partials(*order))
+        np.testing.assert_allclose(got, want, rtol=1e-15, atol=5e-324)
+
+
 # ------------------------------------------------------------------ the same bits
 
 

@@ -636,3 +636,21 @@ def test_normalizations_do_not_depend_on_threads(name):
         want = f(x, n_threads=1)
         for n_threads in (2, 3, 4):
             np.testing.assert_array_equal(f(x, n_threads=n_threads), want)
+
+
+@pytest.mark.parametrize("dtype", [np.float32, np.float64])
+@pytest.mark.parametrize("c", [31, 32, 33, 48, 64, 96, 128, 256, 300])
+def test_a_row_of_nan_writes_nothing_beside_itself(c, dtype):
+    """A maximum that is NaN stands nowhere."""
+    x = np.zeros((5, c), dtype)
+    x[[1, 4]] = np.nan
+    room = np.full((6, c), 7, dtype)
+    labels = np.full((5, c), 1 / c, dtype)
+    for options in ({}, {"label_smoothing": 0.1}):
+        loss, grad = fl.value_and_grad(DENSE)(labels=labels, logits=x, grad_out=room[:5], **options)
+        np.testing.assert_array_equal(np.isnan(loss), [False, True, False, False, True])
+        assert np.isnan(grad[[1, 4]]).all()
+        assert not np.isnan(grad[[0, 2, 3]]).any()
+        assert (room[5] == 7).all()
+    fl.softmax(x, out=room[:5])
+    assert (room[5] == 7).all()

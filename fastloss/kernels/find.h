@@ -29,8 +29,8 @@ FL_INLINE ptrdiff_t fl_findf(const float *x, ptrdiff_t n, float v) {
             return k + __builtin_ctzll(bits);
         }
     }
-    while (k < n - 1 && x[k] != v) k++;
-    return k;
+    while (k < n && x[k] != v) k++;
+    return k < n ? k : n - 1;
 }
 
 FL_INLINE ptrdiff_t fl_find(const double *x, ptrdiff_t n, double v) {
@@ -53,8 +53,8 @@ FL_INLINE ptrdiff_t fl_find(const double *x, ptrdiff_t n, double v) {
             return k + __builtin_ctz(bits);
         }
     }
-    while (k < n - 1 && x[k] != v) k++;
-    return k;
+    while (k < n && x[k] != v) k++;
+    return k < n ? k : n - 1;
 }
 #else
 #if defined(__AVX__)
@@ -85,15 +85,15 @@ FL_INLINE int fl_any_of_16(const double *x, double v) {
 FL_INLINE ptrdiff_t fl_findf(const float *x, ptrdiff_t n, float v) {
     ptrdiff_t k = 0;
     while (k + 32 <= n && !fl_any_of_32f(x + k, v)) k += 32;
-    while (k < n - 1 && x[k] != v) k++;
-    return k;
+    while (k < n && x[k] != v) k++;
+    return k < n ? k : n - 1;
 }
 
 FL_INLINE ptrdiff_t fl_find(const double *x, ptrdiff_t n, double v) {
     ptrdiff_t k = 0;
     while (k + 16 <= n && !fl_any_of_16(x + k, v)) k += 16;
-    while (k < n - 1 && x[k] != v) k++;
-    return k;
+    while (k < n && x[k] != v) k++;
+    return k < n ? k : n - 1;
 }
 #endif
 #endif

@@ -4,7 +4,7 @@ The wrapper hands in scratch; every function here does one step for one block of
 the table.  linear_blocks.pxd has what is done to one block.
 """
 from cython.parallel cimport prange
-from libc.math cimport INFINITY, ldexp, rint
+from libc.math cimport INFINITY, fmax, fmin, ldexp, rint
 from libc.stdint cimport int64_t
 
 from fastloss.kernels.arrays cimport Held, release, take
@@ -432,21 +432,32 @@ cdef struct Partial:        # of a row, over some classes: a sum of exp over all
     double label            # the label's logit; -inf where it is elsewhere
 
 
+cdef inline double scale_between(double lower, double upper) noexcept nogil:
+    """2^(lower - upper); powers of large logits lie further apart than an int reaches, and those of NaN nowhere."""
+    cdef double d = lower - upper
+    return ldexp(1.0, <int>d) if d > -2000 else 0.0
+
+
 cdef inline void merge_into(Partial* a, const Partial* b) noexcept nogil:
     """Powers of two scale exactly, and the sum keeps what it rounds off: the order of merging does not matter."""
     cdef double t, f, s, r
     if a.sum == 0 or (b.sum != 0 and b.power > a.power):
-        f = ldexp(1.0, <int>(a.power - b.power)) if a.sum != 0 else 0.0
+        f = scale_between(a.power, b.power) if a.sum != 0 else 0.0
         a.power = b.power
         s, r = a.sum*f, a.rest*f
         a.sum, a.rest = b.sum, b.rest
     else:
-        f = ldexp(1.0, <int>(b.power - a.power)) if b.sum != 0 else 0.0
+        f = scale_between(b.power, a.power) if b.sum != 0 else 0.0
         s, r = b.sum*f, b.rest*f
     t = a.sum + s
     a.rest += sum_rest(a.sum, s, t) + r
     a.sum = t
     a.label = b.label if a.label == <double>(-INFINITY) else a.label
+
+
+cdef inline double less_powers(double x, double k) noexcept nogil:
+    """x - k ln 2, k the nearest power; within 1 also where x is so large that rounding leaves nothing of it."""
+    return fmin(fmax((x - k*6.93147180369123816490e-01) - k*1.90821492927058770002e-10, -1), 1)
 
 
 def partials(bint wide, Py_ssize_t n, const double[:, ::1] state, const double[:, ::1] marked, double[:, ::1] out):
@@ -463,7 +474,7 @@ def partials(bint wide, Py_ssize_t n, const double[:, ::1] state, const double[:
             power = power_of(<float>t, <float>shift)
         power -= bias_of(<double>0) if wide else bias_of(<float>0)
         k = rint(shift/FL_LN2)                          # a shift is no power of two: its remainder goes into the sum
-        s = fl_exp_label((shift - k*6.93147180369123816490e-01) - k*1.90821492927058770002e-10, FL_BIAS, FL_BIAS)
+        s = fl_exp_label(less_powers(shift, k), FL_BIAS, FL_BIAS)
         s = s if shift != 0 else 1.0
         t = state[SUM, i]
         out[i, 0] = power + k
@@ -487,9 +498,15 @@ def partial_losses(const double[:, ::1] a, double[::1] out):
     """The losses of merged Partials: log-sum-exp minus the label's logit."""
     cdef Terms terms
     cdef Py_ssize_t i
+    cdef double k
     for i in range(a.shape[0]):
         terms.others = a[i, 1] + a[i, 2]
         terms.power = a[i, 0] + FL_BIAS
         terms.shift = 0
         terms.gap = a[i, 3]
+        k = rint(a[i, 3]/FL_LN2)
+        if k - a[i, 0] > 512 and k < <double>INFINITY:  # exp of the label's logit may overflow in the others' unit
+            terms.others *= scale_between(a[i, 0] + FL_BIAS, k)
+            terms.power = 0
+            terms.gap = less_powers(a[i, 3], k)
         log_ratios(1, &terms, &out[i], <double>0)
