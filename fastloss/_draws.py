@@ -35,15 +35,22 @@ def resolve_seed(seed: Seed) -> tuple[int, int]:
             raise ValueError(f"seed must not be negative, got {shown(seed)}")
         return 87654321, int(seed) % 2147483647
     rule = f"seed must be something that numpy.random.default_rng takes, got {shown(seed)}"
-    if isinstance(seed, np.ma.MaskedArray):
-        raise TypeError(rule)
     try:
-        words = np.random.default_rng(seed).integers(2**64, size=2, dtype=np.uint64)
+        words = np.random.default_rng(_plain(seed)).integers(2**64, size=2, dtype=np.uint64)
     except ValueError as error:
         raise ValueError(rule) from error
     except Exception as error:  # of whatever kind: some objects' methods raise anything
         raise TypeError(rule) from error
     return int(words[0]), int(words[1])
+
+
+def _plain(seed: Any, depth: int = 0) -> Any:
+    """A seed that NumPy can take apart: np.matrix, whose rows are matrices, and lists in themselves crash it."""
+    if isinstance(seed, np.ma.MaskedArray) or depth > 8:
+        raise TypeError
+    if isinstance(seed, np.ndarray):
+        return np.asarray(seed) if seed.dtype != object else _plain(seed.tolist(), depth + 1)
+    return [_plain(item, depth + 1) for item in seed] if isinstance(seed, (list, tuple)) else seed
 
 
 def as_finite(name: str, value: Any) -> float:
@@ -76,7 +83,8 @@ def as_int64(name: str, ids: ArrayLike) -> Ids:
     if type(ids) is np.ndarray and ids.dtype is _INT64 and ids.flags.carray:  # a tenth of the time of the checks below
         return ids
     given = array(name, ids)
-    if given.dtype.kind not in "iu" and (given.size or isinstance(ids, np.ndarray)):  # [] has no dtype of its own
+    empty_list = given.size == 0 and given.dtype.kind == "f" and not isinstance(ids, np.ndarray)  # has no dtype
+    if given.dtype.kind not in "iu" and not empty_list:
         raise TypeError(f"{name} must be integers, got dtype {given.dtype}")
     if given.dtype == _INT64 and given.flags.c_contiguous and given.flags.aligned:
         return given.view(_INT64)
