@@ -359,7 +359,7 @@ def sample_negatives(
     threads = _threads.resolve(n_threads)
     with sampler._lock if isinstance(sampler, _Sampler) else nullcontext():
         longest = int((starts[1:] - starts[:-1]).max(initial=0))
-        size = samplers.set_size(sampler._law[1], longest + num_sampled)
+        size = samplers.set_size(sampler._law[1], min(longest + num_sampled, 2**62))
         seen = np.empty((threads, size), np.uint64)
         wanted = num_sampled if unique else 1
         row, left = candidates.too_few(sampler._law, starts, ids, sampler._drawable, wanted, seen[0])
