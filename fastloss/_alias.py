@@ -13,9 +13,10 @@ from fastloss._draws import (
     Ids,
     Law,
     Seed,
-    as_array,
     as_ids,
     as_integer,
+    as_weights,
+    copied,
     finish,
     resolve_seed,
     try_limit,
@@ -63,12 +64,10 @@ class AliasTable:
     _drawable: int
 
     def __init__(self, weights: ArrayLike) -> None:
-        given = as_array("weights", weights)
-        if given.dtype.kind not in "biuf":
-            raise TypeError(f"weights must be real numbers, got dtype {given.dtype}")
-        if given.ndim != 1 or not 1 <= given.size < 2**32:
+        given = as_weights("weights", weights)
+        if not 1 <= given.size < 2**32:
             raise ValueError(f"weights must be a vector of 1 to 2**32 - 1 numbers, got shape {given.shape}")
-        own = np.array(given, np.float64, order="C")
+        own = copied(given, np.float64)
         total, low, self._drawable, bad = alias.total_and_support(own)
         if bad >= 0:
             raise ValueError(f"weights must be finite and not negative, got {own[bad]} at row {bad}")
@@ -143,7 +142,7 @@ class AliasTable:
         key, stream = resolve_seed(seed)
         out = np.empty(k, np.int64)
         limit = try_limit(len(self), k)
-        filled = samplers.sample(self._law, key, stream, 0, out, True, limit, None, None, None)[1]
+        filled = samplers.sample([self._law, key, stream, 0, None], out, True, limit, None, None, None)[1]
         if filled < k:
             finish(self._law, key, stream, 0, out, filled)
         return out

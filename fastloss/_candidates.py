@@ -11,10 +11,12 @@ from numpy.typing import ArrayLike, NDArray
 
 from fastloss import _threads
 from fastloss._alias import AliasTable
-from fastloss._draws import Ids, Law, Seed, as_array, as_bool, as_ids, as_int64, as_integer, resolve_seed, try_limit
+from fastloss._draws import Ids, Law, Seed, as_bool, as_ids, as_int64, as_integer, resolve_seed, try_limit
 from fastloss._native import candidates, samplers
-from fastloss._samplers import Candidates, LogUniformSampler, UniformSampler, _Sampler
-from fastloss._unigrams import FixedUnigramSampler, LearnedUnigramSampler
+from fastloss._samplers import Candidates, LogUniformSampler, UniformSampler, _after, _Sampler
+from fastloss._unigrams import FixedUnigramSampler, LearnedUnigramSampler, read_counts
+from fastloss._values import array as as_array
+from fastloss._values import shown
 
 
 class AccidentalHits(NamedTuple):
@@ -190,6 +192,8 @@ def fixed_unigram_candidate_sampler(
     """
     true = _matrix("true_classes", true_classes, num_true)
     range_max = as_integer("range_max", range_max, 1)
+    entries = range_max * as_integer("num_shards", num_shards, 1)  # the file may have
+    unigrams, vocab_file = read_counts(unigrams, vocab_file, entries), ""
     sampler = FixedUnigramSampler(
         unigrams,
         vocab_file=vocab_file,
@@ -346,7 +350,7 @@ def sample_negatives(
     ValueError: positives must leave at least 4 ids that can be drawn, left 3 at row 0
     """
     if not isinstance(sampler, (_Sampler, AliasTable)):
-        raise TypeError(f"sampler must be a sampler or an AliasTable, got {type(sampler).__name__}")
+        raise TypeError(f"sampler must be a sampler or an AliasTable, got {shown(sampler)}")
     if seed is not None and isinstance(sampler, _Sampler):
         raise ValueError("seed must be None for a sampler, which has its own stream")
     num_sampled = as_integer("num_sampled", num_sampled, 1)
@@ -361,8 +365,11 @@ def sample_negatives(
         row, left = candidates.too_few(sampler._law, starts, ids, sampler._drawable, wanted, seen[0])
         if row >= 0:
             raise ValueError(f"positives must leave at least {wanted} ids that can be drawn, left {left} at row {row}")
-        place = sampler._reserve(num_sampled) if isinstance(sampler, _Sampler) else (*resolve_seed(seed), 0)
-        return _negatives(sampler._law, samplers.derive(*place), starts, ids, num_sampled, unique, seen)
+        key, stream, block = sampler._now[1:4] if isinstance(sampler, _Sampler) else (*resolve_seed(seed), 0)
+        out = _negatives(sampler._law, samplers.derive(key, stream, block), starts, ids, num_sampled, unique, seen)
+        if isinstance(sampler, _Sampler):
+            sampler._now[3] = _after(block, num_sampled)
+        return out
 
 
 def _ragged(positives: Any, range_max: int) -> tuple[Ids, Ids]:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import operator
 import os
 from typing import Any, TypeAlias
 
@@ -10,6 +9,10 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 from fastloss._native import samplers
+from fastloss._values import array, scalar, shown
+from fastloss._values import whole as as_integer
+
+__all__ = ["as_integer"]  # the name that it has among the samplers
 
 Ids: TypeAlias = NDArray[np.int64]
 Floats: TypeAlias = NDArray[np.float64]
@@ -17,6 +20,7 @@ Law: TypeAlias = tuple[int, int, NDArray[Any] | None, Floats | None, float]  # k
 Seed: TypeAlias = Any  # whatever numpy.random.default_rng takes
 
 _INT64 = np.dtype(np.int64)
+_PIECE = 1 << 20  # elements that are copied between two looks at pending signals
 NO_IDS: Ids = np.empty(0, np.int64)
 NO_IDS.flags.writeable = False
 
@@ -28,78 +32,82 @@ def resolve_seed(seed: Seed) -> tuple[int, int]:
         return int.from_bytes(bits[:8], "little"), int.from_bytes(bits[8:], "little")
     if isinstance(seed, (int, np.integer)):
         if seed < 0:
-            raise ValueError(f"seed must not be negative, got {seed}")
+            raise ValueError(f"seed must not be negative, got {shown(seed)}")
         return 87654321, int(seed) % 2147483647
+    rule = f"seed must be something that numpy.random.default_rng takes, got {shown(seed)}"
+    if isinstance(seed, np.ma.MaskedArray):
+        raise TypeError(rule)
     try:
         words = np.random.default_rng(seed).integers(2**64, size=2, dtype=np.uint64)
-    except TypeError as error:
-        raise TypeError(f"seed must be something that numpy.random.default_rng takes, got {seed!r}") from error
     except ValueError as error:
-        raise ValueError(f"seed must be something that numpy.random.default_rng takes, got {seed!r}") from error
+        raise ValueError(rule) from error
+    except Exception as error:  # of whatever kind: some objects' methods raise anything
+        raise TypeError(rule) from error
     return int(words[0]), int(words[1])
 
 
-def as_integer(name: str, value: Any, low: int, high: int = 2**63 - 1) -> int:
-    """`value` as an int in [low, high]."""
-    try:
-        number = operator.index(value)
-    except TypeError:
-        raise TypeError(f"{name} must be an integer, got {value!r}") from None
-    if not low <= number <= high:
-        raise ValueError(f"{name} must lie in [{low}, {high}], got {number}")
-    return number
-
-
 def as_finite(name: str, value: Any) -> float:
-    try:
-        number = float(value)
-    except (TypeError, ValueError):
-        raise TypeError(f"{name} must be a real number, got {value!r}") from None
-    if not -np.inf < number < np.inf:
-        raise ValueError(f"{name} must be finite, got {number}")
-    return number
+    """`value` as a number that a float32 holds."""
+    return scalar(name, value, -3e38, 3e38)
 
 
 def as_bool(name: str, value: Any) -> bool:
     if value is True or value is False:
         return value
     if not isinstance(value, np.bool_):
-        raise TypeError(f"{name} must be a bool, got {value!r}")
+        raise TypeError(f"{name} must be a bool, got {shown(value)}")
     return bool(value)
 
 
-def as_array(name: str, value: ArrayLike) -> NDArray[Any]:
-    try:
-        return np.asarray(value)
-    except ValueError:
-        raise ValueError(f"{name} must be a rectangular array, got rows of different lengths") from None
+def copied(given: NDArray[Any], dtype: Any) -> NDArray[Any]:
+    """A copy in C order, made in pieces, for an interrupt is heard between two of them."""
+    if given.size <= _PIECE:
+        return np.array(given, dtype, order="C")
+    out = np.empty(given.shape, dtype)
+    into = out.reshape(-1)
+    source = given.reshape(-1) if given.ndim == 1 or given.flags.c_contiguous else given.flat
+    for first in range(0, into.size, _PIECE):
+        into[first : first + _PIECE] = source[first : first + _PIECE]
+    return out
 
 
 def as_int64(name: str, ids: ArrayLike) -> Ids:
     """`ids` as a C-contiguous int64 array; unsigned numbers that wrap become negative, hence lie outside any range."""
     if type(ids) is np.ndarray and ids.dtype is _INT64 and ids.flags.carray:  # a tenth of the time of the checks below
         return ids
-    given = as_array(name, ids)
-    if given.dtype.kind not in "iu" and given.size:
+    given = array(name, ids)
+    if given.dtype.kind not in "iu" and (given.size or isinstance(ids, np.ndarray)):  # [] has no dtype of its own
         raise TypeError(f"{name} must be integers, got dtype {given.dtype}")
-    array = given.astype(np.int64, order="C", copy=False)
-    return array if array.flags.aligned else array.copy()
+    if given.dtype == _INT64 and given.flags.c_contiguous and given.flags.aligned:
+        return given.view(_INT64)
+    return copied(given, np.int64)
 
 
-def outside(name: str, ids: ArrayLike, range_max: int, bad: int) -> ValueError:
+def as_weights(name: str, value: ArrayLike) -> NDArray[Any]:
+    """A vector of real numbers, of any dtype and layout."""
+    given = array(name, value)
+    if given.dtype.kind not in "biuf":
+        raise TypeError(f"{name} must be real numbers, got dtype {given.dtype}")
+    if given.ndim != 1:
+        raise ValueError(f"{name} must be a vector, got shape {given.shape}")
+    return given
+
+
+def outside(name: str, ids: ArrayLike, as_read: Ids, range_max: int, bad: int) -> ValueError:
     """The error for the id at flat position `bad`."""
-    given = np.asarray(ids)
-    place = "" if given.ndim == 0 else f" at row {bad // (given.size // len(given))}"
-    return ValueError(f"{name} must lie in [0, {range_max}), got {given.reshape(-1)[bad]}{place}")
+    place = "" if as_read.ndim == 0 else f" at row {bad // (as_read.size // len(as_read))}"
+    got = int(as_read.reshape(-1)[bad])
+    got += 2**64 if got < 0 and np.asarray(ids).dtype.kind == "u" else 0  # it had wrapped
+    return ValueError(f"{name} must lie in [0, {range_max}), got {got}{place}")
 
 
 def as_ids(name: str, ids: ArrayLike, range_max: int) -> Ids:
     """`ids` as a C-contiguous int64 array, each in [0, range_max)."""
-    array = as_int64(name, ids)
-    bad = samplers.outside(array, range_max)
+    as_read = as_int64(name, ids)
+    bad = samplers.outside(as_read, range_max)
     if bad >= 0:
-        raise outside(name, ids, range_max, bad)
-    return array
+        raise outside(name, ids, as_read, range_max, bad)
+    return as_read
 
 
 def try_limit(range_max: int, num_sampled: int) -> int:

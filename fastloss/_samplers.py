@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import os
 from threading import Lock
 from typing import Any, NamedTuple
+from weakref import ref
 
 import numpy as np
 from numpy.typing import ArrayLike
@@ -23,16 +25,33 @@ from fastloss._draws import (
     try_limit,
 )
 from fastloss._native import samplers
+from fastloss._values import choice, scalar, shown
 
 LAWS, _MEASURES, _INT64 = samplers.LAWS, samplers.MEASURES, np.dtype(np.int64)
-_ALL = 2**64 - 1
+_ALL, _INFINITY = 2**64 - 1, float("inf")
 _NONE: Any = object()  # instead of true classes: no counts are wanted; as a size: none yet
 _sample, _empty, _new = samplers.sample, np.empty, tuple.__new__  # looked up once: a small call takes 4 us
 
 
-def _blocks(num_sampled: int) -> int:
-    """TensorFlow sets 2048 words of the stream aside for each id."""
-    return 512 * num_sampled
+_alive: set[ref[_Sampler]] = set()
+_SINGLE = 2**24  # ids below it are summed one by one for inclusion probabilities
+
+
+def _after_fork() -> None:
+    """A thread that drew in the parent, and holds a lock, is not there in the child."""
+    for alive in list(_alive):
+        sampler = alive()
+        if sampler is not None:
+            sampler._lock = Lock()
+
+
+if hasattr(os, "register_at_fork"):
+    os.register_at_fork(after_in_child=_after_fork)
+
+
+def _after(block: int, num_sampled: int) -> int:
+    """Where the next call begins in the stream: TensorFlow sets 2048 words aside for each id."""
+    return block + 512 * num_sampled & _ALL
 
 
 class Candidates(NamedTuple):
@@ -46,26 +65,32 @@ class Candidates(NamedTuple):
 class _Sampler:
     """A law on [0, range_max) and a place in a stream of random bits."""
 
-    _law: Law
     _drawable: int  # ids of positive probability
+    _keys: tuple[str, ...] = ("block", "key", "last", "sampler", "stream")  # of its state
 
     def __init__(self, law: Law, drawable: int, seed: Seed, expected_count: str) -> None:
-        if expected_count not in ("tries", "inclusion"):
-            raise ValueError(f"expected_count must be 'tries' or 'inclusion', got {expected_count!r}")
-        self._law = law
+        self._inclusion = choice("expected_count", expected_count, ("tries", "inclusion")) == "inclusion"
         self._drawable = drawable
-        self._inclusion = expected_count == "inclusion"
-        self._key, self._stream = resolve_seed(seed)
-        self._block = 0
-        self._last: tuple[int, bool, float] | None = None
+        # All that a call changes: law, key, stream and block (the place in the random bits), and the last sample (how
+        # many ids, whether unique, in how many draws).  It is changed in one go, when all else is done, so that no
+        # interrupt leaves half a call behind, and no fork that another thread makes takes one along.
+        self._now: list[Any] = [law, *resolve_seed(seed), 0, None]
         self._times: tuple[int, float, Floats] | None = None
-        self._size: tuple[int, bool, int, int] = _NONE, False, 0, 0  # what the last call asked for: see _checked
+        self._size: tuple[int, bool, int] = _NONE, False, 0  # what the last call asked for: see _checked
+        self._unlocked()
+
+    def _unlocked(self) -> None:
         self._lock = Lock()
+        _alive.add(ref(self, _alive.discard))
+
+    @property
+    def _law(self) -> Law:
+        return self._now[0]
 
     @property
     def range_max(self) -> int:
         """Ids lie in [0, range_max)."""
-        return self._law[1]
+        return int(self._now[0][1])
 
     def __repr__(self) -> str:
         return f"{type(self).__name__}(range_max={self.range_max}{self._details()})"
@@ -75,13 +100,13 @@ class _Sampler:
 
     def __getstate__(self) -> dict[str, Any]:
         with self._lock:
-            state = self.__dict__.copy()
+            state = {**self.__dict__, "_now": self._now.copy()}
         del state["_lock"]
         return state
 
     def __setstate__(self, state: dict[str, Any]) -> None:
         self.__dict__.update(state)
-        self._lock = Lock()
+        self._unlocked()
 
     @property
     def state(self) -> dict[str, Any]:
@@ -91,32 +116,31 @@ class _Sampler:
 
     @state.setter
     def state(self, state: dict[str, Any]) -> None:
-        expected = self.state.keys()
-        if not isinstance(state, dict) or state.keys() != expected or state["sampler"] != type(self).__name__:
-            raise ValueError(
-                f"state must be a {type(self).__name__}'s, with the keys {sorted(expected)}, got {state!r}"
-            )
-        words = [as_integer(f"state[{name!r}]", state[name], 0, 2**64 - 1) for name in ("key", "stream", "block")]
+        if not isinstance(state, dict):
+            raise TypeError(f"state must be a dict, got {shown(state)}")
+        if set(state) != set(self._keys):
+            raise ValueError(f"state must have the keys {', '.join(self._keys)}, got {shown(list(state))}")
+        choice("state['sampler']", state["sampler"], [type(self).__name__])
+        words = [as_integer(f"state[{name!r}]", state[name], 0, _ALL) for name in ("key", "stream", "block")]
         last = state["last"]
         if last is not None:
-            num_sampled, unique, tries = last
-            last = (as_integer("num_sampled", num_sampled, 1), as_bool("unique", unique), _as_tries(tries, num_sampled))
+            if not isinstance(last, (tuple, list)) or len(last) != 3:
+                raise TypeError(f"state['last'] must be None or (num_sampled, unique, tries), got {shown(last)}")
+            size = as_integer("num_sampled in state['last']", last[0], 1)
+            unique = as_bool("unique in state['last']", last[1])
+            last = size, unique, scalar("tries in state['last']", last[2], size, _INFINITY)
         with self._lock:
-            self._restore(state)
-            self._key, self._stream, self._block = words
-            self._last = last
+            law = self._restored(state)
+            self._times = None
+            self._now[:] = law, *words, last
 
     def _state(self) -> dict[str, Any]:
-        return {
-            "sampler": type(self).__name__,
-            "key": self._key,
-            "stream": self._stream,
-            "block": self._block,
-            "last": self._last,
-        }
+        _, key, stream, block, last = self._now
+        return {"sampler": type(self).__name__, "key": key, "stream": stream, "block": block, "last": last}
 
-    def _restore(self, state: dict[str, Any]) -> None:
-        """Takes from a state what only this sampler has; raises before it changes anything."""
+    def _restored(self, state: dict[str, Any]) -> Law:
+        """The law that a state stands for."""
+        return self._law
 
     def sample(self, num_sampled: int, unique: bool = True) -> Ids:
         """Draw ids; the next call goes on in the stream.
@@ -143,21 +167,15 @@ class _Sampler:
         """
         return self.candidates(_NONE, num_sampled, unique)[0]
 
-    def _checked(self, num_sampled: int, unique: bool) -> tuple[int, bool, int, int]:
-        """A request for a sample, how many draws it may take, and how much of the stream is set aside for it."""
+    def _checked(self, num_sampled: int, unique: bool) -> tuple[int, bool, int]:
+        """A request for a sample, and how many draws it may take."""
         size, distinct = as_integer("num_sampled", num_sampled, 1), as_bool("unique", unique)
         if distinct and size > self._drawable:
             raise ValueError(
                 f"num_sampled must be at most {self._drawable}, the number of ids that can be drawn, "
                 f"when they are to be unique, got {size}"
             )
-        return size, distinct, try_limit(self._law[1], size) if distinct else size, _blocks(size)
-
-    def _reserve(self, num_sampled: int) -> tuple[int, int, int]:
-        """The place in the stream for one call."""
-        block = self._block
-        self._block = block + _blocks(num_sampled) & _ALL
-        return self._key, self._stream, block
+        return size, distinct, try_limit(self._law[1], size) if distinct else size
 
     def probability(self, ids: ArrayLike) -> Floats:
         """Probability of each id in one draw, float64, in the shape of ids.
@@ -167,11 +185,11 @@ class _Sampler:
         TypeError, ValueError
             If ids are not integers in [0, range_max).
         """
-        return self._measure(as_ids("ids", ids, self.range_max), _MEASURES["probability"], 0.0)
+        return self._measure(as_ids("ids", ids, self._now[0][1]), _MEASURES["probability"], 0.0)
 
     def _measure(self, ids: Ids, what: int, x: float, times: Floats | None = None) -> Floats:
         out = np.empty(ids.shape)
-        samplers.measure(self._law, ids, out, what, x, times)
+        samplers.measure(self._now[0], ids, out, what, x, times)
         return out
 
     def expected_count(
@@ -209,20 +227,23 @@ class _Sampler:
         """
         array = as_ids("ids", ids, self.range_max)
         if num_sampled is None:
-            return self._expected(array)
+            last = self._now[4]
+            if last is None:
+                raise ValueError("num_sampled must be given before the first sample, got None")
+            return self._expected(array, *last)
         num_sampled = as_integer("num_sampled", num_sampled, 1)
-        if not as_bool("unique", unique):
-            return self._expected(array, (num_sampled, False, num_sampled))
-        if num_sampled > self._drawable:
-            raise ValueError(f"num_sampled must be at most {self._drawable} when unique, got {num_sampled}")
-        return self._expected(array, (num_sampled, True, 0 if self._inclusion else _as_tries(tries, num_sampled)))
+        drawn: float = num_sampled
+        if as_bool("unique", unique):
+            if num_sampled > self._drawable:
+                raise ValueError(f"num_sampled must be at most {self._drawable} when unique, got {num_sampled}")
+            if not self._inclusion:
+                if tries is None:
+                    raise ValueError("tries must be given along with num_sampled for a unique sample, got None")
+                drawn = scalar("tries", tries, num_sampled, _INFINITY)
+        return self._expected(array, num_sampled, unique, drawn)
 
-    def _expected(self, ids: Ids, sample: tuple[int, bool, float] | None = None) -> Floats:
-        """Expected counts in a sample, by default the last one: how many ids, whether unique, in how many draws."""
-        sample = sample or self._last
-        if sample is None:
-            raise ValueError("num_sampled must be given before the first sample, got None")
-        num_sampled, unique, tries = sample
+    def _expected(self, ids: Ids, num_sampled: int, unique: bool, tries: float) -> Floats:
+        """Expected counts in a sample: of how many ids, whether unique, in how many draws."""
         if unique and self._inclusion:
             return self._measure(ids, *self._included(num_sampled))
         if tries == num_sampled:
@@ -235,8 +256,9 @@ class _Sampler:
             return _MEASURES["inclusion"], 1.0, None
         known = self._times
         if known is None or known[0] != num_sampled:
+            single = _SINGLE if self._law[0] == LAWS["log_uniform"] else self.range_max
             times = np.empty(2**15 + 2)
-            x, used = samplers.inclusion_times(self._law, num_sampled, *np.polynomial.legendre.leggauss(32), times)
+            x, used = samplers.inclusion_times(self._law, num_sampled, times, single)
             known = self._times = num_sampled, x, times[:used].copy()
         return _MEASURES["inclusion"], *known[1:]
 
@@ -266,35 +288,30 @@ class _Sampler:
         true: Any = true_classes
         if not (type(true) is np.ndarray and true.dtype is _INT64 and true.flags.carray):  # as_int64's own shortcut
             true = None if true is _NONE else as_int64("true_classes", true)
-        lock = self._lock
-        lock.acquire()  # a third of what `with` costs
-        try:
-            size, distinct, limit, blocks = self._size
+        with self._lock:
+            size, distinct, limit = self._size
             if num_sampled is not size or unique is not distinct:  # the same objects as last time need no check
-                size, distinct, limit, blocks = self._size = self._checked(num_sampled, unique)
+                size, distinct, limit = self._size = self._checked(num_sampled, unique)
             out = _empty(size, _INT64)
             of_true = counts = None
             if true is not None and not (distinct and self._inclusion):
                 of_true, counts = _empty(true.shape), _empty(size)
-            law, key, stream, block = self._law, self._key, self._stream, self._block
-            bad, filled, tries, learned = _sample(law, key, stream, block, out, distinct, limit, true, of_true, counts)
-            if bad >= 0:
-                raise outside("true_classes", true_classes, self.range_max, bad)
-            if filled < size:
-                tries, counts = tries + finish(law, key, stream, block, out, filled), None
-            self._block = block + blocks & _ALL
-            self._last = size, distinct, tries
-            if true is not None:
-                if counts is None:
-                    of_true, counts = self._expected(true), self._expected(out)
-                if not learned:
-                    self._learn(true)
-        finally:
-            lock.release()
+            bad, filled, tries, done = _sample(self._now, out, distinct, limit, true, of_true, counts)
+            if not done:
+                if bad >= 0:
+                    raise outside("true_classes", true_classes, true, self.range_max, bad)
+                law, key, stream, block, _ = self._now
+                if filled < size:
+                    tries, counts = tries + finish(law, key, stream, block, out, filled), None
+                if true is not None and counts is None:
+                    of_true = self._expected(true, size, distinct, tries)
+                    counts = self._expected(out, size, distinct, tries)
+                self._advance(_after(block, size), (size, distinct, tries), true)
         return _new(Candidates, (out, of_true, counts))  # a quarter of what NamedTuple's own constructor costs
 
-    def _learn(self, ids: Ids) -> None:
-        """What a sampler does with the true classes that it has seen; the caller holds the lock."""
+    def _advance(self, block: int, last: tuple[int, bool, float] | None, true: Ids | None) -> None:
+        """Goes on to the next call, and learns these ids if it learns; the caller holds the lock."""
+        self._now[3:] = block, last
 
 
 class UniformSampler(_Sampler):
@@ -367,12 +384,3 @@ class LogUniformSampler(_Sampler):
     def __init__(self, range_max: int, *, seed: Seed = None, expected_count: str = "tries") -> None:
         n = as_integer("range_max", range_max, 1)
         super().__init__((LAWS["log_uniform"], n, None, None, 0.0), n, seed, expected_count)
-
-
-def _as_tries(tries: float | None, num_sampled: int) -> float:
-    """The number of draws that a unique sample took."""
-    if tries is None:
-        raise ValueError("tries must be given along with num_sampled for a unique sample, got None")
-    if not tries >= num_sampled:
-        raise ValueError(f"tries must be at least num_sampled = {num_sampled}, got {tries}")
-    return float(tries)

@@ -3,15 +3,22 @@
 from __future__ import annotations
 
 import os
-from typing import Any
+import stat
+from array import array as growing
+from typing import Any, TextIO
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
-from fastloss._draws import Floats, Ids, Law, Seed, as_array, as_finite, as_ids, as_integer
+from fastloss._draws import Floats, Ids, Law, Seed, as_finite, as_ids, as_int64, as_integer, as_weights, copied
 from fastloss._memory import aligned
-from fastloss._native import alias, unigram
+from fastloss._native import alias, samplers, unigram
 from fastloss._samplers import LAWS, _Sampler
+from fastloss._values import shown
+
+_FEW = 1 << 14  # ids that are learned without a look at pending signals
+_ROWS = 2**31 - 1  # entries that a file may have
+_LINE = 1 << 16  # characters of a line of it
 
 
 class LearnedUnigramSampler(_Sampler):
@@ -25,7 +32,7 @@ class LearnedUnigramSampler(_Sampler):
         At least 1, at most 2**40.  Memory: 4.3 bytes per id, or 9.2 where there are more than 2**28 ids or 1.8e9 counts
         were added; the system gives only what is used.
     seed, expected_count : optional
-        As for `UniformSampler`.
+        As for `UniformSampler`; with "inclusion" range_max may be at most 2**31.
 
     Raises
     ------
@@ -35,6 +42,8 @@ class LearnedUnigramSampler(_Sampler):
     Notes
     -----
     Counts are 64-bit numbers; TensorFlow stops to learn when their sum reaches 2**31 - 1.
+    An interrupted call learns all its ids or none, except where there are more than 16384, and they take less than half
+    the memory that the counts do: then those before some place.
     Source: TensorFlow, ``tf.random.learned_unigram_candidate_sampler``.
 
     Examples
@@ -48,30 +57,26 @@ class LearnedUnigramSampler(_Sampler):
     """
 
     _added = 0  # ids that had been when inclusion times were last computed
+    _keys = (*_Sampler._keys, "counts")
 
     def __init__(self, range_max: int, *, seed: Seed = None, expected_count: str = "tries") -> None:
-        n = as_integer("range_max", range_max, 1, 2**40)
+        n = as_integer("range_max", range_max, 1, 2**31 if expected_count == "inclusion" else 2**40)
         tree = _tree_for(n, 0)
         super().__init__((LAWS["learned_unigram"], n, tree, None, 0.0), n, seed, expected_count)
 
     def __getstate__(self) -> dict[str, Any]:
         with self._lock:
-            state = self.__dict__.copy()
-            state["_law"] = (*self._law[:2], self._tree.copy(), *self._law[3:])
+            state = {**self.__dict__, "_now": [_with(self._law, copied(self._tree, self._tree.dtype)), *self._now[1:]]}
         del state["_lock"]
         return state
 
     def __setstate__(self, state: dict[str, Any]) -> None:
         super().__setstate__(state)
-        tree = aligned(self._tree.size, self._tree.dtype)
-        tree[:] = self._tree
-        self._law = (*self._law[:2], tree, *self._law[3:])
+        self._now[0] = _copy(self._law)
 
     @property
     def _tree(self) -> NDArray[Any]:
-        tree = self._law[2]
-        assert tree is not None
-        return tree
+        return _tree(self._law)
 
     @property
     def counts(self) -> Ids:
@@ -92,20 +97,45 @@ class LearnedUnigramSampler(_Sampler):
         TypeError, ValueError
             If ids are not integers in [0, range_max); no count is changed then.
         """
-        array = as_ids("ids", ids, self.range_max)
+        array = as_ids("ids", ids, self._now[0][1])
         with self._lock:
-            self._learn(array)
+            law, _, _, block, last = now = self._now
+            if not samplers.advance(now, law, array, block, last):
+                self._advance(block, last, array)
 
-    def _learn(self, ids: Ids) -> None:
-        if not unigram.tree_add(self._tree, self.range_max, ids):
-            self._count(self._counts(), ids.size)
-            unigram.tree_add(self._tree, self.range_max, ids)
+    def probability(self, ids: ArrayLike) -> Floats:
+        with self._lock:
+            return super().probability(ids)
 
-    def _count(self, counts: Ids, more: int = 0) -> None:
-        """Makes these the counts, in a tree with room for so many more."""
+    def expected_count(
+        self, ids: ArrayLike, num_sampled: int | None = None, unique: bool = True, tries: float | None = None
+    ) -> Floats:
+        with self._lock:
+            return super().expected_count(ids, num_sampled, unique, tries)
+
+    def _advance(self, block: int, last: tuple[int, bool, float] | None, true: Ids | None) -> None:
+        now, n, tree = self._now, self.range_max, self._tree
+        ids = np.empty(0, np.int64) if true is None else true.reshape(-1)
+        before = law = self._law
+        if tree.itemsize == 4 and unigram.is_wide(n, int(tree[-1]) + ids.size):
+            law = self._counted(self._counts(), ids.size)
+        elif ids.size > _FEW and tree.nbytes <= 2 * ids.nbytes:
+            law = _copy(law)  # an interrupt, or a fork, finds what was
+        first, rest = 0, max(ids.size - _FEW, 0)
+        while first < rest:
+            some = ids[first : min(first + _FEW, rest)]
+            if law is before:
+                samplers.advance(now, law, some, now[3], now[4])
+            else:
+                unigram.tree_add(_tree(law), n, some)
+            first += some.size
+        samplers.advance(now, law, ids[rest:], block, last)
+
+    def _counted(self, counts: Ids, more: int = 0) -> Law:
+        """The law of these counts, in a tree with room for so many more."""
         tree = _tree_for(counts.size, int(counts.sum()) - counts.size + more)
         unigram.tree_build(tree, counts)
-        self._law = (*self._law[:2], tree, *self._law[3:])
+        return _with(self._law, tree)
 
     def _included(self, num_sampled: int) -> tuple[int, float, Floats | None]:
         added = int(self._tree[-1])
@@ -116,14 +146,35 @@ class LearnedUnigramSampler(_Sampler):
     def _state(self) -> dict[str, Any]:
         return {**super()._state(), "counts": self._counts()}
 
-    def _restore(self, state: dict[str, Any]) -> None:
-        counts = np.asarray(state["counts"])
-        if counts.dtype.kind not in "iu":
-            raise TypeError(f"state['counts'] must be integers, got dtype {counts.dtype}")
-        if counts.shape != (self.range_max,) or counts.min() < 1 or float(counts.sum(dtype=float)) > 2.0**62:
-            raise ValueError(f"state['counts'] must be {self.range_max} positive numbers, got {counts!r}")
-        self._times = None
-        self._count(counts.astype(np.int64, order="C"))
+    def _restored(self, state: dict[str, Any]) -> Law:
+        counts = as_int64("state['counts']", state["counts"])
+        if counts.shape != (self.range_max,):
+            raise ValueError(f"state['counts'] must have the shape ({self.range_max},), got shape {counts.shape}")
+        if counts.min() < 1:
+            row = int(np.argmax(counts < 1))
+            raise ValueError(f"state['counts'] must lie in [1, 2**62], got {counts[row]} at row {row}")
+        if float(counts.sum(dtype=float)) > 2.0**62:
+            raise ValueError(f"state['counts'] must have a sum of at most 2**62, got {counts.sum(dtype=float):g}")
+        return self._counted(counts)
+
+
+def _tree(law: Law) -> NDArray[Any]:
+    tree = law[2]
+    assert tree is not None
+    return tree
+
+
+def _with(law: Law, tree: NDArray[Any]) -> Law:
+    return (*law[:2], tree, *law[3:])
+
+
+def _copy(law: Law) -> Law:
+    """The law with a tree of its own."""
+    old = _tree(law)
+    tree = aligned(old.size, old.dtype)
+    for first in range(0, tree.size, 1 << 20):  # an interrupt is heard between two pieces
+        tree[first : first + (1 << 20)] = old[first : first + (1 << 20)]
+    return _with(law, tree)
 
 
 def _tree_for(n: int, added: int) -> NDArray[Any]:
@@ -141,9 +192,9 @@ class FixedUnigramSampler(_Sampler):
     ----------
     unigrams : array_like of float, shape [m], optional
         Counts, finite and not negative.  Either this or vocab_file must be given.
-    vocab_file : path, optional
+    vocab_file : str or os.PathLike, optional
         Text file with one entry per line, its count the last of its fields, which commas separate.  Blank lines do not
-        count.
+        count.  It must be a regular file, of less than 2**31 lines of at most 65536 characters.
     distortion : float
         The power: 1 leaves the counts, 0 makes all listed ids equal, word2vec takes 0.75.
     num_reserved_ids : int
@@ -160,7 +211,7 @@ class FixedUnigramSampler(_Sampler):
     ------
     TypeError, ValueError
         If an argument is not of its type or range, if a count is negative or not finite, if a line of the file does not
-        end in a number, or if no id has weight.
+        end in such a count, or if no id has weight.
     OSError
         If the file cannot be read.
 
@@ -189,7 +240,7 @@ class FixedUnigramSampler(_Sampler):
         seed: Seed = None,
         expected_count: str = "tries",
     ) -> None:
-        counts = _counts(unigrams, vocab_file)
+        counts = read_counts(unigrams, vocab_file)
         reserved = as_integer("num_reserved_ids", num_reserved_ids, 0, 2**31 - 1)
         self._num_shards = as_integer("num_shards", num_shards, 1)
         self._shard = as_integer("shard", shard, 0, self._num_shards - 1)
@@ -219,44 +270,90 @@ class FixedUnigramSampler(_Sampler):
         return as_ids("ids", ids, self.range_max) * self._num_shards + self._shard
 
 
-def _counts(unigrams: ArrayLike, vocab_file: str | os.PathLike[str]) -> Floats:
-    """The counts of all entries, from either source."""
-    given = as_array("unigrams", unigrams)
-    if bool(given.size) == bool(vocab_file):
+def read_counts(unigrams: ArrayLike, vocab_file: str | os.PathLike[str], most: int = _ROWS) -> Floats:
+    """The counts of all entries, from either source; a file may have so many."""
+    given = as_weights("unigrams", unigrams)
+    path = _path(vocab_file)
+    if bool(given.size) == bool(path):
         raise ValueError("unigrams or vocab_file must be given, and not both")
-    if vocab_file:
-        counts = _read_counts(vocab_file)
-    else:
-        if given.dtype.kind not in "biuf":
-            raise TypeError(f"unigrams must be real numbers, got dtype {given.dtype}")
-        if given.ndim != 1:
-            raise ValueError(f"unigrams must be a vector, got shape {given.shape}")
-        counts = np.ascontiguousarray(given, np.float64)
+    if path:
+        return _read_counts(path, min(most, _ROWS))
+    fits = given.dtype == np.float64 and given.flags.c_contiguous and given.flags.aligned
+    counts = given if fits else copied(given, np.float64)
     bad = alias.total_and_support(counts)[3]
     if bad >= 0:
         raise ValueError(f"unigrams must be finite and not negative, got {counts[bad]} at row {bad}")
     return counts
 
 
-def _read_counts(vocab_file: str | os.PathLike[str]) -> Floats:
+def _path(vocab_file: Any) -> str:
+    """A path as text."""
+    if not isinstance(vocab_file, (str, os.PathLike)):
+        raise TypeError(f"vocab_file must be a path, a str or os.PathLike, got {shown(vocab_file)}")
+    try:
+        path = os.fspath(vocab_file)
+        if not isinstance(path, str):
+            raise TypeError
+    except Exception:  # __fspath__ may raise anything
+        raise TypeError(f"vocab_file must be a path that is a str, got {shown(vocab_file)}") from None
+    try:
+        encoded = os.fsencode(path)
+    except UnicodeError:
+        encoded = b"\0"
+    if b"\0" in encoded:
+        raise ValueError(f"vocab_file must be a name that a file can have, got {shown(path)}")
+    return path
+
+
+def _open(path: str) -> TextIO:
+    """A regular file.  Others are not even opened, for that may do something; nor does one that takes its place block."""
+    file = -1
+    kind = os.stat(path)
+    if stat.S_ISREG(kind.st_mode):
+        file = os.open(path, os.O_RDONLY | getattr(os, "O_NONBLOCK", 0) | getattr(os, "O_CLOEXEC", 0))
+        kind = os.fstat(file)
+    if not stat.S_ISREG(kind.st_mode):
+        if file >= 0:
+            os.close(file)
+        raise ValueError(f"vocab_file must be a regular file, got {_kind(kind.st_mode)}, {shown(path)}")
+    return open(file, encoding="utf-8", errors="replace")
+
+
+def _kind(mode: int) -> str:
+    kinds = {stat.S_IFDIR: "a directory", stat.S_IFIFO: "a FIFO", stat.S_IFSOCK: "a socket"}
+    return kinds.get(stat.S_IFMT(mode), "a device")
+
+
+def _read_counts(path: str, most: int) -> Floats:
     """The last field of each line that is not blank."""
-    counts = []
-    with open(vocab_file, encoding="utf-8", errors="replace") as lines:
-        for number, line in enumerate(lines, 1):
-            field = line.rsplit(",", 1)[-1].strip()
+    counts = growing("d")
+    number = 0
+    with _open(path) as file:
+        while line := file.readline(_LINE + 1):
+            number += 1
+            if len(line) > _LINE or number > _ROWS:
+                limit = f"lines of at most {_LINE} characters" if number <= _ROWS else f"at most {_ROWS} lines"
+                raise ValueError(f"vocab_file must have {limit}, got {shown(line)} at line {number}")
             if not line.strip():
                 continue
+            field = line.rsplit(",", 1)[-1].strip()
             try:
                 if "_" in field:
                     raise ValueError
-                counts.append(float.fromhex(field) if "x" in field.lower() else float(field))
+                count = float.fromhex(field) if "x" in field.lower() else float(field)
             except (ValueError, OverflowError):
-                raise ValueError(
-                    f"vocab_file must end each line with a number, got {field!r} at line {number}"
-                ) from None
+                rule = "vocab_file must end each line with a number"
+                raise ValueError(f"{rule}, got {shown(field)} at line {number}") from None
+            if not 0 <= count < np.inf:
+                rule = "vocab_file must hold counts that are finite and not negative"
+                raise ValueError(f"{rule}, got {shown(field)} at line {number}")
+            if len(counts) == most:
+                rule = f"vocab_file must hold at most {most} entries, as many as there are ids"
+                raise ValueError(f"{rule}, got one more at line {number}")
+            counts.append(count)
     if not counts:
-        raise ValueError(f"vocab_file must hold at least one entry, got none in {os.fspath(vocab_file)!r}")
-    return np.array(counts)
+        raise ValueError(f"vocab_file must hold at least one entry, got none in {shown(path)}")
+    return np.frombuffer(counts)
 
 
 def _fixed_law(counts: Floats, reserved: int, distortion: float) -> tuple[Law, int]:

@@ -169,7 +169,7 @@ def test_unique():
         (lambda: fl.AliasTable(1.0), ValueError, "weights must be a vector"),
         (lambda: fl.AliasTable(["a"]), TypeError, "weights must be real numbers"),
         (lambda: fl.AliasTable([1j]), TypeError, "weights must be real numbers"),
-        (lambda: fl.AliasTable([None]), TypeError, "weights must be real numbers"),
+        (lambda: fl.AliasTable([None]), TypeError, "weights must be an array of numbers, got [None]"),
         (lambda: fl.AliasTable([1, -1.0]), ValueError, "weights must be finite and not negative, got -1.0 at row 1"),
         (lambda: fl.AliasTable([np.nan]), ValueError, "weights must be finite and not negative, got nan at row 0"),
         (lambda: fl.AliasTable([1, 2, np.inf]), ValueError, "got inf at row 2"),

@@ -74,7 +74,7 @@ X = fl.fixed_unigram_candidate_sampler
         (lambda: U([[9]], 1, 1, True, 9), ValueError, "true_classes must lie in [0, 9), got 9 at row 0"),
         (lambda: U([[1]], 1, 1, 1, 9), TypeError, "unique must be a bool"),
         (lambda: U([[1.5]], 1, 1, True, 9), TypeError, "true_classes must be integers"),
-        (lambda: U([[1], [2, 3]], 1, 1, True, 9), ValueError, "true_classes must be a rectangular array"),
+        (lambda: U([[1], [2, 3]], 1, 1, True, 9), TypeError, "true_classes must be an array, got [[1], [2, 3]]"),
         (lambda: U([[1]], 1, 1, True, 9, seed="a"), TypeError, "seed must"),
         (lambda: X([[1]], 1, 1, True, 3, unigrams=[1, 2]), ValueError, "range_max must be 2, the number of ids"),
         (lambda: X([[1]], 1, 1, True, 3), ValueError, "unigrams or vocab_file must be given"),
@@ -250,7 +250,7 @@ S5 = fl.UniformSampler(5, seed=1)
 @pytest.mark.parametrize(
     ("call", "error", "message"),
     [
-        (lambda: N(5, [[1]], 1), TypeError, "sampler must be a sampler or an AliasTable, got int"),
+        (lambda: N(5, [[1]], 1), TypeError, "sampler must be a sampler or an AliasTable, got 5"),
         (lambda: N(S5, [[1]], 1, seed=3), ValueError, "seed must be None for a sampler"),
         (lambda: N(S5, [[1], [5]], 1), ValueError, "positives must lie in [0, 5), got 5 at row 1"),
         (lambda: N(S5, [[1.0]], 1), TypeError, "positives must be integers"),

@@ -3,19 +3,10 @@
 An entry holds the upper half of its threshold (low 32 bits) and the other id (high 32 bits).  The lower halves of the
 thresholds follow the n entries, two to a word; they matter once in 2^32 draws, and keep them exact to 2^-64.
 """
-from cpython.exc cimport PyErr_CheckSignals
 from libc.math cimport ceil, fma, powf
 from libc.stdint cimport int64_t, uint32_t, uint64_t
 
-from draws cimport CACHED
-
-cdef enum:
-    CHUNK = 1 << 20     # ids between two looks at pending signals
-
-
-cdef int _signals() except -1 with gil:
-    PyErr_CheckSignals()
-    return 0
+from draws cimport BUDGET, CACHED, _signals
 
 
 cdef inline int64_t _entry(uint64_t threshold, int64_t other) noexcept nogil:
@@ -76,7 +67,7 @@ def total_and_support(const double[::1] weights):
             weight.high = weights[i]
             total = _plus(total, weight)
             positive += weights[i] > 0
-            if i % CHUNK == CHUNK - 1:
+            if i % BUDGET == BUDGET - 1:
                 _signals()
     return total.high, total.low, positive, bad
 
@@ -99,7 +90,7 @@ def build(const double[::1] weights, double total, double total_low, int64_t[::1
             left = _over(weights[heavy], average)
         while heavy < n:
             steps += 1
-            if steps % CHUNK == 0:
+            if steps % BUDGET == 0:
                 _signals()
             if left.high < 1:
                 following = _next(weights, heavy + 1, average.high, True)
@@ -126,10 +117,14 @@ def build(const double[::1] weights, double total, double total_low, int64_t[::1
             light = _next(weights, light + 1, average.high, False)
 
 
-cdef inline int64_t _next(const double[::1] weights, int64_t i, double average, bint heavy) noexcept nogil:
+cdef inline int64_t _next(const double[::1] weights, int64_t i, double average, bint heavy) except -1 nogil:
     """The first id from i on that is heavy, or light."""
+    if i % BUDGET == 0:
+        _signals()
     while i < weights.shape[0] and (weights[i] >= average) != heavy:
         i += 1
+        if i % BUDGET == 0:
+            _signals()
     return i
 
 
@@ -137,10 +132,10 @@ def float_weights(const double[::1] counts, float distortion, int64_t reserved, 
     """float32(count)^distortion in float32, after `reserved` ids without weight."""
     cdef int64_t i
     with nogil:
-        for i in range(reserved):
-            weights[i] = 0
-        for i in range(reserved, weights.shape[0]):
-            weights[i] = powf(<float>counts[i - reserved], distortion)
+        for i in range(weights.shape[0]):
+            weights[i] = powf(<float>counts[i - reserved], distortion) if i >= reserved else 0
+            if i % BUDGET == BUDGET - 1:
+                _signals()
 
 
 def build_float(const double[::1] weights, double[::1] share, int64_t[::1] stack, int64_t[::1] table):
@@ -150,7 +145,7 @@ def build_float(const double[::1] weights, double[::1] share, int64_t[::1] stack
     of the weights of its two ids, as float32, so that a draw brings its weight along: in a large table it lies beside
     its entry, in a small one all lie after the entries.
     """
-    cdef int64_t i, n = weights.shape[0], lights = 0, heavies = n, light, heavy, drawable = 0
+    cdef int64_t i, n = weights.shape[0], lights = 0, heavies = n, light, heavy, drawable = 0, steps = 0
     cdef int64_t step = 2 if n > CACHED else 1, beside = 1 if n > CACHED else n
     cdef double total = 0
     cdef float* pair
@@ -159,6 +154,8 @@ def build_float(const double[::1] weights, double[::1] share, int64_t[::1] stack
             total += weights[i]
             if weights[i] > 0:
                 drawable = i
+            if i % BUDGET == BUDGET - 1:
+                _signals()
         for i in range(n):
             share[i] = <double>(<float>weights[i]*<float>n)/total
             if share[i] < 1:
@@ -167,9 +164,12 @@ def build_float(const double[::1] weights, double[::1] share, int64_t[::1] stack
             else:
                 heavies -= 1
                 stack[heavies] = i
-            if i % CHUNK == CHUNK - 1:
+            if i % BUDGET == BUDGET - 1:
                 _signals()
         while lights > 0 and heavies < n:
+            steps += 1
+            if steps % BUDGET == 0:
+                _signals()
             lights -= 1
             light = stack[lights]
             heavy = stack[heavies]
@@ -187,9 +187,11 @@ def build_float(const double[::1] weights, double[::1] share, int64_t[::1] stack
                 light = stack[i]
                 # TensorFlow would draw an id without weight that rounding left over
                 table[step*light] = _entry(0, light if weights[light] > 0 else drawable)
+            if i % BUDGET == BUDGET - 1:
+                _signals()
         for i in range(n):
             pair = <float*>&table[step*i + beside]
             pair[0] = <float>weights[i]
             pair[1] = <float>weights[<uint64_t>table[step*i] >> 32]
-            if i % CHUNK == CHUNK - 1:
+            if i % BUDGET == BUDGET - 1:
                 _signals()

@@ -4,15 +4,15 @@ from cython.parallel cimport prange
 from libc.stdint cimport int64_t, uint64_t
 from libc.string cimport memset
 
-from draws cimport BUDGET, CHUNK, Ids, Job, Law, _ids, _is_new, _law, _probability, _run, _set_size, _signals
+from draws cimport BUDGET, Ids, Job, Law, _ids, _is_new, _law, _probability, _run, _set_size, _signals
 from parallel cimport blocks, cut
 from rng cimport fl_rng, fl_rng_start
 
 
 # --- negatives of each row --------------------------------------------------------------------------------------------
 
-cdef void _row(const Law* w, uint64_t key, uint64_t stream, const int64_t* positives, Py_ssize_t known, int64_t* out,
-               Py_ssize_t size, int64_t* filled, uint64_t* word, bint unique, int64_t limit) noexcept nogil:
+cdef int _row(const Law* w, uint64_t key, uint64_t stream, const int64_t* positives, Py_ssize_t known, int64_t* out,
+              Py_ssize_t size, int64_t* filled, uint64_t* word, bint unique, int64_t limit) except -1 nogil:
     """Fills one row with ids that are not among its positives, as far as `limit` draws do."""
     cdef fl_rng g
     cdef Ids s
@@ -22,19 +22,28 @@ cdef void _row(const Law* w, uint64_t key, uint64_t stream, const int64_t* posit
     _ids(&s, word, words, w.n)
     for i in range(known):
         _is_new(&s, <uint64_t>positives[i], True)
+        if i % BUDGET == BUDGET - 1:
+            _signals()
     fl_rng_start(&g, key, stream, 0)
     job.out, job.size, job.filled, job.tries, job.limit, job.unique, job.weight = out, size, 0, 0, limit, unique, NULL
-    _run(w, &g, &s, &job, limit)
+    job.rare = False
+    while True:
+        _run(w, &g, &s, &job, BUDGET)
+        if job.filled == job.size or job.tries >= job.limit:
+            break
+        _signals()
     filled[0] = job.filled
+    return 0
 
 
-cdef void _rows(const Law* w, uint64_t key, const int64_t* starts, const int64_t* ids, Py_ssize_t first,
-                Py_ssize_t last, int64_t* out, Py_ssize_t size, int64_t* filled, uint64_t* word, bint unique,
-                int64_t limit) noexcept nogil:
+cdef int _rows(const Law* w, uint64_t key, const int64_t* starts, const int64_t* ids, Py_ssize_t first,
+               Py_ssize_t last, int64_t* out, Py_ssize_t size, int64_t* filled, uint64_t* word, bint unique,
+               int64_t limit) except -1 nogil:
     cdef Py_ssize_t i
     for i in range(first, last):
         _row(w, key, <uint64_t>i, ids + starts[i], starts[i + 1] - starts[i], out + i*size, size, filled + i, word,
              unique, limit)
+    return 0
 
 
 def negatives(tuple law, uint64_t key, const int64_t[::1] starts, const int64_t[::1] ids, int64_t[:, ::1] out,
@@ -84,8 +93,12 @@ def too_few(tuple law, const int64_t[::1] starts, const int64_t[::1] ids, int64_
                 _ids(&s, &seen[0], words, w.n)
                 for j in range(starts[i], starts[i + 1]):
                     left -= _is_new(&s, <uint64_t>ids[j], True) and _probability(&w, ids[j]) > 0
+                    if j % BUDGET == BUDGET - 1:
+                        _signals()
             if left < wanted:
                 return i, left
+            PyErr_CheckSignals()
+        elif i % BUDGET == BUDGET - 1:
             PyErr_CheckSignals()
     return -1, 0
 
@@ -99,7 +112,7 @@ def hits(const int64_t[:, ::1] true, const int64_t[::1] sampled, int64_t[::1] he
     `heads`, zeroed, is a table of first places (its size a power of two), `follows` the chains through them.  Writes
     nothing where `rows` is too small for all pairs.
     """
-    cdef Py_ssize_t i, j, k, size = sampled.shape[0], count = 0
+    cdef Py_ssize_t i, j, k, size = sampled.shape[0], count = 0, looked = 0
     cdef uint64_t h, mask = heads.shape[0] - 1
     cdef int64_t at
     with nogil:
@@ -107,6 +120,8 @@ def hits(const int64_t[:, ::1] true, const int64_t[::1] sampled, int64_t[::1] he
             h = _slot(&heads[0], mask, &sampled[0], sampled[k])
             follows[k] = heads[h]
             heads[h] = k + 1
+            if k % BUDGET == 0:
+                _signals()
         for i in range(true.shape[0]):
             for j in range(true.shape[1]):
                 at = heads[_slot(&heads[0], mask, &sampled[0], true[i, j])]
@@ -116,8 +131,11 @@ def hits(const int64_t[:, ::1] true, const int64_t[::1] sampled, int64_t[::1] he
                         places[count] = at - 1
                     count += 1
                     at = follows[at - 1]
-            if i % CHUNK == CHUNK - 1:
-                _signals()
+                    if count % BUDGET == 0:
+                        _signals()
+                looked += 1
+                if looked % BUDGET == 0:
+                    _signals()
     return count
 
 

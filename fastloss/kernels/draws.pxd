@@ -28,7 +28,7 @@ cdef enum:
     L1 = 1 << 14                                    # bytes of the first-level cache that a set may take
     CACHED = 1 << 14                                # entries of a table that need no prefetch
     SMALL = 512                                     # words of a set on the stack
-    BUDGET = 1 << 20                                # draws between two looks at pending signals
+    BUDGET = 1 << 20                                # draws, or short steps, between two looks at pending signals
 
 cdef struct Law:
     int kind
@@ -59,6 +59,7 @@ cdef struct Job:
     int64_t tries           # draws made
     int64_t limit           # draws allowed
     bint unique
+    bint rare               # whether hardly any draw was new
     double* weight          # of each id, or NULL; only of large ranges and laws that `_weighs`
 
 
@@ -530,7 +531,7 @@ cdef inline void _run(const Law* w, fl_rng* g, const Ids* s, Job* job, int64_t b
     cdef int64_t some[BATCH]
     cdef int place[BATCH]
     cdef int64_t stop = job.limit if job.limit - job.tries < budget else job.tries + budget
-    cdef bint rare = False                          # whether hardly any draw is new
+    cdef bint rare = job.rare
     cdef bint spare                                 # whether draws are made for those that will not be
     cdef double heavy[TILE]
     cdef int64_t* ids
@@ -573,11 +574,14 @@ cdef inline void _run(const Law* w, fl_rng* g, const Ids* s, Job* job, int64_t b
         job.filled += kept
         job.tries += m
         rare = 4*kept < m
+    job.rare = rare
 
 
 cdef inline int64_t _set_size(int64_t n, int64_t ids) noexcept nogil:
     """Words for a set of ids in [0, n): one for each where that is not much larger than a table at most half full."""
     cdef int64_t size = 8
+    if ids > <int64_t>1 << 60:                      # more than there is memory for; no overflow below
+        ids = <int64_t>1 << 60
     if n <= L1 and n//8 <= 4*ids:
         return n//8 + 1
     if n//64 <= 4*ids:
@@ -595,3 +599,12 @@ cdef inline bint _has(const uint64_t* bits, int64_t v) noexcept nogil:
 
 cdef inline void _mark(uint64_t* bits, int64_t v) noexcept nogil:
     bits[v >> 6] |= <uint64_t>1 << (v & 63)
+
+
+cdef inline int _mark_all(uint64_t* bits, const int64_t* ids, Py_ssize_t first, Py_ssize_t last) except -1 nogil:
+    cdef Py_ssize_t i
+    for i in range(first, last):
+        _mark(bits, ids[i])
+        if i % BUDGET == BUDGET - 1:
+            _signals()
+    return 0

@@ -12,11 +12,13 @@ written as 1 - exp(-p T), pi has a T which hardly depends on p, and is interpola
 from libc.math cimport atan2, ceil, cos, exp, expm1, floor, log, log1p, sin, sqrt
 from libc.stdint cimport int64_t, uint64_t
 
-from laws cimport fl_bits_of, fl_bits_to_double
+from draws cimport _signals
+from laws cimport fl_bits_of, fl_bits_to_double, fl_gauss_nodes, fl_gauss_weights
 
 cdef enum:
     CLASS_BITS = 47         # of a double, within one class
     CLASSES = 1 << 15       # of the numbers in [0, 1]
+    NODES = 16              # of a Gauss rule of twice as many, on one side of 0
     RARE = 1000000          # where S is within one part in so many of 1 or 0 it counts as that
 
 cdef struct Crowd:
@@ -42,7 +44,7 @@ cdef inline double _wait(const double* times, double p) noexcept nogil:
     return times[i] + part*(times[i + 1] - times[i])
 
 
-cdef inline double _fewer(Crowd* c, double t, bint others) noexcept nogil:
+cdef inline double _fewer(Crowd* c, double t, bint others) except -1 nogil:
     """The probability that fewer than the wanted ids have arrived by t: all ids, or for each class the others."""
     cdef Py_ssize_t b, j, points
     cdef double mean = 0, variance = 0, half, first, count, total, step, angle
@@ -66,6 +68,8 @@ cdef inline double _fewer(Crowd* c, double t, bint others) noexcept nogil:
         for b in range(c.size):
             c.fewer[b] = count
     for j in range(1, points + 1):
+        if j % 8 == 1:
+            _signals()
         angle = step*j
         x = cos(angle)
         y = sin(angle)
@@ -88,7 +92,7 @@ cdef inline double _fewer(Crowd* c, double t, bint others) noexcept nogil:
     return all_ids/total
 
 
-cdef inline double _falls(Crowd* c, double level, double low, double high) noexcept nogil:
+cdef inline double _falls(Crowd* c, double level, double low, double high) except? -1 nogil:
     """The logarithm of the time when the probability that fewer have arrived falls below a level."""
     cdef double middle
     cdef int _turn
@@ -101,10 +105,9 @@ cdef inline double _falls(Crowd* c, double level, double low, double high) noexc
     return low
 
 
-cdef inline void _waits(Crowd* c, const double* node, const double* weight, Py_ssize_t nodes,
-                        double* wait) noexcept nogil:
+cdef inline int _waits(Crowd* c, double* wait) except -1 nogil:
     """T of each class; the nodes of a Gauss rule cover the time in which S falls, on a logarithmic scale."""
-    cdef Py_ssize_t b, j
+    cdef Py_ssize_t b, j, k
     cdef double low, high, t, p, sum_of_rates = 0
     for b in range(c.size):
         sum_of_rates += c.number[b]*c.rate[b]
@@ -115,17 +118,19 @@ cdef inline void _waits(Crowd* c, const double* node, const double* weight, Py_s
     t = exp(low)
     for b in range(c.size):
         wait[b] = -expm1(-c.rate[b]*t)              # at first pi, of the time when S is 1
-    for j in range(nodes):
-        t = exp(low + 0.5*(high - low)*(1 + node[j]))
+    for j in range(2*NODES):                        # from the smallest node to the largest
+        k = NODES - 1 - j if j < NODES else j - NODES
+        t = exp(low + 0.5*(high - low)*(1 + (-fl_gauss_nodes[k] if j < NODES else fl_gauss_nodes[k])))
         _fewer(c, t, True)
         for b in range(c.size):
             p = c.rate[b]*t
-            wait[b] += 0.5*(high - low)*weight[j]*p*exp(-p)*c.fewer[b]
+            wait[b] += 0.5*(high - low)*fl_gauss_weights[k]*p*exp(-p)*c.fewer[b]
     for b in range(c.size):
         if wait[b] < 1 - 1.0/RARE:
             wait[b] = -log1p(-wait[b])/c.rate[b]
         else:                                       # as good as certain, for any such T
             wait[b] = wait[b - 1] if b else log(<double>RARE)/c.rate[b]
+    return 0
 
 
 cdef inline Py_ssize_t _interpolated(const Crowd* c, const double* wait, double* times) noexcept nogil:

@@ -1,6 +1,8 @@
 from libc.stdint cimport int32_t, int64_t, uint32_t, uint64_t
 
 cdef extern from "laws.h" nogil:
+    const double fl_gauss_nodes[16]
+    const double fl_gauss_weights[16]
     double fl_bits_to_double(uint64_t bits) noexcept
     uint64_t fl_bits_of(double x) noexcept
     double fl_one_minus_exp(double y) noexcept

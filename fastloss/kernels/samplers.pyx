@@ -8,29 +8,33 @@ from libc.string cimport memset
 
 from draws cimport (
     ALIAS, BUDGET, CACHED, CHUNK, COUNT, FIXED, INCLUSION, LEARNED, LOG_UNIFORM, PROBABILITY, SMALL, TILE, TRIES,
-    UNIFORM, Ids, Job, Law, _data, _fill, _has, _ids, _law, _mark, _pairs, _probability, _run, _set_size,
-    _signals, _weighs, _weight, _weights,
+    UNIFORM, Ids, Job, Law, _data, _fill, _has, _ids, _law, _mark_all, _pairs, _probability, _run, _set_size,
+    _signals, _weighs, _weights,
 )
-from inclusion cimport CLASSES, Crowd, _class, _interpolated, _wait, _waits
-from laws cimport fl_from_id, fl_one_minus_exp, fl_two_atanh, fl_two_atanh_small
+from inclusion cimport CLASSES, NODES, Crowd, _class, _interpolated, _wait, _waits
+from laws cimport fl_from_id, fl_gauss_nodes, fl_gauss_weights, fl_one_minus_exp, fl_two_atanh, fl_two_atanh_small
 from parallel cimport blocks, cut
+from race cimport _race, _sort, _unseen
 from rng cimport fl_open, fl_pair, fl_philox, fl_rng, fl_rng_start
-from tree cimport learn
+from tree cimport has_room, learn
 
 LAWS = {"uniform": UNIFORM, "log_uniform": LOG_UNIFORM, "learned_unigram": LEARNED, "fixed_unigram": FIXED,
         "alias": ALIAS}
 MEASURES = {"probability": PROBABILITY, "count": COUNT, "tries": TRIES, "inclusion": INCLUSION}
 
 
-def sample(tuple law, uint64_t key, uint64_t stream, uint64_t block, object out, bint unique, int64_t limit,
-           object true, object true_count, object count):
+def sample(list now, object out, bint unique, int64_t limit, object true, object true_count, object count):
     """Fill out with draws, distinct ones if `unique`.
 
-    Where `limit` draws were enough, and counts are wanted, gives the expected counts of the true and sampled ids, too,
-    and then a learned law learns the true ones, if its tree has room.  Returns the position of the first true id
-    outside the range, or -1 (if there is one, nothing is done); how many ids there are; how many draws were made, as a
-    float; and whether all was learned that there was to learn.
+    `now` is all that a call changes: the law, key, stream and block of the place in the random bits, and the last
+    sample (how many ids, whether unique, in how many draws).  Where `limit` draws were enough, and counts are wanted or
+    no true ids given, gives the expected counts of the true and sampled ids, a learned law learns the true ones, and
+    `now` goes on to the next call, at once: neither a signal nor a fork comes between.  Returns the position of the
+    first true id outside the range, or -1 (if there is one, nothing is done); how many ids there are; how many draws
+    were made, as a float; and whether all was done, which else is left to `advance`.
     """
+    cdef tuple law = <tuple>now[0]
+    cdef uint64_t key = now[1], stream = now[2], block = now[3]
     cdef Law w
     cdef fl_rng g
     cdef Ids s
@@ -38,7 +42,6 @@ def sample(tuple law, uint64_t key, uint64_t stream, uint64_t block, object out,
     cdef Job job
     cdef uint64_t small[SMALL]
     cdef uint64_t* large = NULL
-    cdef bint done = False
     cdef int64_t bad, size, trues, unused
     cdef const int64_t* ids = <const int64_t*>_data(true, &trues, False)
     cdef double* expected = <double*>_data(true_count, &unused, True)
@@ -48,7 +51,7 @@ def sample(tuple law, uint64_t key, uint64_t stream, uint64_t block, object out,
     job.out = <int64_t*>_data(out, &job.size, True)
     if bad >= 0 or job.size == 0:
         return bad, 0, 0.0, False
-    job.filled, job.tries, job.limit, job.unique = 0, 0, limit, True
+    job.filled, job.tries, job.limit, job.unique, job.rare = 0, 0, limit, True, False
     job.weight = NULL
     if _weighs(&w) and w.n > CACHED:
         job.weight = counted                        # reading them with the draws is one access instead of two
@@ -59,7 +62,7 @@ def sample(tuple law, uint64_t key, uint64_t stream, uint64_t block, object out,
         if size > SMALL:
             large = <uint64_t*>PyMem_RawCalloc(<size_t>size, 8)
             if large == NULL:
-                raise MemoryError()
+                raise MemoryError(f"no room for the set of num_sampled = {job.size} ids, {8*size} bytes")
         else:
             memset(small, 0, <size_t>size*8)
         _ids(&s, large if large != NULL else small, size, w.n)
@@ -71,14 +74,45 @@ def sample(tuple law, uint64_t key, uint64_t stream, uint64_t block, object out,
             if job.filled == job.size or job.tries >= job.limit:
                 break
             PyErr_CheckSignals()
+            job.rare = False
     finally:
         PyMem_RawFree(large)
-    if counted != NULL and job.filled == job.size:
+    drawn = <double>job.tries
+    if job.filled < job.size or true is not None and counted == NULL:
+        return -1, job.filled, drawn, False
+    if counted != NULL:
         with nogil:
             _expected(&w, ids, expected, trues, job.size, <double>job.tries, False)
             _expected(&w, job.out, counted, job.size, job.size, <double>job.tries, job.weight != NULL)
-            done = w.kind != LEARNED or learn(&w.tree, ids, trues)
-    return -1, job.filled, <double>job.tries, done
+    if w.kind == LEARNED and (trues > CHUNK or not has_room(&w.tree, trues)):
+        return -1, job.filled, drawn, False
+    result = -1, job.filled, drawn, True            # nothing below can fail
+    last = job.size, unique, drawn
+    following = block + 512*<uint64_t>job.size      # TensorFlow sets 2048 words of the stream aside for each id
+    if w.kind == LEARNED:
+        learn(&w.tree, ids, trues)                  # holding the GIL
+    now[3] = following
+    now[4] = last
+    return result
+
+
+def advance(list now, tuple law, object ids, object block, object last):
+    """What a call changes, at once: neither a signal nor a fork comes between.
+
+    A learned law learns the ids; or all is left as it was, and the answer False, if it has no room, or they are many.
+    """
+    cdef Law w
+    cdef int64_t m
+    cdef const int64_t* id = <const int64_t*>_data(ids, &m, False)
+    _law(&w, law)
+    if w.kind == LEARNED:
+        if m > CHUNK or not has_room(&w.tree, m):
+            return False
+        learn(&w.tree, id, m)                       # holding the GIL
+    now[0] = law
+    now[3] = block
+    now[4] = last
+    return True
 
 
 cdef void _spread(const Law* w, uint64_t key, uint64_t stream, int64_t first, int64_t last,
@@ -96,7 +130,7 @@ def spread(tuple law, uint64_t key, uint64_t stream, object out, int n_threads):
     cdef int k, count
     _law(&w, law)
     while first < size:
-        last = size if size - first < 16*BUDGET else first + 16*BUDGET
+        last = size if size - first < 4*BUDGET else first + 4*BUDGET
         tiles = (last - first + TILE - 1)//TILE
         count = blocks(tiles, TILE, n_threads)
         if count == 1:
@@ -124,77 +158,6 @@ def derive(uint64_t key, uint64_t stream, uint64_t block):
 
 # --- what is left when draws by rejection took too long ---------------------------------------------------------------
 
-cdef void _sink(double* key, int64_t* ids, Py_ssize_t i, Py_ssize_t size) noexcept nogil:
-    """Restores a heap, largest key first, below position i."""
-    cdef Py_ssize_t child
-    cdef double k = key[i]
-    cdef int64_t v = ids[i]
-    while True:
-        child = 2*i + 1
-        if child >= size:
-            break
-        if child + 1 < size and key[child + 1] > key[child]:
-            child += 1
-        if key[child] <= k:
-            break
-        key[i] = key[child]
-        ids[i] = ids[child]
-        i = child
-    key[i] = k
-    ids[i] = v
-
-
-cdef Py_ssize_t _race(const Law* w, fl_rng* g, const uint64_t* seen, int64_t first, int64_t last,
-                      double* key, int64_t* ids, Py_ssize_t held, Py_ssize_t wanted) noexcept nogil:
-    """Gives each unseen id of weight an exponential key; keeps the smallest ones."""
-    cdef int64_t v
-    cdef Py_ssize_t i
-    cdef double p, k
-    for v in range(first, last):
-        if _has(seen, v):
-            continue
-        p = _weight(w, v) if _weighs(w) else _probability(w, v)        # a quotient may be too small for a double
-        if not p > 0:
-            continue
-        _pairs(g, 128)
-        k = -log(fl_open(fl_pair(g.word + g.next)))/p
-        g.next += 2
-        if held < wanted:
-            key[held] = k
-            ids[held] = v
-            held += 1
-            if held == wanted:
-                for i in range(wanted//2 - 1, -1, -1):
-                    _sink(key, ids, i, wanted)
-        elif k < key[0]:
-            key[0] = k
-            ids[0] = v
-            _sink(key, ids, 0, wanted)
-    return held
-
-
-cdef void _sort(double* key, int64_t* ids, Py_ssize_t size) noexcept nogil:
-    """Smallest key first, from a heap."""
-    cdef Py_ssize_t last
-    cdef double k
-    cdef int64_t v
-    for last in range(size - 1, 0, -1):
-        k, v = key[last], ids[last]
-        key[last], ids[last] = key[0], ids[0]
-        key[0], ids[0] = k, v
-        _sink(key, ids, 0, last)
-
-
-cdef double _unseen(const Law* w, const uint64_t* seen, int64_t first, int64_t last) noexcept nogil:
-    """The probability of the unseen ids in [first, last)."""
-    cdef double s = 0
-    cdef int64_t v
-    for v in range(first, last):
-        if not _has(seen, v):
-            s += _probability(w, v)
-    return s
-
-
 def race(tuple law, uint64_t key, uint64_t stream, int64_t[::1] out, Py_ssize_t filled, const int64_t[::1] excluded,
          uint64_t[::1] seen, double[::1] keys):
     """Fill the rest of out with distinct ids that are not excluded, in the order in which they would have been drawn.
@@ -211,10 +174,8 @@ def race(tuple law, uint64_t key, uint64_t stream, int64_t[::1] out, Py_ssize_t 
     _law(&w, law)
     fl_rng_start(&g, key, stream, 0)
     with nogil:
-        for i in range(excluded.shape[0]):
-            _mark(&seen[0], excluded[i])
-        for i in range(filled):
-            _mark(&seen[0], out[i])
+        _mark_all(&seen[0], &excluded[0], 0, excluded.shape[0])
+        _mark_all(&seen[0], &out[0], 0, filled)
     while first < w.n:
         last = w.n if w.n - first < CHUNK else first + CHUNK
         with nogil:
@@ -225,8 +186,7 @@ def race(tuple law, uint64_t key, uint64_t stream, int64_t[::1] out, Py_ssize_t 
         raise ValueError(f"too few ids are left: {wanted} wanted, {held} left")
     with nogil:
         _sort(&keys[0], &out[filled], wanted)
-        for i in range(filled, filled + wanted):
-            _mark(&seen[0], out[i])
+        _mark_all(&seen[0], &out[0], filled, filled + wanted)
     first = 0
     while first < w.n:
         last = w.n if w.n - first < CHUNK else first + CHUNK
@@ -240,6 +200,8 @@ def race(tuple law, uint64_t key, uint64_t stream, int64_t[::1] out, Py_ssize_t 
             _pairs(&g, 128)
             tries += 1 + floor(log(fl_open(fl_pair(g.word + g.next)))/log1p(-mass if mass < 1 else -1.0))
             g.next += 2
+            if i % CHUNK == 0:
+                _signals()
     return tries
 
 
@@ -257,8 +219,7 @@ def redraw(tuple law, uint64_t key, uint64_t stream, int64_t[::1] out, Py_ssize_
     _law(&w, law)
     fl_rng_start(&g, key, stream, 0)
     with nogil:
-        for i in range(excluded.shape[0]):
-            _mark(&seen[0], excluded[i])
+        _mark_all(&seen[0], &excluded[0], 0, excluded.shape[0])
         for v in range(w.n):
             mass += 0.0 if _has(&seen[0], v) else _probability(&w, v)
             sums[v] = mass
@@ -330,8 +291,8 @@ cdef void _measured(double* p, Py_ssize_t m, int what, double x, const double* t
             p[i] = p[i] > 0
 
 
-cdef void _measure(const Law* w, const int64_t* ids, double* out, Py_ssize_t size, int what,
-                   double x, const double* times, bint weighed) noexcept nogil:
+cdef int _measure(const Law* w, const int64_t* ids, double* out, Py_ssize_t size, int what,
+                  double x, const double* times, bint weighed) except -1 nogil:
     """`weighed`: out holds the weights."""
     cdef Py_ssize_t i = 0, m = size, some
     if w.kind == UNIFORM:                           # one for all
@@ -341,25 +302,37 @@ cdef void _measure(const Law* w, const int64_t* ids, double* out, Py_ssize_t siz
         _probabilities(w, ids + i, out + i, some, weighed)
         _measured(out + i, some, what, x, times)
         i += some
-    for i in range(m, size):
-        out[i] = out[0]
+        if i % CHUNK == 0:
+            _signals()
+    while m < size:
+        some = size - m if size - m < BUDGET else BUDGET
+        for i in range(m, m + some):
+            out[i] = out[0]
+        m += some
+        if m < size:
+            _signals()
+    return 0
 
 
-cdef void _expected(const Law* w, const int64_t* ids, double* out, Py_ssize_t size, int64_t wanted,
-                    double tries, bint weighed) noexcept nogil:
+cdef int _expected(const Law* w, const int64_t* ids, double* out, Py_ssize_t size, int64_t wanted,
+                   double tries, bint weighed) except -1 nogil:
     """TensorFlow's expected counts of ids in a sample of `wanted` ids."""
     if tries == wanted:
-        _measure(w, ids, out, size, COUNT, <double>wanted, NULL, weighed)
-    else:
-        _measure(w, ids, out, size, TRIES, tries, NULL, weighed)
+        return _measure(w, ids, out, size, COUNT, <double>wanted, NULL, weighed)
+    return _measure(w, ids, out, size, TRIES, tries, NULL, weighed)
 
 
-cdef int64_t _outside(const int64_t* ids, int64_t size, int64_t n) noexcept nogil:
-    cdef int64_t i
+cdef int64_t _outside(const int64_t* ids, int64_t size, int64_t n) except -2 nogil:
+    cdef int64_t i, first = 0, last
     cdef uint64_t top = <uint64_t>n
-    for i in range(size):
-        if <uint64_t>ids[i] >= top:
-            return i
+    while first < size:
+        last = size if size - first < BUDGET else first + BUDGET
+        for i in range(first, last):
+            if <uint64_t>ids[i] >= top:
+                return i
+        first = last
+        if first < size:
+            _signals()
     return -1
 
 
@@ -389,29 +362,57 @@ def measure(tuple law, object ids, object out, int what, double x, object times)
         _measure(&w, data, result, size, what, x, waits, False)
 
 
-cdef int64_t _tile(const Law* w, int64_t v, double* p) noexcept nogil:
-    """Probabilities from id v on; returns the id after them."""
+cdef Py_ssize_t _tile(const Law* w, int64_t* v, int64_t single, double* p, double* number) noexcept nogil:
+    """Probabilities from id v on, and how many ids each stands for; returns how many there are, and moves v on.
+
+    From `single` on, which is for log-uniform ids, ids within 2^-8 of one another are a group, by Gauss's rule of two
+    points over the smooth p: sums over it are right to 1e-12.
+    """
     cdef int64_t ids[TILE]
-    cdef Py_ssize_t i, m = w.n - v if w.n - v < TILE else TILE
-    for i in range(m):
-        ids[i] = v + i
-    _probabilities(w, ids, p, m, False)
-    return v + m
+    cdef int64_t first, last, end = w.n if w.n < single else single
+    cdef Py_ssize_t i, k, m
+    if v[0] < end:
+        m = end - v[0] if end - v[0] < TILE else TILE
+        for i in range(m):
+            ids[i] = v[0] + i
+            number[i] = 1
+        _probabilities(w, ids, p, m, False)
+        v[0] += m
+        return m
+    m = 0
+    while m < TILE and v[0] < w.n:
+        first = v[0]
+        last = w.n if w.n - first <= (first >> 8) + 1 else first + (first >> 8) + 1
+        for k in range(2):
+            number[m] = 0.5*<double>(last - first)
+            # the ids' middle is (first + last - 1)/2; the points are 1/sqrt(12) of their number off it
+            p[m] = <double>first + (number[m] - 0.5) + (2*k - 1)*0.28867513459481287*<double>(last - first)
+            p[m] = fl_two_atanh(1.0/(2.0*p[m] + 3.0))*w.per_log
+            m += 1
+        v[0] = last
+    return m
 
 
-def inclusion_times(tuple law, double wanted, const double[::1] nodes, const double[::1] gauss, double[::1] times):
+def gauss():
+    """Nodes and weights of the Gauss rule of 32 points on [0, 1), where it is symmetric: 16 of each."""
+    return [fl_gauss_nodes[i] for i in range(NODES)], [fl_gauss_weights[i] for i in range(NODES)]
+
+
+def inclusion_times(tuple law, double wanted, double[::1] times, int64_t single):
     """The x and times with which `measure` gives the probabilities that a sample of distinct ids holds an id.
 
-    For so many ids `wanted`, less than there are of weight, by a Gauss rule on [-1, 1].  Returns x, which makes the sum
-    of the probabilities right to the last digit, and how many of `times`, of 2^15 + 2, are used.
+    For so many ids `wanted`, less than there are of weight.  Ids below `single` are summed one by one; beyond, only a
+    log-uniform law may have any.  Returns x, which makes the sum of the probabilities right to the last digit, and how
+    many of `times`, of 2^15 + 2, are used.
     """
     cdef Law w
     cdef Crowd c
     cdef double p[TILE]
     cdef double y[TILE]
+    cdef double number[TILE]
     cdef double x = 1, drawn, slope, block, step, error
-    cdef int64_t v = 0, first
-    cdef Py_ssize_t i, used
+    cdef int64_t v = 0, tiles
+    cdef Py_ssize_t i, m, used
     cdef int _turn
     cdef double* scratch = <double*>PyMem_RawCalloc(6*CLASSES, 8)
     if scratch == NULL:
@@ -423,21 +424,20 @@ def inclusion_times(tuple law, double wanted, const double[::1] nodes, const dou
         c.present, c.fewer = scratch + 3*CLASSES, scratch + 4*CLASSES
         while v < w.n:
             with nogil:
-                while v < w.n:
-                    first = v
-                    v = _tile(&w, v, p)
-                    for i in range(v - first):
-                        c.number[_class(p[i])] += p[i] > 0
-                        c.rate[_class(p[i])] += p[i]
-                    if v % CHUNK == 0:
-                        break
+                tiles = 0
+                while v < w.n and tiles < CHUNK//TILE:
+                    m = _tile(&w, &v, single, p, number)
+                    for i in range(m):
+                        c.number[_class(p[i])] += number[i] if p[i] > 0 else 0
+                        c.rate[_class(p[i])] += number[i]*p[i]
+                    tiles += 1
             PyErr_CheckSignals()
         with nogil:
             for i in range(CLASSES):
                 if c.number[i] > 0:
                     c.rate[c.size], c.number[c.size] = c.rate[i]/c.number[i], c.number[i]
                     c.size += 1
-            _waits(&c, &nodes[0], &gauss[0], nodes.shape[0], scratch + 5*CLASSES)
+            _waits(&c, scratch + 5*CLASSES)
             used = _interpolated(&c, scratch + 5*CLASSES, &times[0])
     finally:
         PyMem_RawFree(scratch)
@@ -446,22 +446,21 @@ def inclusion_times(tuple law, double wanted, const double[::1] nodes, const dou
         v = 0
         while v < w.n:
             with nogil:
-                while v < w.n:
-                    first = v
-                    v = _tile(&w, v, p)
-                    for i in range(v - first):
+                tiles = 0
+                while v < w.n and tiles < CHUNK//TILE:
+                    m = _tile(&w, &v, single, p, number)
+                    for i in range(m):
                         y[i] = p[i]
-                    _measured(y, v - first, INCLUSION, x, &times[0])
+                    _measured(y, m, INCLUSION, x, &times[0])
                     block = 0
-                    for i in range(v - first):
-                        block += y[i]
-                        slope += p[i]*_wait(&times[0], p[i])*(1.0 - y[i])
+                    for i in range(m):
+                        block += number[i]*y[i]
+                        slope += number[i]*(p[i]*_wait(&times[0], p[i])*(1.0 - y[i]))
                     block -= error                  # compensated: a million terms to the last digit
                     step = drawn + block
                     error = (step - drawn) - block
                     drawn = step
-                    if v % CHUNK == 0:
-                        break
+                    tiles += 1
             PyErr_CheckSignals()
         step = (wanted - drawn)/slope if slope > 0 else 0
         if not fabs(step) > x*4e-16:

@@ -48,6 +48,11 @@ cdef inline int64_t learned(const Tree* t) noexcept nogil:
     return (<int64_t*>t.entry)[t.size - 1] if t.wide else (<int32_t*>t.entry)[t.size - 1]
 
 
+cdef inline bint has_room(const Tree* t, int64_t m) noexcept nogil:
+    """Whether m more ids can be added."""
+    return t.wide or learned(t) + m <= NARROW_SUM
+
+
 cdef inline int64_t _count(const Sum* entry, int64_t v) noexcept nogil:
     cdef int64_t younger
     if Sum is int32_t:
@@ -144,12 +149,9 @@ cdef inline void _learn(const Tree* t, Sum* entry, const int64_t* ids, Py_ssize_
     _raise(entry + t.start[t.levels - 1], ids, m, bits*(t.levels - 1))
 
 
-cdef inline bint learn(const Tree* t, const int64_t* ids, Py_ssize_t m) noexcept nogil:
-    """Adds one to the count of every id; or returns False, if a narrow tree has not room for that."""
+cdef inline void learn(const Tree* t, const int64_t* ids, Py_ssize_t m) noexcept nogil:
+    """Adds one to the count of every id; there must be room."""
     if t.wide:
         _learn(t, <int64_t*>t.entry, ids, m)
-    elif learned(t) + m <= NARROW_SUM:
-        _learn(t, <int32_t*>t.entry, ids, m)
     else:
-        return False
-    return True
+        _learn(t, <int32_t*>t.entry, ids, m)

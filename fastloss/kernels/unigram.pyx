@@ -1,8 +1,7 @@
 """The tree of counts of the learned unigram, made, changed and read: see tree.pxd."""
 from libc.stdint cimport int32_t, int64_t
-from libc.string cimport memset
 
-from draws cimport CHUNK, _data, _signals, _view
+from draws cimport BUDGET, _data, _signals, _view
 from tree cimport NARROW_IDS, NARROW_SUM, Sum, Tree, count_of, learn, plant
 
 
@@ -26,15 +25,13 @@ cdef int _tree(Tree* t, object tree, int64_t n) except -1:
 
 
 def tree_add(object tree, int64_t n, object ids):
-    """Adds one to the count of every id, which must lie in [0, n); or returns False, if a narrow tree has no room."""
+    """Adds one to the count of every id, which must lie in [0, n); there must be room."""
     cdef Tree t
     cdef int64_t m
     cdef const int64_t* id = <const int64_t*>_data(ids, &m, False)
-    cdef bint done
     _tree(&t, tree, n)
     with nogil:
-        done = learn(&t, id, m)
-    return done
+        learn(&t, id, m)
 
 
 def tree_counts(object tree, int64_t[::1] counts):
@@ -45,18 +42,19 @@ def tree_counts(object tree, int64_t[::1] counts):
     with nogil:
         for v in range(n):
             counts[v] = count_of(&t, v)
-            if v % CHUNK == CHUNK - 1:
+            if v % BUDGET == BUDGET - 1:
                 _signals()
 
 
-cdef void _build(const Tree* t, Sum* entry, const int64_t* counts, int64_t n) noexcept nogil:
+cdef int _build(const Tree* t, Sum* entry, const int64_t* counts, int64_t n) except -1 nogil:
     cdef int64_t v, nodes = n, s
     cdef Py_ssize_t j
     cdef Sum* node
     cdef int level
-    memset(entry, 0, <size_t>t.size*sizeof(Sum))
     for v in range(n):
         entry[v] = <Sum>(counts[v] - 1)
+        if v % BUDGET == BUDGET - 1:
+            _signals()
     for level in range(t.levels):
         nodes = ((nodes - 1) >> t.bits) + 1
         for v in range(nodes):
@@ -67,10 +65,13 @@ cdef void _build(const Tree* t, Sum* entry, const int64_t* counts, int64_t n) no
                 node[j] = <Sum>s
             if level + 1 < t.levels:
                 entry[t.start[level + 1] + v] = <Sum>s
+            if v % BUDGET == BUDGET - 1:
+                _signals()
+    return 0
 
 
 def tree_build(object tree, const int64_t[::1] counts):
-    """Sets the counts, whose sum must fit the tree."""
+    """Sets the counts, whose sum must fit the tree, in a tree of zeros."""
     cdef Tree t
     _tree(&t, tree, counts.shape[0])
     with nogil:
