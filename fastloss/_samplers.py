@@ -85,7 +85,8 @@ class _Sampler:
 
     @property
     def _law(self) -> Law:
-        return self._now[0]
+        law: Law = self._now[0]
+        return law
 
     @property
     def range_max(self) -> int:
