@@ -54,7 +54,7 @@ def value_grad_hess(loss: Callable[..., Any], hessian: str = "diagonal") -> Call
     """
     names = getattr(loss, "wrt", None)
     if names is None:
-        raise TypeError(f"loss must be a loss of fastloss, got {loss!r}")
+        raise TypeError(f"loss must be a loss of fastloss, got {_inputs.shown(loss)}")
     kind = _inputs.choice("hessian", hessian, loss.hessians)  # type: ignore[attr-defined]
 
     @functools.wraps(loss)

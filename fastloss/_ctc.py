@@ -173,6 +173,11 @@ def ctc_loss(
     [0.3125]
     """
     given, dtype = _logits(logits)
+    logits_time_major = _inputs.flag("logits_time_major", logits_time_major)
+    collapse = _inputs.flag("preprocess_collapse_repeated", preprocess_collapse_repeated)
+    merge = _inputs.flag("ctc_merge_repeated", ctc_merge_repeated)
+    skip = _inputs.flag("ignore_longer_outputs_than_inputs", ignore_longer_outputs_than_inputs)
+    zero_infinity = _inputs.flag("zero_infinity", zero_infinity)
     x = _batch_first(given, logits_time_major)
     size, n_frames, n_classes = x.shape
     blank = _inputs.axis_index(blank_index, n_classes, "blank_index")
@@ -184,8 +189,8 @@ def ctc_loss(
     grad = None if _wants is None else _gradient(_wants, given, {"labels": y, "out": rows.loss})
     order = np.argsort(-frames * (n_classes + 4 * n_labels), kind="stable")
     _kernels.ctc(
-        _inputs.raw(x), y, start, n_labels, frames, order, blank, preprocess_collapse_repeated, ctc_merge_repeated,
-        ignore_longer_outputs_than_inputs, zero_infinity, rows.loss,
+        _inputs.raw(x), y, start, n_labels, frames, order, blank, collapse, merge, skip,
+        zero_infinity, rows.loss,
         None if grad is None else _inputs.raw(_batch_first(grad, logits_time_major)), rows.scale, rows.factor, threads,
     )  # fmt: skip
     return rows.value()
@@ -221,7 +226,8 @@ def _decode(
 ) -> tuple[Array, Array, Array, Array, Array, int, int]:
     """What the decoders share: paths, how long they are (-1: none), scores; and the arguments, checked."""
     given, _ = _logits(logits)
-    x = _batch_first(given, time_major)
+    x = _batch_first(given, _inputs.flag("logits_time_major", time_major))
+    merge = _inputs.flag("merge_repeated", merge)
     size, n_frames, n_classes = x.shape
     blank = _inputs.axis_index(blank_index, n_classes, "blank_index")
     length = n_frames if logit_length is None else logit_length
@@ -234,6 +240,11 @@ def _decode(
         _inputs.raw(x), frames, blank, merge, width, labels, n_labels, score, _memory.most(lazy=True), threads
     )
     return labels[:, :, : int(n_labels.max(initial=0))], n_labels, score, x, frames, blank, threads
+
+
+@np.errstate(over="ignore")
+def _narrowed(score: Array, dtype: np.dtype[Any]) -> Array:
+    return score.astype(dtype)
 
 
 def ctc_greedy_decode(
@@ -289,7 +300,7 @@ def ctc_greedy_decode(
     labels, n, score, x, *_ = _decode(
         logits, logit_length, logits_time_major, blank_index, merge_repeated, 0, 1, n_threads
     )
-    return Decoded(labels[:, 0], n[:, 0], score.astype(_inputs.loss_dtype("logits", x.dtype)))
+    return Decoded(labels[:, 0], n[:, 0], _narrowed(score, _inputs.loss_dtype("logits", x.dtype)))
 
 
 def ctc_beam_search_decode(
@@ -352,8 +363,8 @@ def ctc_beam_search_decode(
     >>> found.labels.tolist(), np.exp(found.log_probability).round(2).tolist()
     ([[[1], [-1]]], [[0.64, 0.36]])
     """
-    width = _inputs.count("beam_width", beam_width, 1, 2**31)
-    paths = _inputs.count("top_paths", top_paths, 1, width)
+    width = _inputs.whole("beam_width", beam_width, 1, 2**31)
+    paths = _inputs.whole("top_paths", top_paths, 1, width)
     labels, n, _, x, frames, blank, threads = _decode(
         logits, logit_length, logits_time_major, blank_index, merge_repeated, width, paths, n_threads
     )
@@ -421,6 +432,7 @@ def edit_distance(
     b, b_start, b_length = _sequences("truth", truth, truth_length)
     if len(a_length) != len(b_length):
         raise ValueError(f"truth must have as many sequences as hypothesis, {len(a_length)}, got {len(b_length)}")
+    normalize = _inputs.flag("normalize", normalize)
     out = _memory.empty(len(a_length))
     work = int((a_length.astype(float) * b_length).sum())
     _kernel_decode.edit_distances(

@@ -66,7 +66,7 @@ def poisson_loss(
     >>> fl.poisson_loss(labels=[3], predictions=[1.0])
     np.float64(-0.2817181715409549)
     """
-    p = (float(compute_full_loss),)
+    p = (float(_inputs.flag("compute_full_loss", compute_full_loss)),)
     return evaluate(
         _wants, _kernels.POISSON, p, "predictions", predictions, labels, sample_weight, reduction, out, n_threads
     )

@@ -12,7 +12,7 @@ from numpy.typing import ArrayLike, NDArray
 from fastloss import _inputs, _memory, _threads
 from fastloss._gradients import Loss, Wants, differentiable, sum_back
 from fastloss._native import elementwise as _kernels
-from fastloss._reductions import KINDS, ElementReduction
+from fastloss._reductions import KINDS, ElementReduction, narrow, number
 
 Array = NDArray[Any]
 
@@ -49,7 +49,7 @@ def _plain(
     """evaluate without options: what a call on a few elements costs is Python, so this is all of it."""
     threads = _threads.resolve(n_threads, x.size)
     loss = None if reduction != "none" else _memory.empty_like(x) if out is None else out
-    q = None if pos_weight is None else _inputs.broadcast("pos_weight", pos_weight.copy(), x.shape)
+    q = None if pos_weight is None else _inputs.raw(_inputs.broadcast("pos_weight", pos_weight.copy(), x.shape))
     grad = None if wants is None else wants.plain_buffer(x)
     factor = 1.0 / x.size if reduction == "mean" and x.size else 1.0
     total = _kernels.run(
@@ -59,7 +59,7 @@ def _plain(
         return loss if loss.ndim or out is not None else loss[()]
     if reduction == "mean":
         total = total / x.size if x.size else 0.0
-    return x.dtype.type(total)
+    return number(total, x.dtype, None)
 
 
 def evaluate(
@@ -77,7 +77,8 @@ def evaluate(
 ) -> Any:
     """The loss `what` of the main input (of that name) and its labels; gradients go where `wants` says."""
     q = None if pos_weight is None else _inputs.numbers("pos_weight", pos_weight)
-    plain = sample_weight is None and reduction in KINDS and _is_plain(x, labels) and (q is None or q.ndim == 0)
+    known = type(reduction) is str and reduction in KINDS
+    plain = known and sample_weight is None and _is_plain(x, labels) and (q is None or q.ndim == 0)
     if plain and out is not None:
         simple = wants is None and reduction == "none" and out is not x
         plain = simple and _inputs.fits(out, x, labels)  # type: ignore[arg-type]
@@ -109,7 +110,7 @@ def evaluate(
     if wants is not None:
         for name, grad in grads.items():
             if wants.grads[name] is not grad:
-                wants.grads[name][...] = sum_back(grad, given[name].shape)
+                narrow(wants.grads[name], sum_back(grad, given[name].shape))
     return rows.value(loss, total)
 
 

@@ -75,7 +75,7 @@ def softmax_focal_loss(
     array([ 0.1732868, 41.       ])
     """
     x, y = _inputs.array("logits", logits), _inputs.integers("labels", labels)
-    k = _inputs.axis_index(axis, x.ndim)
+    k = _inputs.class_axis("logits", x, axis)
     shape, n_classes = _inputs.without(x.shape, k), x.shape[k]
     _inputs.same_shape("labels", y, shape, "that of logits without axis")
     dtype = _inputs.loss_dtype("logits", x.dtype)

@@ -129,15 +129,17 @@ def value_and_grad(loss: Callable[..., Any], wrt: str | tuple[str, ...] | None =
     """
     names = getattr(loss, "wrt", None)
     if names is None:
-        raise TypeError(f"loss must be a loss of fastloss, got {loss!r}")
+        raise TypeError(f"loss must be a loss of fastloss, got {_inputs.shown(loss)}")
+    if not (wrt is None or isinstance(wrt, str | tuple | list)):
+        raise TypeError(f"wrt must be a name or a tuple of names, got {_inputs.shown(wrt)}")
     asked = (names[0],) if wrt is None else (wrt,) if isinstance(wrt, str) else tuple(wrt)
     single = not isinstance(wrt, tuple)
-    main = asked == names[:1]
     for name in asked:
-        if name not in names:
-            raise ValueError(f"wrt must be among {names}, got {name!r}")
+        if not isinstance(name, str) or name not in names:
+            raise ValueError(f"wrt must be among {names}, got {_inputs.shown(name)}")
     if len(set(asked)) < len(asked):
         raise ValueError(f"wrt must not repeat a name, got {asked}")
+    main = asked == names[:1]
 
     @functools.wraps(loss)
     def value_and_gradient(*args: Any, cotangent: ArrayLike | None = None, grad_out: Any = None, **kwargs: Any) -> Any:
@@ -146,7 +148,7 @@ def value_and_grad(loss: Callable[..., Any], wrt: str | tuple[str, ...] | None =
             buffers[asked[0]] = grad_out
         elif grad_out is not None:
             if not isinstance(grad_out, tuple) or len(grad_out) != len(asked):
-                got = type(grad_out).__name__
+                got = _inputs.shown(grad_out)
                 raise ValueError(f"grad_out must be a tuple of {len(asked)} arrays, as wrt, got {got}")
             buffers = dict(zip(asked, grad_out, strict=True))
         wants = Wants(asked, cotangent, buffers, main and cotangent is None)
@@ -162,4 +164,5 @@ def sum_back(grad: Array, shape: tuple[int, ...]) -> Array:
     """The gradient of an argument that was broadcast: summed over the axes it was repeated along."""
     lead = grad.ndim - len(shape)
     axes = tuple(k for k in range(grad.ndim) if k < lead or (shape[k - lead] == 1 and grad.shape[k] != 1))
-    return np.asarray(grad.sum(axis=axes, dtype=np.float64)).reshape(shape)
+    with np.errstate(over="ignore", invalid="ignore"):
+        return np.asarray(grad.sum(axis=axes, dtype=np.float64)).reshape(shape)

@@ -10,7 +10,7 @@ from numpy.typing import ArrayLike, NDArray
 from fastloss import _inputs, _memory, _threads
 from fastloss._gradients import Wants, differentiable
 from fastloss._logits import Logits, Slopes, buffer_of, contiguous, losses, padded, without_zeros
-from fastloss._reductions import Reduction
+from fastloss._reductions import Reduction, narrow
 
 Array = NDArray[Any]
 
@@ -94,8 +94,9 @@ def in_batch_softmax_loss(
         _inputs.same_shape("item_ids", items, (n,), "[batch]")
     shift = np.zeros(padded(n), dtype)
     if log_q is not None:
-        shift[:n] = -_inputs.finite("log_q", log_q, n)
-    slope = 1 / _inputs.scalar("temperature", temperature, np.finfo(dtype).tiny, np.finfo(dtype).max)
+        with np.errstate(over="ignore"):
+            shift[:n] = -_inputs.finite("log_q", log_q, n)
+    slope = 1 / _inputs.scalar("temperature", temperature, float(np.finfo(dtype).tiny), float(np.finfo(dtype).max))
     threads = _threads.resolve(n_threads, n * n)
     apart: dict[str, Array | None] = {"queries": q, "keys": k, "item_ids": items}
     rows = Reduction(reduction, sample_weight, out, (n,), dtype, apart, None, _wants, threads)
@@ -123,7 +124,7 @@ def in_batch_softmax_loss(
         if slopes.x is not None:
             if rows.scale is not None:
                 slopes.x[rows.scale.reshape(-1) == 0] = 0
-            buffers["queries"][...] = slopes.x
+            narrow(buffers["queries"], slopes.x)
         if slopes.candidates is not None:
-            buffers["keys"][...] = slopes.candidates
+            narrow(buffers["keys"], slopes.candidates)
     return value

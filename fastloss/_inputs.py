@@ -5,12 +5,19 @@ Every message names the argument, the rule, the value and, in an array, the plac
 
 from __future__ import annotations
 
-import operator
-from collections.abc import Iterable
 from typing import Any, NamedTuple, overload
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
+
+from fastloss._values import array as array
+from fastloss._values import choice as choice
+from fastloss._values import flag as flag
+from fastloss._values import index, instead, is_bfloat16
+from fastloss._values import positive as positive
+from fastloss._values import scalar as scalar
+from fastloss._values import shown as shown
+from fastloss._values import whole as whole
 
 Array = NDArray[Any]
 
@@ -23,10 +30,7 @@ _FLOATS: dict[np.dtype[Any], np.dtype[Any]] = {
 _FLOAT64 = np.dtype(np.float64)
 _INT64 = np.dtype(np.int64)  # there is one object of each native dtype
 _VOID = np.dtype("V2")
-
-
-def is_bfloat16(dtype: np.dtype[Any]) -> bool:
-    return dtype.name == "bfloat16" and dtype.itemsize == 2
+_PLAIN = (np.ndarray, np.memmap)
 
 
 def loss_dtype(name: str, dtype: np.dtype[Any]) -> np.dtype[Any]:
@@ -37,21 +41,8 @@ def loss_dtype(name: str, dtype: np.dtype[Any]) -> np.dtype[Any]:
         if is_bfloat16(dtype):  # ml_dtypes' own; known without importing it
             _FLOATS[dtype] = np.dtype(np.float32)
             return _FLOATS[dtype]
-        raise TypeError(f"{name} must be float16, bfloat16, float32 or float64, got {dtype}") from None
-
-
-def array(name: str, value: ArrayLike) -> Array:
-    """The argument as an array, without a copy of one."""
-    if type(value) is np.ndarray:
-        return value
-    if value is None:
-        raise TypeError(f"{name} must be given")
-    if isinstance(value, np.ma.MaskedArray):
-        raise TypeError(f"{name} must be a plain array, got a masked one (use sample_weight or where)")
-    try:
-        return np.asarray(value)
-    except ValueError as error:
-        raise TypeError(f"{name} must be an array: {error}") from None
+        rule = "must be float16, bfloat16, float32 or float64"
+        raise TypeError(f"{name} {rule}, got {dtype}{instead(name, dtype)}") from None
 
 
 @overload
@@ -67,7 +58,7 @@ def numbers(name: str, value: ArrayLike) -> Array:
     """An array of real numbers: bool, integer or float."""
     a = array(name, value)
     if not (a.dtype.kind in "fiub" and a.dtype.isnative and a.dtype.itemsize <= 8) and not is_bfloat16(a.dtype):
-        raise TypeError(f"{name} must hold real numbers in native byte order, got {a.dtype}")
+        raise TypeError(f"{name} must hold real numbers in native byte order, got {a.dtype}{instead(name, a.dtype)}")
     return a
 
 
@@ -77,21 +68,35 @@ def integers(name: str, value: ArrayLike) -> Array:
         return value
     a = array(name, value)
     if a.dtype.kind not in "iu" or not a.dtype.isnative:
-        if a.size == 0 and not isinstance(value, np.ndarray):
+        if a.size == 0 and isinstance(value, list | tuple) and a.dtype == _FLOAT64:
             return a.astype(np.int64)  # an empty list has no dtype of its own
-        raise TypeError(f"{name} must be integers, got {a.dtype}")
+        raise TypeError(f"{name} must be integers, got {a.dtype}{instead(name, a.dtype)}")
     return a
 
 
 def axis_index(axis: int, ndim: int, name: str = "axis") -> int:
     """The axis counted from the front."""
-    try:
-        k = operator.index(axis)
-    except TypeError:
-        raise TypeError(f"{name} must be an integer, got {axis!r}") from None
+    k = index(name, axis)
     if not -ndim <= k < ndim:
-        raise ValueError(f"{name} must lie in [{-ndim}, {ndim}), got {k}")
+        raise ValueError(f"{name} must lie in [{-ndim}, {ndim}), got {shown(k)}")
     return k + ndim if k < 0 else k
+
+
+def class_axis(name: str, a: Array, axis: int) -> int:
+    """The axis of an array of logits that holds the classes, counted from the front."""
+    if a.ndim == 0:
+        raise ValueError(f"{name} must have an axis of classes, got a single number")
+    return axis_index(axis, a.ndim)
+
+
+def axes(axis: Any, ndim: int) -> tuple[int, ...]:
+    """One axis, a tuple of them, or all (None), counted from the front."""
+    if axis is None:
+        return tuple(range(ndim))
+    found = tuple(axis_index(k, ndim) for k in (axis if isinstance(axis, tuple) else (axis,)))
+    if len(set(found)) < len(found):
+        raise ValueError(f"axis must not repeat one, got {shown(axis)}")
+    return found
 
 
 def without(shape: tuple[int, ...], axis: int) -> tuple[int, ...]:
@@ -147,7 +152,7 @@ def mask(name: str, value: ArrayLike | None, shape: tuple[int, ...]) -> Array | 
         return None
     a = array(name, value)
     if a.dtype != np.bool_:
-        raise TypeError(f"{name} must be bool, got {a.dtype}")
+        raise TypeError(f"{name} must be bool, got {a.dtype} (write {name}.astype(bool))")
     return broadcast(name, a, shape)
 
 
@@ -168,6 +173,11 @@ def vector(name: str, value: ArrayLike | None, size: int) -> Array | None:
     """`size` real numbers as contiguous float64: a copy."""
     if value is None:
         return None
+    if isinstance(value, dict | str):
+        how = "labels.size / (C * numpy.bincount(labels, minlength=C))"
+        if isinstance(value, dict):
+            how = f"[{name}.get(c, 1) for c in range({size})]"
+        raise TypeError(f"{name} must be a vector of {size} numbers, got {shown(value)} (write {how})")
     a = numbers(name, value)
     if a.shape != (size,):
         raise ValueError(f"{name} must have shape ({size},), got {a.shape}")
@@ -202,51 +212,32 @@ def offsets(name: str, value: ArrayLike, most: int) -> Array:
     return ends
 
 
-def count(name: str, value: Any, least: int, most: int) -> int:
-    """An integer in [least, most]."""
-    try:
-        k = operator.index(value)
-    except TypeError:
-        raise TypeError(f"{name} must be an integer, got {value!r}") from None
-    if not least <= k <= most:
-        raise ValueError(f"{name} must lie in [{least}, {most}], got {k}")
-    return k
-
-
-def scalar(name: str, value: Any, least: float, most: float) -> float:
-    """A number in [least, most]."""
-    try:
-        v = float(value)
-    except (TypeError, ValueError):
-        raise TypeError(f"{name} must be a number, got {value!r}") from None
-    if not least <= v <= most:
-        raise ValueError(f"{name} must lie in [{least:g}, {most:g}], got {v:g}")
-    return v
-
-
-def positive(name: str, value: Any) -> float:
-    """A number above 0."""
-    v = scalar(name, value, 0, float("inf"))
-    if v == 0:
-        raise ValueError(f"{name} must be more than 0, got {v:g}")
-    return v
-
-
-def choice(name: str, value: Any, choices: Iterable[str]) -> str:
-    if value not in choices:
-        raise ValueError(f"{name} must be one of {', '.join(map(repr, choices))}, got {value!r}")
-    return str(value)
-
-
 def ignored(value: int | None) -> int | None:
     """ignore_index as the kernels take it; a number that no int64 label can equal is none."""
     if value is None:
         return None
-    try:
-        k = operator.index(value)
-    except TypeError:
-        raise TypeError(f"ignore_index must be an integer, got {value!r}") from None
+    k = index("ignore_index", value)
     return k if -(2**63) <= k < 2**63 else None
+
+
+def cotangent(value: ArrayLike) -> float:
+    """The cotangent of a value that is one number."""
+    return float(same_shape("cotangent", numbers("cotangent", value), (), "that of the value"))
+
+
+def sequence(name: str, value: Any, of: str) -> list[Any]:
+    """A list or tuple, or the rows of an array."""
+    if isinstance(value, list | tuple) or (type(value) is np.ndarray and value.ndim):
+        return list(value)
+    raise TypeError(f"{name} must be a list of {of}, got {shown(value)}")
+
+
+def one_buffer_each(name: str, value: Any, n: int, like: str) -> list[Any]:
+    """Buffers for n arrays."""
+    if not isinstance(value, list | tuple) or len(value) != n:
+        got = len(value) if isinstance(value, list | tuple) else shown(value)
+        raise ValueError(f"{name} must be a list of {n} arrays, as {like}, got {got}")
+    return list(value)
 
 
 def bad_label(name: str, a: Array, row: int, n_classes: int, ignore: int | None = None) -> ValueError:
@@ -288,8 +279,9 @@ def output(
     """
     if value is None:
         return None
-    if not isinstance(value, np.ndarray):
-        raise TypeError(f"{name} must be an array, got {type(value).__name__}")
+    if type(value) not in _PLAIN:  # nor a subclass: its mask, unit or second axis would be ignored
+        plain = "a plain" if isinstance(value, np.ndarray) else "an"
+        raise TypeError(f"{name} must be {plain} array, got {type(value).__name__}")
     if value.dtype != dtype:
         raise TypeError(f"{name} must be {dtype}, got {value.dtype}")
     if value.shape != shape:
@@ -412,17 +404,6 @@ def _best_labels(
     return ClassLabels(given, ids, p, tail, False)
 
 
-def whole(name: str, value: Any, least: int, most: int = 2**63 - 1) -> int:
-    """An integer in [least, most]."""
-    try:
-        k = operator.index(value)
-    except TypeError:
-        raise TypeError(f"{name} must be an integer, got {value!r}") from None
-    if not least <= k <= most:
-        raise ValueError(f"{name} must lie in [{least}, {most}], got {k}")
-    return k
-
-
 def not_negative(name: str, a: Array) -> None:
     bad = a < 0
     if bad.any():
@@ -434,7 +415,7 @@ def partials(name: str, value: ArrayLike) -> Array:
     """Rows of four numbers, as contiguous float64."""
     a = array(name, value)
     if a.dtype != _FLOAT64:
-        raise TypeError(f"{name} must be float64, got {a.dtype}")
+        raise TypeError(f"{name} must be float64, got {a.dtype}{instead(name, a.dtype)}")
     if a.ndim == 0 or a.shape[-1] != 4:
         raise ValueError(f"{name} must have shape [..., 4], got {a.shape}")
     return packed(a)
@@ -510,11 +491,11 @@ def sampler(value: Any, sampled_values: Any, seed: Any, num_classes: int, kind: 
     if value is None:
         return
     if not isinstance(value, kind):
-        raise TypeError(f"sampler must be a sampler object, got {type(value).__name__}")
+        raise TypeError(f"sampler must be a sampler object, got {shown(value)}")
     if sampled_values is not None:
         raise ValueError("sampler must be None where sampled_values are given")
     if seed is not None:
-        raise ValueError(f"seed must be None for a sampler, which has its own stream, got {seed!r}")
+        raise ValueError(f"seed must be None for a sampler, which has its own stream, got {shown(seed)}")
     if value.range_max != num_classes:
         raise ValueError(f"sampler must have the range num_classes = {num_classes}, got {value.range_max}")
 

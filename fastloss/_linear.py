@@ -12,7 +12,7 @@ from numpy.typing import ArrayLike, NDArray
 from fastloss import _inputs, _memory, _threads
 from fastloss._gradients import Wants, differentiable
 from fastloss._native import linear as _kernels
-from fastloss._reductions import Reduction
+from fastloss._reductions import Reduction, narrow
 
 Array = NDArray[Any]
 
@@ -61,8 +61,8 @@ class _Table:
         self.names = [f"weights[{i}]" for i in range(len(self.shards))] if self.many else ["weights"]
         self.first = np.cumsum([0] + [len(a) for a in self.shards]).tolist()
         self.n_classes = int(self.first[-1])
-        self.biases = None if biases is None else _inputs.array("biases", biases)
-        self._bias = _inputs.vector("biases", biases, self.n_classes)
+        self.biases = None if biases is None else _inputs.numbers("biases", biases)
+        self._bias = _inputs.vector("biases", self.biases, self.n_classes)
         dtypes = [_inputs.loss_dtype(name, a.dtype) for name, a in zip(self.names, self.shards, strict=True)]
         self.dtype = max([_inputs.loss_dtype("inputs", inputs.dtype), *dtypes], key=lambda dtype: dtype.itemsize)
 
@@ -138,6 +138,7 @@ class _Blocks:
 class _Targets:
     """What every class of every row is worth: marked ones each, all by smoothing, the others together."""
 
+    @np.errstate(all="ignore")  # infinite weights are no error, their rows say so
     def __init__(
         self, labels: _inputs.ClassLabels, n_classes: int, class_weight: Array | None, smoothing: float
     ) -> None:
@@ -177,11 +178,9 @@ class _Wanted:
                 _inputs.loss_dtype("biases", table.biases.dtype)
                 wants.grads[name] = self.biases = self._buffer("biases", given, table.biases)
             else:
-                several = given if table.many and given is not None else [given] * len(table.shards)
-                if not isinstance(several, list | tuple) or len(several) != len(table.shards):
-                    raise ValueError(
-                        f"grad_out of weights must be a list of {len(table.shards)} arrays, as weights are"
-                    )
+                several = [given] * len(table.shards)
+                if table.many and given is not None:
+                    several = _inputs.one_buffer_each("grad_out of weights", given, len(several), "weights are")
                 self.weights = [
                     self._buffer(name, a, b) for name, a, b in zip(table.names, several, table.shards, strict=True)
                 ]
@@ -258,9 +257,9 @@ class _Call:
                 )  # fmt: skip
             if dx is not None:
                 _kernels.unpack(plan, blocks.wide, blocks.dx, _inputs.raw(dx), dx.ndim - 1, start, self.threads)
-        rows.loss[...] = loss.reshape(rows.loss.shape)
+        narrow(rows.loss, loss.reshape(rows.loss.shape))
         if db is not None:
-            db[...] = bias_sums
+            narrow(db, bias_sums)
 
 
 def _part(a: Array | None, rows: slice) -> Array | None:
@@ -392,7 +391,8 @@ def linear_cross_entropy(
         raise ValueError("tail must not be 'other' where label_smoothing or class_weight is given")
     cap = 0.0 if softcap is None else _inputs.positive("softcap", softcap)
     heat, zeta = _inputs.positive("temperature", temperature), _inputs.scalar("z_loss", z_loss, 0, math.inf)
-    memory = None if max_memory is None else int(_inputs.positive("max_memory", max_memory))
+    memory = None if max_memory is None else int(min(_inputs.positive("max_memory", max_memory), 2.0**62))
+    wants_stats = _inputs.flag("return_stats", return_stats)
     targets = _Targets(y, n_classes, class_weights, smoothing)
     apart = {
         "inputs": x,
@@ -406,7 +406,7 @@ def linear_cross_entropy(
     )  # fmt: skip
     wanted = None if _wants is None else _Wanted(_wants, x, table, {**apart, "out": rows.loss})
     stats = None
-    if return_stats:
+    if wants_stats:
         log_prob = _memory.empty(y.ids.shape)
         stats = LinearStats(_memory.empty(n), log_prob, _memory.empty(n), _memory.empty(n, np.int64), _memory.empty(0))
     _Call(x, table, y.ids, cap, heat, threads).losses(rows, targets, zeta, wanted, stats, memory)
@@ -414,6 +414,7 @@ def linear_cross_entropy(
     return value if stats is None else (value, _shaped(stats, y, shape, table.dtype))
 
 
+@np.errstate(over="ignore")
 def _shaped(
     stats: LinearStats, labels: _inputs.ClassLabels, shape: tuple[int, ...], dtype: np.dtype[Any]
 ) -> LinearStats:
@@ -484,7 +485,7 @@ def linear_partials(
     ids[~here.reshape(-1)] = -1
     cap = 0.0 if softcap is None else _inputs.positive("softcap", softcap)
     heat = _inputs.positive("temperature", temperature)
-    memory = None if max_memory is None else int(_inputs.positive("max_memory", max_memory))
+    memory = None if max_memory is None else int(min(_inputs.positive("max_memory", max_memory), 2.0**62))
     threads = _threads.resolve(n_threads, len(ids) * table.n_classes)
     call = _Call(x, table, ids, cap, heat, threads)
     blocks = _Blocks(table, call.n, call.d, memory, False, None, False)

@@ -102,6 +102,7 @@ def without_zeros(x: Array, scale: Array | None) -> Array:
     return x
 
 
+@np.errstate(over="ignore")
 def contiguous(a: Array, dtype: np.dtype[Any]) -> Array:
     """As the kernels take it: a copy unless it lies so already."""
     return np.require(a, dtype, ["C", "A"])

@@ -21,6 +21,19 @@ Array = NDArray[Any]
 KINDS = ("none", "sum", "mean")
 
 
+def narrow(out: Array, values: Any) -> None:
+    """Write into an array of perhaps fewer bits; what is too large for it is infinite, without a warning."""
+    with np.errstate(over="ignore", invalid="ignore"):
+        out[...] = values
+
+
+def number(value: float, dtype: np.dtype[Any], out: Array | None) -> Any:
+    """A reduced loss, written to `out` if there is one."""
+    result = _memory.empty((), dtype) if out is None else out
+    narrow(result, value)
+    return result[()] if out is None else out
+
+
 class Reduction:
     """How the losses of one call become its value, and what multiplies each row's gradient.
 
@@ -48,8 +61,8 @@ class Reduction:
         wants: Wants | None = None,
         n_threads: int = 1,
     ) -> None:
-        if reduction not in KINDS:
-            _inputs.choice("reduction", reduction, KINDS)
+        if type(reduction) is not str or reduction not in KINDS:
+            reduction = _inputs.choice("reduction", reduction, KINDS)
         self._kind = reduction
         self._threads = n_threads
         self._row_weight = row_weight
@@ -85,9 +98,10 @@ class Reduction:
         if self._kind == "none":
             rows = None if cotangent is None else _inputs.weights("cotangent", cotangent, shape)
             if rows is not None:
-                self.scale = rows if self._weight is None else rows * self._weight
+                with np.errstate(all="ignore"):
+                    self.scale = rows if self._weight is None else rows * self._weight
         elif cotangent is not None:
-            self._factor = float(_inputs.same_shape("cotangent", np.asarray(cotangent), (), "that of the value"))
+            self._factor = _inputs.cotangent(cotangent)
         if self._kind == "mean":
             self._factor = self._factor / self.total if self.total != 0 else 0.0
 
@@ -102,10 +116,7 @@ class Reduction:
         total = reductions.weighted_sum(self.loss, self._weight, self._threads)
         if self._kind == "mean":
             total = total / self.total if self.total != 0 else 0.0
-        if self._out is None:
-            return self.loss.dtype.type(total)
-        self._out[...] = total
-        return self._out
+        return number(total, self.loss.dtype, self._out)
 
 
 class ElementReduction:
@@ -132,8 +143,8 @@ class ElementReduction:
         wants: Wants | None,
         n_threads: int,
     ) -> None:
-        if reduction not in KINDS:
-            _inputs.choice("reduction", reduction, KINDS)
+        if type(reduction) is not str or reduction not in KINDS:
+            reduction = _inputs.choice("reduction", reduction, KINDS)
         self._kind = reduction
         self._shape = shape
         self._dtype = dtype
@@ -170,7 +181,7 @@ class ElementReduction:
         if cotangent is not None and self._kind == "none":
             self.cotangent = self._operand("cotangent", cotangent)
         elif cotangent is not None:
-            self.factor = float(_inputs.same_shape("cotangent", np.asarray(cotangent), (), "that of the value"))
+            self.factor = _inputs.cotangent(cotangent)
         if self._kind == "mean":
             self.factor = self.factor / self._total if self._total != 0 else 0.0
 
@@ -192,7 +203,4 @@ class ElementReduction:
             return loss if loss.ndim or self._out is not None else loss[()]
         if self._kind == "mean":
             total = total / self._total if self._total != 0 else 0.0
-        if self._out is None:
-            return self._dtype.type(total)
-        self._out[...] = total
-        return self._out
+        return number(total, self._dtype, self._out)

@@ -12,7 +12,7 @@ from fastloss._gradients import Wants, differentiable
 from fastloss._logits import Logits, Slopes, buffer_of, contiguous, losses, padded, without_zeros
 from fastloss._native import sampled as _kernels
 from fastloss._native import tables as _table_kernels
-from fastloss._reductions import Reduction
+from fastloss._reductions import Reduction, narrow
 from fastloss._samplers import Candidates, LogUniformSampler, _Sampler
 from fastloss._tables import Table
 from fastloss._unigrams import FixedUnigramSampler
@@ -49,7 +49,7 @@ def _given(sampled_values: Any, num_sampled: int, shape: tuple[int, ...], n: int
     if not isinstance(sampled_values, (tuple, list)) or len(sampled_values) != 3:
         raise ValueError(
             "sampled_values must be (sampled_candidates, true_expected_count, sampled_expected_count), "
-            f"got {type(sampled_values).__name__}"
+            f"got {_inputs.shown(sampled_values)}"
         )
     of = ("sampled_candidates", "true_expected_count", "sampled_expected_count")
     names = [f"sampled_values[{k}] ({name})" for k, name in enumerate(of)]
@@ -98,6 +98,8 @@ def _sampled(
         raise ValueError(f"inputs must have shape [batch, {w.row[0]}], as rows of weights, got {x.shape}")
     if b.n != w.n:
         raise ValueError(f"biases must have {w.n} entries, one for each row of weights, got {b.n}")
+    remove_accidental_hits = _inputs.flag("remove_accidental_hits", remove_accidental_hits)
+    subtract_log_q = _inputs.flag("subtract_log_q", subtract_log_q)
     num_true = _inputs.whole("num_true", num_true, 1)
     num_sampled = _inputs.whole("num_sampled", num_sampled, 1)
     if sampled_values is None:  # else TensorFlow does not look at it
@@ -141,7 +143,7 @@ def _sampled(
     if wants is not None and slopes is not None:
         _finish(wants, w, b, y, drawn.sampled_candidates, logits, slopes, values, rows.scale)
         if d_inputs is not None and d_inputs is not slopes.x:
-            d_inputs[...] = slopes.x
+            narrow(d_inputs, slopes.x)
     return value
 
 

@@ -12,6 +12,7 @@ from fastloss import _inputs, _memory, _threads
 from fastloss._gradients import Wants, differentiable, value_and_grad
 from fastloss._native import sequence as _kernels
 from fastloss._native import softmax as _softmax
+from fastloss._reductions import narrow
 
 Array = NDArray[Any]
 
@@ -36,7 +37,9 @@ def _targets(targets: ArrayLike, logits: Array, name: str = "targets") -> Array:
     if y.ndim == logits.ndim:
         return _inputs.same_shape(name, _inputs.numbers(name, y), logits.shape, "that of logits")
     rule = "that of logits, with or without classes"
-    return _inputs.same_shape(name, _inputs.integers(name, targets), logits.shape[:-1], rule)
+    if y.size == 0 and isinstance(targets, list | tuple):  # an empty list has no dtype of its own
+        y = y.astype(np.int64)
+    return _inputs.same_shape(name, _inputs.integers(name, y), logits.shape[:-1], rule)
 
 
 def _marked(targets: Array, weights: Array, logits: Array, name: str = "targets") -> Array:
@@ -69,13 +72,26 @@ def _losses_by(
     """The same with another loss, called on the rows that count."""
     arguments = {"labels": targets[counts], "logits": logits[counts]}
     if grad is None:
-        loss[counts] = function(**arguments)
+        rows = function(**arguments)
+    else:
+        assert scale is not None
+        rows, slopes = value_and_grad(function)(**arguments, cotangent=scale[counts])
+    rows = _inputs.numbers("the result of softmax_loss_function", rows)
+    rule = "one loss for each label"
+    with np.errstate(over="ignore", invalid="ignore"):
+        loss[counts] = _inputs.same_shape("the result of softmax_loss_function", rows, loss[counts].shape, rule)
+    if grad is None:
         return
-    assert scale is not None
-    rows, slopes = value_and_grad(function)(**arguments, cotangent=scale[counts])
-    loss[counts] = rows
     grad[...] = 0
     grad[counts] = slopes
+
+
+def _callable(function: Any, wants: Wants | None) -> None:
+    if function is not None and not callable(function):
+        raise TypeError(f"softmax_loss_function must be a function, got {_inputs.shown(function)}")
+    if function is not None and wants is not None and not hasattr(function, "wrt"):
+        rule = "must be a loss of fastloss to have a gradient"
+        raise TypeError(f"softmax_loss_function {rule}, got {_inputs.shown(function)}")
 
 
 def _per_position(a: ArrayLike | None, shape: tuple[int, ...]) -> Array | None:
@@ -87,6 +103,10 @@ def _per_position(a: ArrayLike | None, shape: tuple[int, ...]) -> Array | None:
 
 def _kind(average_time: bool, average_batch: bool, sum_time: bool, sum_batch: bool) -> tuple[int, bool, bool]:
     """The denominator, and whether time and batch are summed over."""
+    average_time = _inputs.flag("average_across_timesteps", average_time)
+    average_batch = _inputs.flag("average_across_batch", average_batch)
+    sum_time = _inputs.flag("sum_over_timesteps", sum_time)
+    sum_batch = _inputs.flag("sum_over_batch", sum_batch)
     if (average_time or average_batch) and (sum_time or sum_batch):
         raise ValueError(
             "average_across_timesteps and average_across_batch must not go with sum_over_timesteps and sum_over_batch, "
@@ -149,7 +169,7 @@ class _Positions:
         self._losses = _inputs.packed(losses, np.float64)
         _kernels.combine(self.weights, self._losses, self._denominator, *self._strides, self._value)
         result = _memory.empty(self.shape, losses.dtype) if out is None else out
-        result[...] = self._value.reshape(self.shape)
+        narrow(result, self._value.reshape(self.shape))
         return result if result.ndim or out is not None else result[()]
 
     def weight_slopes(self, out: Array) -> None:
@@ -250,6 +270,7 @@ def sequence_loss(
         raise ValueError(f"logits must have three axes, of batch, time and class, got shape {x.shape}")
     y = _targets(targets, x)
     w = _per_position(weights, x.shape[:2])
+    _callable(softmax_loss_function, _wants)
     kind = _kind(average_across_timesteps, average_across_batch, sum_over_timesteps, sum_over_batch)
     positions = _Positions(w, lengths, x.shape[:2], *kind)
     apart = {"logits": x, "targets": y, "weights": w}
@@ -326,6 +347,11 @@ def sequence_loss_by_example(
     >>> fl.sequence_loss_by_example(steps, targets=[[0], [1]], weights=[[1.0], [1.0]])
     array([1.03972077])
     """
+    logits = _inputs.sequence("logits", logits, "arrays, one for each time")
+    targets = _inputs.sequence("targets", targets, "arrays, one for each time")
+    weights = _inputs.sequence("weights", weights, "arrays, one for each time")
+    average_across_timesteps = _inputs.flag("average_across_timesteps", average_across_timesteps)
+    _callable(softmax_loss_function, _wants)
     if not len(logits) == len(targets) == len(weights) != 0:
         raise ValueError(
             "logits, targets and weights must be lists of the same length, not empty, got "
@@ -368,9 +394,7 @@ def sequence_loss_by_example(
 
 def _lists(wants: Wants, xs: list[Array]) -> list[Array | None]:
     """Buffers for the gradients of a list."""
-    given = wants.buffers.get("logits", [None] * len(xs))
-    if not isinstance(given, (list, tuple)) or len(given) != len(xs):
-        raise ValueError(f"grad_out must be a list of {len(xs)} arrays, as logits, got {type(given).__name__}")
+    given = _inputs.one_buffer_each("grad_out", wants.buffers.get("logits", [None] * len(xs)), len(xs), "logits")
     grads: list[Array | None] = []
     for t, (x, buffer) in enumerate(zip(xs, given, strict=True)):
         apart = {f"logits[{k}]": a for k, a in enumerate(xs)} | {f"grad_out[{k}]": g for k, g in enumerate(grads)}
@@ -467,5 +491,5 @@ def packed_sequence_loss(
     _cross_entropies(x, marked, losses, grad, scale, n_threads)
     _kernels.packed(w, losses, ends, how, value, denominator)
     result = _memory.empty(shape, dtype) if out is None else out
-    result[...] = value
+    narrow(result, value)
     return result

@@ -11,7 +11,7 @@ from numpy.typing import ArrayLike, NDArray
 from fastloss import _inputs, _memory, _threads
 from fastloss._gradients import Wants, differentiable, sum_back
 from fastloss._native import softmax as _kernels
-from fastloss._reductions import Reduction
+from fastloss._reductions import KINDS, Reduction, narrow
 
 Array = NDArray[Any]
 HESSIANS = ("diagonal", "upper", "residual")  # in the order of the kernel's numbers
@@ -53,7 +53,8 @@ def _cross_entropy(
     threads = _threads.resolve(n_threads, logits.size)
     mask = None if where is None else _inputs.mask("where", where, logits.shape)
     weights = None if class_weight is None else _inputs.vector("class_weight", class_weight, n_classes)
-    smoothing = 0.0 if label_smoothing == 0 else _inputs.scalar("label_smoothing", label_smoothing, 0, 1)
+    smoothing = _inputs.scalar("label_smoothing", label_smoothing, 0, 1)
+    reduction = _inputs.choice("reduction", reduction, KINDS)
     ignore = _inputs.ignored(ignore_index)
     full = labels if index else _inputs.broadcast("labels", labels, logits.shape)
     x, y = _inputs.raw(logits), _inputs.raw(full)
@@ -91,7 +92,7 @@ def _cross_entropy(
         run(grad, labels_grad)
         value = rows.value()
     if labels_grad is not None and wants is not None and wants.grads["labels"] is not labels_grad:
-        wants.grads["labels"][...] = sum_back(labels_grad, labels.shape)
+        narrow(wants.grads["labels"], sum_back(labels_grad, labels.shape))
     return value
 
 
@@ -116,6 +117,13 @@ def _gradient_buffers(
         else:
             labels_grad = buffer if full.shape == a.shape else _memory.empty(full.shape)
     return grad, labels_grad
+
+
+def _class_axis(logits: Array, axis: int, dim: int | None) -> int:
+    """The axis of classes, by the name it was given under."""
+    if logits.ndim and dim is not None:
+        return _inputs.axis_index(dim, logits.ndim, "dim")
+    return _inputs.class_axis("logits", logits, axis)
 
 
 @differentiable("logits", hessians=HESSIANS)
@@ -197,14 +205,16 @@ def sparse_softmax_cross_entropy_with_logits(
     array([2.0611537e-09, 6.9314718e-01], dtype=float32)
     """
     x = logits if type(logits) is np.ndarray else _inputs.array("logits", logits)
-    k = _inputs.axis_index(axis if dim is None else dim, x.ndim)
+    k = _class_axis(x, axis, dim)
     y = _inputs.integers("labels", labels)
     shape = _inputs.without(x.shape, k)
     if y.shape != shape:
         _inputs.same_shape("labels", y, shape, "that of logits without axis")
     if (
         ignore_index is sample_weight is class_weight is where is out is None
+        and type(reduction) is str
         and reduction == "none"
+        and type(label_smoothing) is float
         and label_smoothing == 0
         and x.dtype.kind == "f"
         and (_wants is None or _wants.is_plain(x, y))
@@ -280,11 +290,13 @@ def softmax_cross_entropy_with_logits(
     array([0.81326169])
     """
     x = _inputs.array("logits", logits)
-    k = _inputs.axis_index(axis if dim is None else dim, x.ndim)
+    k = _class_axis(x, axis, dim)
     y = _inputs.numbers("labels", labels)
     if (
         sample_weight is class_weight is where is out is None
+        and type(reduction) is str
         and reduction == "none"
+        and type(label_smoothing) is float
         and label_smoothing == 0
         and x.shape == y.shape
         and x.dtype.kind == "f"
@@ -302,9 +314,7 @@ def _rows(logits: Array, axis: int | tuple[int, ...] | None) -> tuple[Array, int
     """The array and its one axis of classes; several are merged (a copy where they do not lie together)."""
     if axis is not None and not isinstance(axis, tuple):
         return logits, _inputs.axis_index(axis, logits.ndim)
-    axes = tuple(range(logits.ndim)) if axis is None else tuple(_inputs.axis_index(a, logits.ndim) for a in axis)
-    if len(set(axes)) < len(axes):
-        raise ValueError(f"axis must not repeat one, got {axis}")
+    axes = _inputs.axes(axis, logits.ndim)
     rest = [a for a in range(logits.ndim) if a not in axes]
     moved = logits.transpose(*rest, *axes)
     return moved.reshape(*moved.shape[: len(rest)], math.prod(moved.shape[len(rest) :])), len(rest)
@@ -336,7 +346,7 @@ def _normalize(
 
 
 def _moved_axes(ndim: int, axis: int | tuple[int, ...] | None) -> list[int]:
-    axes = range(ndim) if axis is None else [_inputs.axis_index(a, ndim) for a in np.atleast_1d(axis).tolist()]
+    axes = _inputs.axes(axis, ndim)
     return [*(a for a in range(ndim) if a not in axes), *axes]
 
 
@@ -468,8 +478,8 @@ def logsumexp(
     rows, k = _rows(a, axis)
     kept = None if mask is None else _rows(mask, axis)[0]
     shape = _inputs.without(rows.shape, k)
-    if keepdims:
-        summed = range(a.ndim) if axis is None else [d % a.ndim for d in np.atleast_1d(axis).tolist()]
+    if _inputs.flag("keepdims", keepdims):
+        summed = _inputs.axes(axis, a.ndim)
         shape = tuple(1 if d in summed else n for d, n in enumerate(a.shape))
     _inputs.output("out", out, shape, dtype, {"x": a, "where": mask})
     result = _memory.empty(shape, dtype) if out is None else out

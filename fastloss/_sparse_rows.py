@@ -54,7 +54,7 @@ class SparseRows:
     def __post_init__(self) -> None:
         indices = _inputs.integers("indices", self.indices)
         values = _inputs.array("values", self.values)
-        shape = tuple(_inputs.whole("shape", n, 0) for n in self.shape)
+        shape = tuple(_inputs.whole("shape", n, 0) for n in _inputs.sequence("shape", self.shape, "integers"))
         _inputs.loss_dtype("values", values.dtype)
         if indices.ndim != 1 or not shape:
             raise ValueError(
@@ -174,7 +174,7 @@ class SparseRows:
         """
         scale = _inputs.scalar("scale", scale, -np.inf, np.inf)
         if not isinstance(array, np.ndarray):
-            raise TypeError(f"array must be an array, got {type(array).__name__}")
+            raise TypeError(f"array must be an array, got {_inputs.shown(array)}")
         _inputs.loss_dtype("array", array.dtype)
         _inputs.output("array", array, self.shape, array.dtype, {"values": self.values, "indices": self.indices})
         if array.ndim > 2 and not array.flags.c_contiguous:

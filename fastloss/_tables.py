@@ -49,7 +49,8 @@ class Table:
 
     def gradient(self, ids: Array, values: Array) -> Any:
         """SparseRows for the table, or one for each shard, with its own row numbers, in the container it came in."""
-        values = values.astype(self.dtype, copy=False)
+        with np.errstate(over="ignore"):
+            values = values.astype(self.dtype, copy=False)
         if self._listed is None:
             return SparseRows._checked(ids, values, self.arrays[0].shape)
         parts = [SparseRows._checked(ids[:0], values[:0], a.shape) for a in self.arrays]

@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-import operator
 import os
 import sys
 
 from fastloss import _host
+from fastloss._values import index, shown
 
 GRAIN = 32768  # elements; kernels/parallel.pxd has it too
 MOST = 1024  # threads of one call, whatever is asked for
@@ -49,9 +49,9 @@ def resolve(n_threads: int | None = None, work: int = sys.maxsize) -> int:
     Nothing is remembered, so threadpoolctl's limits and the environment hold at once.
     """
     if n_threads is not None:
-        n_threads = operator.index(n_threads)
+        n_threads = index("n_threads", n_threads)
         if n_threads < 1:
-            raise ValueError(f"n_threads must be at least 1, got {n_threads}")
+            raise ValueError(f"n_threads must be at least 1, got {shown(n_threads)}")
     elif work < GRAIN:
         return 1  # the kernel would not enter OpenMP anyway
     limit = _host.openmp_max_threads()

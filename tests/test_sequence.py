@@ -248,7 +248,7 @@ def test_another_loss():
             got = f(logits, targets, weights, softmax_loss_function=function)[1]
             np.testing.assert_allclose(got, f(logits, targets, weights)[1], rtol=1e-14, atol=1e-18)
         else:
-            with pytest.raises(TypeError, match="loss must be a loss of fastloss"):
+            with pytest.raises(TypeError, match="softmax_loss_function must be a loss of fastloss"):
                 fl.value_and_grad(fl.sequence_loss)(logits, targets, weights, softmax_loss_function=function)
 
 

@@ -2,20 +2,25 @@
 
 from __future__ import annotations
 
+import contextlib
 import errno
 import json
 import os
 import random
+import re
+import shutil
 import signal
 import subprocess
 import sys
+import zipfile
+from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
 import pytest
 
 import fastloss
-from fastloss._cli import corpus, model
+from fastloss._cli import corpus, files, model
 from fastloss._cli.train import main
 
 FILES = {"vectors.txt", "model.npz", "metrics.jsonl", "neighbours.txt"}
@@ -271,10 +276,10 @@ def test_bad_files_are_named(text: Path, run: Path, tmp_path: Path) -> None:
 
 
 def test_unreadable_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
-    def refuse(path: Path) -> bytes:
+    def refuse(path: Path, most: int) -> bytes:
         raise PermissionError(errno.EACCES, "Permission denied", str(path))
 
-    monkeypatch.setattr(Path, "read_bytes", refuse)  # the owner's rights do not bind root, which may run the tests
+    monkeypatch.setattr(files, "read", refuse)  # the owner's rights do not bind root, which may run the tests
     path = tmp_path / "secret.txt"
     path.write_text("a b c " * 50)
     assert main(["train", str(path), "--out", str(tmp_path / "out")]) == 2
@@ -375,3 +380,237 @@ def test_without_matplotlib(text: Path, tmp_path: Path) -> None:
 def test_import_of_the_library_leaves_the_command_alone() -> None:
     code = "import sys, fastloss; sys.exit(any(m.startswith('fastloss._cli') or m == 'rich' for m in sys.modules))"
     assert subprocess.run([sys.executable, "-c", code], env=environment()).returncode == 0
+
+
+# ------------------------------------------------------------------ files and names that nobody vouches for
+
+
+def test_text_without_spaces() -> None:
+    tokens = corpus._TOKEN.findall
+    assert tokens("今天天气很好。") == list("今天天气很好。")
+    assert tokens("カタカナとひらがな") == list("カタカナとひらがな")
+    assert tokens("ที่นี่") == ["ที่", "นี่"]  # marks stay on their letters
+    assert tokens("Python的2.5年 déjà_vu") == ["Python", "的", "2.5", "年", "déjà_vu"]
+    assert tokens("한국어 текст") == ["한국어", "текст"]
+    words = re.compile(r"[^\W\d]\w*|\d[\w.]*|[^\w\s]")  # what cuts other scripts
+    for sample in [Path(corpus.__file__).read_text(), "".join(map(chr, range(1, 0xE00))), "naïve ÀÉ x1.5e3_ 0xff..."]:
+        if "今" not in sample and "\u0e00" not in sample:
+            assert tokens(sample) == words.findall(sample)
+
+
+def test_training_on_text_without_spaces(tmp_path: Path) -> None:
+    (tmp_path / "text").write_text("我喜欢猫。你喜欢狗。" * 200, encoding="utf-8")
+    train(tmp_path / "text", "--steps", 3, "--out", tmp_path / "out")
+    assert {"我", "喜", "欢", "猫"} <= set(np.load(tmp_path / "out" / "model.npz")["tokens"].tolist())
+
+
+def refused(capsys: pytest.CaptureFixture[str], *args: object) -> str:
+    """The one line that says why the command is refused."""
+    capsys.readouterr()
+    assert main(["train", *map(str, args)]) == 2
+    shown = capsys.readouterr().err
+    assert shown.count("\n") == 1
+    assert len(shown) < 600
+    assert shown.strip().isprintable()
+    return shown
+
+
+def npy(shape: object, dtype: str = "<f4", data: bytes = b"", version: bytes = b"\1\0") -> bytes:
+    header = f"{{'descr': {dtype!r}, 'fortran_order': False, 'shape': {shape}, }}".encode()
+    return b"\x93NUMPY" + version + len(header).to_bytes(2, "little") + header + data
+
+
+CRAFTED = {  # a member of the archive -> what it holds instead
+    "too many": ("embeddings", npy("(10**12, 10**6)")),
+    "many axes": ("embeddings", npy("(" + "1," * 70 + ")")),
+    "negative": ("embeddings", npy("(-3, 64)")),
+    "long header": ("embeddings", npy("(3,)", version=b"\2\0") + b"\xff" * 10),
+    "deep header": ("weights", npy("(" * 3000)),
+    "objects": ("biases", npy("(3,)", "|O", b"cos\nsystem\n(S'false'\ntR.")),
+    "text": ("steps", npy("()", "<U9", b"\0" * 36)),
+    "no array": ("steps", b"five"),
+    "nothing": ("steps", b""),
+    "settings of text": ("settings", npy("()", "<U4", "none".encode("utf-32-le"))),
+    "settings of numbers": ("settings", npy("(3,)")),
+    "huge settings": ("settings", npy("()", "<U2000000000")),
+    "deep settings": ("settings", npy("()", "<U90000", ("[" * 90000).encode("utf-32-le"))),
+}
+
+
+@pytest.fixture
+def copy(run: Path, tmp_path: Path) -> Path:
+    return Path(shutil.copytree(run, tmp_path / "copy"))
+
+
+def crafted(copy: Path, changes: dict[str, bytes | None], method: int = zipfile.ZIP_STORED) -> None:
+    with zipfile.ZipFile(copy / "model.npz") as archive:
+        members = {name.removesuffix(".npy"): archive.read(name) for name in archive.namelist()} | changes
+    with zipfile.ZipFile(copy / "model.npz", "w", method) as archive:
+        for name, data in members.items():
+            if data is not None:
+                archive.writestr(f"{name}.npy", data)
+
+
+@pytest.mark.parametrize("what", CRAFTED)
+def test_crafted_models(what: str, copy: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    name, data = CRAFTED[what]
+    crafted(copy, {name: data})
+    assert "model.npz: not the model of" in refused(capsys, "--resume", "--out", copy)
+
+
+def test_crafted_numbers(copy: Path, run: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    arrays = dict(np.load(run / "model.npz"))
+    settings = json.loads(str(arrays["settings"]))
+    nan = arrays["weights"].copy()
+    nan[1, 2] = np.nan
+    for change, words in [
+        ({"weights": nan}, "weights is not finite"),
+        ({"weights": arrays["weights"].astype(">f4")}, "weights has shape"),
+        ({"weights": arrays["weights"][..., None]}, "weights has shape"),
+        ({"adagrad_weights": -arrays["adagrad_weights"]}, "adagrad_weights is out of range"),
+        ({"steps": np.array(-1)}, "steps is out of range"),
+        ({"steps": np.array(2**62)}, "steps is out of range"),
+        ({"settings": np.array(json.dumps(settings | {"loss": ["x"]}))}, "its loss cannot be used"),
+        ({"settings": np.array(json.dumps(settings | {"seed": 1.5}))}, "its seed cannot be used"),
+        ({"settings": np.array(json.dumps(settings | {"seed": True}))}, "its seed cannot be used"),
+        ({"settings": np.array(json.dumps(settings | {"paths": ["a\0b"]}))}, "its paths cannot be used"),
+        ({"settings": np.array(json.dumps(settings | {"num_sampled": 10**30}))}, "its num_sampled cannot be used"),
+        ({"settings": np.array("[]")}, "no settings"),
+    ]:
+        np.savez(copy / "model.npz", **{**arrays, **change})
+        assert words in refused(capsys, "--resume", "--out", copy), words
+
+
+def test_a_model_of_1000_times_its_packed_size_takes_no_memory(copy: Path) -> None:
+    bomb = npy("(1, 1)") + bytes(1 << 30)
+    crafted(copy, {"embeddings": bomb, "settings": npy("()", "<U268435456") + bytes(1 << 29)}, zipfile.ZIP_DEFLATED)
+    assert (copy / "model.npz").stat().st_size < 1 << 24
+    code = (
+        "import resource, sys; from fastloss._cli.train import main; "
+        "before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss; status = main(sys.argv[1:]); "
+        "print(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before); sys.exit(status)"
+    )
+    args = [sys.executable, "-c", code, "train", "--resume", "--out", str(copy)]
+    done = subprocess.run(args, capture_output=True, text=True, env=environment(), timeout=60)
+    assert done.returncode == 2, done.stderr
+    assert done.stderr.count("\n") == 1
+    assert int(done.stdout) < 64 * 1024  # kilobytes
+
+
+@pytest.mark.parametrize("content", [b"\xff\xfe", b'{"step": "x"}', b"[" * 100000, b'{"a": NaN}', b"\n\n", b"1" * 5000])
+def test_crafted_metrics(content: bytes, copy: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    (copy / "metrics.jsonl").write_bytes(content)
+    assert "metrics.jsonl: not the reports of a run" in refused(capsys, "--resume", "--out", copy)
+
+
+@pytest.mark.skipif(os.name != "posix", reason="devices")
+def test_no_file_at_all(copy: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    for name in ("model.npz", "metrics.jsonl"):
+        kept = (copy / name).read_bytes()
+        for make in [
+            os.mkdir,
+            os.mkfifo,
+            lambda path: os.symlink("/dev/zero", path),
+            lambda path: os.symlink(path, path),
+        ]:
+            (copy / name).unlink()
+            make(copy / name)
+            assert f"{name}: " in refused(capsys, "--resume", "--out", copy)
+            (copy / name).rmdir() if make is os.mkdir else (copy / name).unlink()
+            (copy / name).write_bytes(kept)
+    os.mkfifo(tmp_path / "pipe")
+    line = tmp_path / "line"
+    line.write_text("x" * 10_000_000)
+    for path in ("/dev/zero", "/proc/self/pagemap", tmp_path / "pipe", line):
+        assert main(["train", str(path), "--out", str(tmp_path / "out")]) == 2
+
+
+def test_names_cannot_move_the_cursor(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    name = tmp_path / "a\x1b[2J\nb\x07\udcff"
+    assert main(["train", str(name), "--out", str(tmp_path / "out")]) == 2
+    shown = capsys.readouterr().err
+    assert "a\\x1b[2J\\nb\\x07\\udcff" in shown
+    assert shown.replace("\n", "").isprintable()
+    with pytest.raises(SystemExit):
+        main(["train", "--\x1b[2J"])
+    assert "\x1b" not in capsys.readouterr().err
+    name.write_text("a b c " * 50)
+    train(name, "--steps", 2, "--out", tmp_path / "b\x1b[2J")
+
+
+@pytest.mark.skipif(os.name != "posix", reason="permissions")
+def test_out_is_tried_before_the_text_is_read(
+    text: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(corpus, "load", lambda *args: pytest.fail("the text is read"))
+    (tmp_path / "file").write_text("")
+    (tmp_path / "link").symlink_to(tmp_path / "gone" / "gone")
+    for out in (tmp_path / "file", tmp_path / "file" / "below", tmp_path / "link", "/proc/out", "x" * 300):
+        for more in ([], ["--compare"]):
+            assert "--out" in refused(capsys, text, "--out", out, *more)
+
+
+class Full:
+    """A disk with room for so many bytes."""
+
+    def __init__(self, file: object, room: int) -> None:
+        self._file, self._room = file, room
+
+    def __getattr__(self, name: str) -> object:
+        return getattr(self._file, name)
+
+    def write(self, data: bytes) -> int:
+        self._room -= len(data)
+        if self._room < 0:
+            raise OSError(errno.ENOSPC, "No space left on device")
+        return self._file.write(data)  # type: ignore[attr-defined,no-any-return]
+
+
+@pytest.mark.parametrize("room", [0, 100, 5000])
+def test_a_full_disk_leaves_the_former_files(
+    room: int, copy: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    before = {path.name: path.read_bytes() for path in copy.iterdir()}
+    replacing = files.replacing
+
+    @contextlib.contextmanager
+    def full(path: Path) -> Iterator[object]:
+        with replacing(path) as file:
+            yield file if path.name.startswith(".") else Full(file, room)
+
+    monkeypatch.setattr(files, "replacing", full)
+    assert main(["train", "--resume", "--steps", "231", "--out", str(copy)]) == 1
+    assert "No space left on device" in capsys.readouterr().err
+    after = {path.name: path.read_bytes() for path in copy.iterdir()}
+    assert after.keys() == before.keys()
+    assert after["model.npz"] == before["model.npz"]
+
+
+@pytest.mark.skipif(not os.path.exists("/dev/full"), reason="/dev/full")
+def test_a_full_standard_output(text: Path, tmp_path: Path) -> None:
+    with open("/dev/full", "w") as full:
+        args = command(text, "--steps", 2, "--out", tmp_path)
+        done = subprocess.run(args, stdout=full, stderr=subprocess.PIPE, text=True, env=environment(), timeout=60)
+    assert done.returncode == 1
+    assert done.stderr == "fastloss train: No space left on device\n"
+
+
+@pytest.mark.skipif(os.name != "posix", reason="signals")
+@pytest.mark.parametrize("number", [signal.SIGKILL, signal.SIGINT], ids=["kill", "Ctrl-C"])
+def test_a_write_broken_off_leaves_the_former_files(number: int, copy: Path) -> None:
+    before = (copy / "model.npz").read_bytes()
+    code = (
+        "import os, sys, numpy as np, signal; from fastloss._cli import report, train\n"
+        "def half(file, **arrays):\n"
+        "    file.write(b'half'); file.flush()\n"
+        f"    os.kill(os.getpid(), {int(number)}); os.kill(os.getpid(), {int(number)})\n"
+        "report.np = type('np', (), {**vars(np), 'savez': staticmethod(half)})\n"
+        "sys.exit(train.main(sys.argv[1:]))"
+    )
+    args = [sys.executable, "-c", code, "train", "--resume", "--steps", "231", "--out", str(copy)]
+    done = subprocess.run(args, capture_output=True, text=True, env=environment(), timeout=60)
+    assert done.returncode == (-9 if number == signal.SIGKILL else 130), done.stderr
+    assert "Traceback" not in done.stderr
+    assert (copy / "model.npz").read_bytes() == before
+    train("--resume", "--steps", 232, "--out", copy)  # what was left behind is no hindrance
+    assert not list(copy.glob("*.new"))

@@ -7,6 +7,7 @@ import itertools
 import os
 import re
 import sysconfig
+import unicodedata
 from collections import defaultdict
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
@@ -15,14 +16,24 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
+from fastloss._cli import files
+
 UNKNOWN = "<unk>"
 END = "<eof>"
 HELDOUT_FILES = 30
 HELDOUT_TARGETS = 16384
+LARGEST = 1 << 30  # bytes of a file
 LONGEST = 64  # longer tokens are data, not words, and would widen the array of tokens
 FEWEST = 40  # tokens; below this there is nothing to learn, or nothing to hold out
 
-_TOKEN = re.compile(r"[^\W\d]\w*|\d[\w.]*|[^\w\s]")
+# Scripts without spaces between words; each of their characters is a token, together with the marks on it.
+_UNSPACED = (
+    "\u0e00-\u0eff\u0f00-\u0fff\u1000-\u109f\u1780-\u17ff\u2e80-\u2fdf\u3005-\u3007\u3021-\u3029\u3031-\u3035\u3040-\u30ff"
+    "\u3100-\u312f\u31a0-\u31bf\u31f0-\u31ff\u3400-\u4dbf\u4e00-\u9fff\uf900-\ufaff\uff66-\uff9f\U0001b000-\U0001b16f"
+    "\U00020000-\U0003ffff"
+)
+_MARKS = "".join(c for c in map(chr, range(0x300, 0x3100)) if unicodedata.category(c)[0] == "M")
+_TOKEN = re.compile(rf"[^\W\d{_UNSPACED}][^\W{_UNSPACED}]*|\d(?:[^\W{_UNSPACED}]|\.)*|[{_UNSPACED}][{_MARKS}]*|[^\w\s]")
 _IDENTIFIER = re.compile(r"[^\W\d]\w*")
 _NOT_SOURCE = {"__pycache__", "site-packages", "dist-packages", "test", "tests"}
 
@@ -99,9 +110,9 @@ def _walk(top: Path, warn: Warn) -> Iterator[Path]:
     def report(error: OSError) -> None:
         warn(f"{error.filename}: {error.strerror}")
 
-    for folder, folders, files in os.walk(top, onerror=report):
+    for folder, folders, names in os.walk(top, onerror=report):
         folders[:] = sorted(f for f in folders if not f.startswith(".") and f != "__pycache__")
-        for name in sorted(files):
+        for name in sorted(names):
             path = Path(folder, name)
             # What is not there (a dead link) will be named when it is read; pipes and sockets are passed over.
             if not name.startswith(".") and (os.path.isfile(path) or not os.path.exists(path)):
@@ -112,9 +123,9 @@ def _standard_library() -> list[Path]:
     """The source of Python's standard library, without its tests and without installed packages."""
     top = Path(sysconfig.get_path("stdlib"))
     found = []
-    for folder, folders, files in os.walk(top):
+    for folder, folders, names in os.walk(top):
         folders[:] = sorted(f for f in folders if f not in _NOT_SOURCE)
-        found += [Path(folder, name) for name in sorted(files) if name.endswith(".py")]
+        found += [Path(folder, name) for name in sorted(names) if name.endswith(".py")]
     return [path for path in found if path.is_file() and path.stat().st_size > 0]
 
 
@@ -138,9 +149,7 @@ def _expand(paths: Sequence[str], warn: Warn) -> list[Path]:
 
 def _read(path: Path) -> str:
     """The text of a file; ValueError or OSError where there is none."""
-    if path.exists() and not path.is_file():
-        raise ValueError("not a regular file")
-    data = path.read_bytes()
+    data = files.read(path, LARGEST)
     if b"\0" in data:
         raise ValueError("binary, not text")
     try:
@@ -177,7 +186,7 @@ def load(paths: Sequence[str], min_count: int, warn: Warn) -> Corpus:
         try:
             text = _read(path)
         except (OSError, ValueError) as error:
-            warn(f"{path}: {getattr(error, 'strerror', None) or error}")
+            warn(f"{path}: {files.reason(error)}")
             continue
         ids = list(map(known.__getitem__, _TOKEN.findall(text)))
         texts.append(np.array([*ids, end], np.int32))

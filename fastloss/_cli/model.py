@@ -25,6 +25,7 @@ RATE = 0.3
 INITIAL = 0.01  # of Adagrad's sums: the first steps are short
 SCALE = 0.1  # standard deviation of the embeddings at the start
 CLASSES = 1024  # rows of the output table per block
+MOST_STEPS = 2**53
 NUM_SAMPLED = 512  # candidates per step
 
 Floats = NDArray[np.float32]
@@ -321,6 +322,12 @@ class Model:
 
     def restore(self, state: Mapping[str, NDArray[np.generic]]) -> None:
         """Take up where `state` was taken."""
+        for name, given in state.items():
+            array: NDArray[Any] = given
+            least = np.float32(INITIAL) if name.startswith("adagrad") else 0
+            signed = name in ("embeddings", "positions", "weights", "biases")
+            if not (signed or np.all(array >= least)) or (name == "steps" and int(array) > MOST_STEPS):
+                raise ValueError(f"{name} is out of range")
         for name, array in self.state().items():
             array[...] = state[name]
         self.steps, self.reports = int(state["steps"]), int(state["reports"])

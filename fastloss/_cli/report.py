@@ -2,23 +2,27 @@
 
 from __future__ import annotations
 
-import contextlib
+import functools
 import json
-import os
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+import zipfile
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
-from typing import Any, BinaryIO, TypedDict
+from typing import Any, TypedDict, TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
 
+from fastloss._cli import files
 from fastloss._cli.corpus import Corpus
 
 NEIGHBOURS = 10
 COMMON = 50  # neighbours are sought among tokens seen this often: rarer ones have hardly moved
 FEWEST = 1000  # but among this many at least
 
+MODEL, METRICS, SETTINGS = 1 << 36, 1 << 26, 1 << 22  # bytes that are read, at most
+
 Arrays = Mapping[str, NDArray[np.generic]]
+T = TypeVar("T")
 
 
 class _First(TypedDict, total=False):
@@ -37,42 +41,72 @@ class Record(_First):
     heldout_perplexity: float
 
 
-class Unreadable(Exception):
-    """A file of an earlier run is missing or damaged."""
-
-
-@contextlib.contextmanager
-def _replacing(path: Path) -> Iterator[BinaryIO]:
-    """A file that takes the place of `path` when it is whole: a run broken off leaves the old one or the new one."""
-    new = path.with_name(path.name + ".new")
-    with new.open("wb") as file:
-        yield file
-    os.replace(new, path)
-
-
 def _write(path: Path, lines: Iterable[str]) -> None:
-    with _replacing(path) as file:
+    with files.replacing(path) as file:
         file.writelines(f"{line}\n".encode() for line in lines)
 
 
 def write_model(folder: Path, settings: Mapping[str, Any], arrays: Arrays) -> None:
     """Write ``model.npz``: the settings of the run as JSON, and its arrays."""
-    with _replacing(folder / "model.npz") as file:
+    with files.replacing(folder / "model.npz") as file:
         np.savez(file, settings=np.array(json.dumps(settings)), **arrays)  # type: ignore[arg-type]
 
 
-def read_model(folder: Path) -> tuple[dict[str, Any], Arrays]:
-    """Read ``model.npz``: the settings of the run, and its arrays."""
+def _archived(folder: Path, read: Callable[[zipfile.ZipFile], T]) -> T:
+    """What `read` makes of ``model.npz``, whose bytes may be anyone's."""
     path = folder / "model.npz"
     try:
-        # Opened here: np.load leaves a file that is no archive open.
-        with path.open("rb") as file, np.load(file, allow_pickle=False) as archive:
-            arrays = dict(archive)
-        return json.loads(str(arrays["settings"])), arrays
+        with files.opened(path, MODEL) as file, zipfile.ZipFile(files.Pieces(file)) as archive:
+            return read(archive)
     except OSError as error:
-        raise Unreadable(f"{path}: {error.strerror or error}") from None
+        raise files.Unusable(f"{path}: {files.reason(error)}") from None
     except Exception as error:  # what a damaged archive raises is anyone's guess
-        raise Unreadable(f"{path}: not the model of a run ({error})") from None
+        raise files.Unusable(f"{path}: not the model of a run ({files.reason(error)})") from None
+
+
+def _array(archive: zipfile.ZipFile, name: str, fits: Callable[[tuple[int, ...], np.dtype[Any]], bool]) -> Any:
+    """An array of the archive, after a look at its header, before room is made for it."""
+    with archive.open(f"{name}.npy") as member:
+        if np.lib.format.read_magic(member) != (1, 0):  # others have room for headers of gigabytes
+            raise ValueError(f"{name} is of another format")
+        shape, _, dtype = np.lib.format.read_array_header_1_0(member)
+        if not fits(shape, dtype):
+            raise ValueError(f"{name} has shape {str(shape)[:40]} and dtype {str(dtype)[:40]}")
+    with archive.open(f"{name}.npy") as member:
+        return np.lib.format.read_array(member, allow_pickle=False)
+
+
+def _is_like(a: NDArray[np.generic], shape: tuple[int, ...], dtype: np.dtype[Any]) -> bool:
+    return shape == a.shape and dtype == a.dtype
+
+
+def read_settings(folder: Path) -> dict[str, Any]:
+    """The settings of the run, from ``model.npz``."""
+
+    def small(shape: tuple[int, ...], dtype: np.dtype[Any]) -> bool:
+        return shape == () and dtype.kind == "U" and dtype.itemsize <= SETTINGS
+
+    def read(archive: zipfile.ZipFile) -> dict[str, Any]:
+        settings = json.loads(str(_array(archive, "settings", small)))
+        if not isinstance(settings, dict):
+            raise ValueError("no settings")
+        return settings
+
+    return _archived(folder, read)
+
+
+def read_arrays(folder: Path, like: Arrays) -> Arrays:
+    """The arrays of ``model.npz``, each of the shape and dtype that it has in `like`, and finite."""
+
+    def read(archive: zipfile.ZipFile) -> Arrays:
+        found = {}
+        for name, a in like.items():
+            found[name] = _array(archive, name, functools.partial(_is_like, a))
+            if not np.isfinite(found[name]).all():
+                raise ValueError(f"{name} is not finite")
+        return found
+
+    return _archived(folder, read)
 
 
 def write_metrics(folder: Path, records: Sequence[Record]) -> None:
@@ -84,12 +118,20 @@ def read_metrics(folder: Path) -> list[Record]:
     """Read ``metrics.jsonl``."""
     path = folder / "metrics.jsonl"
     try:
-        records: list[Record] = [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()]
-        if not all(Record.__required_keys__ <= record.keys() for record in records):
-            raise ValueError("not the reports of a run")
+        with files.opened(path, METRICS) as file:
+            records: list[Record] = [json.loads(line) for line in file.read(METRICS).decode().splitlines()]
+        for record in records:
+            for name in Record.__required_keys__:
+                value = record[name]  # type: ignore[literal-required]
+                if type(value) not in (int, float) or not 0 <= value < 2**63:
+                    raise ValueError(f"{name} must be a number from 0 on, got {str(value)[:40]}")
+            if record["heldout_perplexity"] == 0:
+                raise ValueError("heldout_perplexity must not be 0")
         return records
-    except (OSError, ValueError, AttributeError) as error:
-        raise Unreadable(f"{path}: {getattr(error, 'strerror', None) or error}") from None
+    except OSError as error:
+        raise files.Unusable(f"{path}: {files.reason(error)}") from None
+    except Exception as error:  # what JSON of any nesting and kind raises is anyone's guess
+        raise files.Unusable(f"{path}: not the reports of a run ({files.reason(error)})") from None
 
 
 def write_vectors(folder: Path, tokens: Sequence[str], vectors: NDArray[np.float32]) -> None:
@@ -148,7 +190,7 @@ def draw_comparison(folder: Path, runs: Mapping[str, Sequence[Record]], unigram_
         axes.axhline(unigram_perplexity, color="gray", linestyle="--", label="unigram baseline")
         axes.legend()
         axes.grid(alpha=0.3, which="both")
-        with _replacing(folder / "compare.svg") as file:
+        with files.replacing(folder / "compare.svg") as file:
             figure.savefig(file, format="svg", metadata={"Date": None})
     return True
 
@@ -172,6 +214,6 @@ def write_curve(folder: Path, records: Sequence[Record], unigram_perplexity: flo
         axes.axhline(np.log(unigram_perplexity), color="gray", linestyle="--", label="unigram baseline, held-out")
         axes.legend()
         axes.grid(alpha=0.3)
-        with _replacing(folder / "loss.svg") as file:
+        with files.replacing(folder / "loss.svg") as file:
             figure.savefig(file, format="svg", metadata={"Date": None})
     return True

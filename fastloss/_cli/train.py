@@ -4,19 +4,20 @@ from __future__ import annotations
 
 import argparse
 import math
+import os
 import signal
 import sys
 import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from types import FrameType
-from typing import Any
+from typing import Any, NoReturn
 
 import numpy as np
 
 from fastloss import _threads
 from fastloss._cli import corpus as text
-from fastloss._cli import report
+from fastloss._cli import files, report
 from fastloss._cli.model import BATCH, NUM_SAMPLED, OUTPUTS, SAMPLERS, Model
 from fastloss._cli.progress import Plain, display
 
@@ -28,9 +29,17 @@ DEFAULTS = {  # what --resume takes from the earlier run
     "seed": 0,
 }
 DEFAULT_SECONDS = 60.0
+MOST = 2**63 - 1  # of any whole number
 REPORT_STEPS = 100  # with --steps: the same reports however the run is broken up
 REPORT_SHARE = 1 / 12  # with --seconds: of the time given
 REPORT_SECONDS = 30.0  # and at least this often
+
+
+class _Parser(argparse.ArgumentParser):
+    """One whose errors leave the terminal alone."""
+
+    def error(self, message: str) -> NoReturn:
+        super().error(files.printable(message))
 
 
 def _whole(least: int) -> Callable[[str], int]:
@@ -39,6 +48,8 @@ def _whole(least: int) -> Callable[[str], int]:
     def whole_number(given: str) -> int:
         if int(given) < least:
             raise argparse.ArgumentTypeError(f"must be at least {least}, got {given}")
+        if int(given) > MOST:
+            raise argparse.ArgumentTypeError(f"must be at most {MOST}, got {given[:40]}")
         return int(given)
 
     return whole_number
@@ -52,7 +63,7 @@ def _duration(given: str) -> float:
 
 
 def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(
+    parser = _Parser(
         prog="python -m fastloss",
         description="Losses for NumPy arrays, at work.",
     )
@@ -81,11 +92,7 @@ def _parser() -> argparse.ArgumentParser:
 
 
 def _warn(message: str) -> None:
-    print(f"fastloss train: {message}", file=sys.stderr, flush=True)
-
-
-class _Unusable(Exception):
-    """Arguments that do not fit the run to be resumed."""
+    print(f"fastloss train: {files.printable(message)}", file=sys.stderr, flush=True)
 
 
 class _Interrupt:
@@ -206,16 +213,37 @@ def _settings(args: argparse.Namespace, saved: dict[str, Any]) -> dict[str, Any]
         settings.setdefault(name, default if given is None else given)
         if given not in (None, settings[name]):
             option = "--" + name.replace("_", "-")
-            raise _Unusable(f"{option} {given} was given, but the run in {args.out} has {settings[name]}")
+            raise files.Unusable(f"{option} {given} was given, but the run in {args.out} has {settings[name]}")
     return settings
+
+
+def _checked(saved: dict[str, Any], out: Path) -> dict[str, Any]:
+    """Settings of an earlier run, whose file may be anyone's."""
+    paths = saved.get("paths")
+    rules = {
+        "paths": isinstance(paths, list) and all(isinstance(p, str) and "\0" not in p for p in paths),
+        "text": isinstance(saved.get("text"), str),
+        "loss": saved.get("loss") in list(OUTPUTS),
+        "sampler": saved.get("sampler") in list(SAMPLERS),
+    }
+    for name, least in (("num_sampled", 1), ("min_count", 1), ("seed", 0)):
+        rules[name] = type(saved.get(name)) is int and least <= saved[name] <= MOST
+    for name, right in rules.items():
+        if not right:
+            raise files.Unusable(f"{out / 'model.npz'}: not the model of a run (its {name} cannot be used)")
+    return {name: value for name, value in saved.items() if name in rules}
 
 
 def _compare(args: argparse.Namespace) -> int:
     """Every loss for the same time, each in a folder of its own; then what they reached."""
     if args.resume or args.loss or args.steps:
-        raise _Unusable("--compare trains with every loss, for --seconds: leave out --loss, --steps and --resume")
+        raise files.Unusable("--compare trains with every loss, for --seconds: leave out --loss, --steps and --resume")
     out: Path = args.out
-    corpus = text.load(args.paths, _settings(args, {})["min_count"], _warn)
+    with files.folder_for_results(out):
+        return _compare_into(out, args, text.load(args.paths, _settings(args, {})["min_count"], _warn))
+
+
+def _compare_into(out: Path, args: argparse.Namespace, corpus: text.Corpus) -> int:
     runs: dict[str, list[report.Record]] = {}
     for loss in OUTPUTS:
         print(f"\n{loss}", flush=True)
@@ -225,21 +253,24 @@ def _compare(args: argparse.Namespace) -> int:
         runs[loss] = report.read_metrics(one.out)
     table = report.write_comparison(out, runs, args.seconds or DEFAULT_SECONDS)
     drawn = report.draw_comparison(out, runs, corpus.unigram_perplexity)
-    print(f"\n{table}\n{out}: wrote {'compare.txt, compare.svg' if drawn else 'compare.txt'}")
+    print(f"\n{table}\n{files.printable(out)}: wrote {'compare.txt, compare.svg' if drawn else 'compare.txt'}")
     return 0
 
 
 def _train(args: argparse.Namespace, corpus: text.Corpus | None = None) -> int:
     """One run; 0, or 1 if it was stopped."""
     out: Path = args.out
-    saved, state = report.read_model(out) if args.resume else ({}, {})
-    settings = _settings(args, saved)
+    settings = _settings(args, _checked(report.read_settings(out), out) if args.resume else {})
+    with files.folder_for_results(out):
+        return _train_into(out, args, settings, corpus)
 
+
+def _train_into(out: Path, args: argparse.Namespace, settings: dict[str, Any], corpus: text.Corpus | None) -> int:
     if corpus is None:
         corpus = text.load(args.paths or settings["paths"], settings["min_count"], _warn)
     digest = corpus.digest()
     if settings.setdefault("text", digest) != digest:
-        raise _Unusable(f"the text is not the one that the run in {out} learned from")
+        raise files.Unusable(f"the text is not the one that the run in {out} learned from")
     model = Model(
         corpus, OUTPUTS[settings["loss"]], settings["seed"], _threads.resolve(args.threads), settings["sampler"],
         settings["num_sampled"],
@@ -248,12 +279,13 @@ def _train(args: argparse.Namespace, corpus: text.Corpus | None = None) -> int:
     seconds = 0.0
     if args.resume:
         try:
-            model.restore(state)
-        except (KeyError, ValueError) as error:
-            raise report.Unreadable(f"{out / 'model.npz'}: not the model of this run ({error})") from None
+            model.restore(report.read_arrays(out, model.state()))
+        except (TypeError, ValueError) as error:
+            reason = files.reason(error)
+            raise files.Unusable(f"{out / 'model.npz'}: not the model of this run ({reason})") from None
         records = report.read_metrics(out)
         if len(records) < model.reports:
-            raise report.Unreadable(f"{out / 'metrics.jsonl'}: {len(records)} reports, the model had {model.reports}")
+            raise files.Unusable(f"{out / 'metrics.jsonl'}: {len(records)} reports, the model had {model.reports}")
         seconds = records[-1]["seconds"] if records else 0.0
         del records[model.reports :]
     unigram = corpus.unigram_perplexity
@@ -273,7 +305,6 @@ def _train(args: argparse.Namespace, corpus: text.Corpus | None = None) -> int:
         report.write_model(out, settings, {"tokens": tokens, "counts": corpus.counts, **model.state()})
 
     tokens = np.array(corpus.tokens)
-    out.mkdir(parents=True, exist_ok=True)
     run = _Run(model, records, seconds, args, unigram, save)
     with _Interrupt() as interrupt:
         with display() as shown:
@@ -286,10 +317,18 @@ def _train(args: argparse.Namespace, corpus: text.Corpus | None = None) -> int:
     if interrupt.wanted:
         print("stopped by Ctrl-C; go on with --resume")
     names = ["vectors.txt", "model.npz", "metrics.jsonl", "neighbours.txt", *(["loss.svg"] if drawn else [])]
-    print(f"{out}: wrote {', '.join(names)}")
+    print(f"{files.printable(out)}: wrote {', '.join(names)}")
     if not drawn:
         print("no loss.svg: matplotlib is not installed (pip install 'fastloss[cli]')")
     return int(interrupt.wanted)
+
+
+def _leave_quietly() -> None:
+    """Where standard output is full, or nobody reads it any more, Python would complain once more when it ends."""
+    try:
+        sys.stdout.flush()
+    except (OSError, ValueError):
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -301,11 +340,13 @@ def main(argv: Sequence[str] | None = None) -> int:
             return _compare(args)
         _train(args)
         return 0
-    except (text.NothingUsable, report.Unreadable, _Unusable) as error:
+    except (text.NothingUsable, files.Unusable) as error:
         _warn(str(error))
         return 2
-    except OSError as error:
-        _warn(str(error))
+    except (OSError, MemoryError) as error:
+        name = getattr(error, "filename", None)
+        _warn(files.reason(error) if name is None else f"{name}: {files.reason(error)}")
+        _leave_quietly()
         return 1
     except KeyboardInterrupt:
         _warn("interrupted")
