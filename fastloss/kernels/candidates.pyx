@@ -3,8 +3,9 @@ from cpython.exc cimport PyErr_CheckSignals
 from libc.stdint cimport int64_t, uint64_t
 from libc.string cimport memset
 
-from draws cimport BUDGET, CHUNK, Ids, Job, Law, _ids, _is_new, _law, _probability, _run, _set_size, _signals
 from fastloss._parallel cimport for_blocks
+
+from draws cimport BUDGET, CHUNK, Ids, Job, Law, _ids, _is_new, _law, _probability, _run, _set_size, _signals
 from parallel cimport GRAIN
 from rng cimport fl_rng, fl_rng_start
 

@@ -9,6 +9,7 @@ from libc.math cimport INFINITY, fabs
 from libc.stdint cimport uintptr_t
 from libc.string cimport memcpy
 
+from fastloss._parallel cimport for_blocks
 from fastloss.kernels.arrays cimport F32, F64, Held, load, release, store
 from fastloss.kernels.exps cimport exps, steps_magic_of
 from fastloss.kernels.lanes cimport halve_sum
@@ -17,7 +18,6 @@ from fastloss.kernels.operands cimport (
     ABSENT, ARRAYS, CONSTANT, COTANGENT, DIRECT, EVEN, GRAD, HESSIAN, LABEL, LABEL_GRAD, LOSS, POS_WEIGHT,
     POS_WEIGHT_GRAD, STRIP, UNEVEN, WEIGHT, X, Ahead, Job, Operand, arrange, ask, hold, look_ahead, place, settle,
 )
-from fastloss._parallel cimport for_blocks
 from fastloss.kernels.parallel cimport blocks, cut
 from fastloss.kernels.regression cimport SquaredError
 from fastloss.kernels.scratch cimport no_memory

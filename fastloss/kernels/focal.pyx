@@ -3,9 +3,9 @@ from cpython.mem cimport PyMem_RawFree, PyMem_RawMalloc
 from libc.math cimport INFINITY, pow
 from libc.stdint cimport int64_t
 
+from fastloss._parallel cimport for_blocks
 from fastloss.kernels.arrays cimport F64, NO_AXIS, Held, Rows, index_at, load, release, row_at, store, take
 from fastloss.kernels.due cimport Due, nothing_due
-from fastloss._parallel cimport for_blocks
 from fastloss.kernels.parallel cimport blocks, cut, team
 from fastloss.kernels.scratch cimport no_memory
 from fastloss.kernels.special cimport fl_product_rest

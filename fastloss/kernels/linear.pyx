@@ -6,13 +6,13 @@ the table.  linear_blocks.pxd has what is done to one block.
 from libc.math cimport INFINITY, ldexp, rint
 from libc.stdint cimport int64_t
 
+from fastloss._parallel cimport for_blocks
 from fastloss.kernels.arrays cimport Held, release, take
 from fastloss.kernels.linear_blocks cimport (
     ARGMAX, FIELDS, REST, ROWS, SCALE, SLOPE, SPREAD, STEP, SUM, TILT, TOP, Job, biases_gradient, group_of,
     inputs_product, logits, pack_inputs_group, pack_table_tile, parts_of_columns, settle_logits, slopes, sums,
     table_product, table_tasks, unpack_inputs_group,
 )
-from fastloss._parallel cimport for_blocks
 from fastloss.kernels.product cimport FL_CHUNK, FL_PITCH, FL_TILE, LANES, lanes_of, least, parts_of
 from fastloss.kernels.terms cimport Terms, log_ratios, sum_rest
 from fastloss.kernels.vmath cimport (

@@ -2,8 +2,8 @@
 from cpython.mem cimport PyMem_RawFree, PyMem_RawMalloc
 from libc.math cimport INFINITY
 
-from fastloss.kernels.arrays cimport NO_AXIS, Held, Rows, load, release, row_at, store, take
 from fastloss._parallel cimport for_blocks
+from fastloss.kernels.arrays cimport NO_AXIS, Held, Rows, load, release, row_at, store, take
 from fastloss.kernels.parallel cimport blocks, cut
 from fastloss.kernels.scratch cimport no_memory
 

@@ -6,6 +6,7 @@ from libc.stdint cimport int64_t, uint32_t, uint64_t
 from libc.string cimport memset
 
 from fastloss._parallel cimport for_blocks
+
 from draws cimport (
     ALIAS, BUDGET, CACHED, CHUNK, COUNT, FIXED, INCLUSION, LEARNED, LOG_UNIFORM, PROBABILITY, SMALL, TILE, TRIES,
     UNIFORM, Ids, Job, Law, _data, _fill, _has, _ids, _law, _mark, _pairs, _probability, _run, _set_size,

@@ -7,10 +7,10 @@ from cpython.mem cimport PyMem_RawFree, PyMem_RawMalloc
 from libc.stdint cimport INT32_MAX, int32_t, int64_t, uint64_t, uintptr_t
 from libc.string cimport memcpy
 
+from fastloss._parallel cimport for_blocks
 from fastloss.kernels.arrays cimport (
     F64, I32, I64, NO_AXIS, Held, Rows, index_at, is_direct, load, release, row_at, stored, take,
 )
-from fastloss._parallel cimport for_blocks
 from fastloss.kernels.parallel cimport blocks, cut, fl_set, pending, stopped, team
 from fastloss.kernels.scratch cimport no_memory
 from fastloss.kernels.softmax_job cimport CROSS_ENTROPY, LOG_SOFTMAX, LOGSUMEXP, SOFTMAX, Job
