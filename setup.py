@@ -66,11 +66,19 @@ DIRECTIVES = {
 
 
 def extensions():
-    """One extension for the host facts, and one per kernel and instruction set."""
+    """Host facts, the parallel loop, and one extension per kernel and instruction set."""
     # each instruction set has a build folder of its own: distinct C and object files, safe in parallel
     jobs = {"compiler_directives": DIRECTIVES, "nthreads": os.cpu_count() if sys.platform == "linux" else 0}
     headers = [str(p) for ending in ("h", "pxd") for p in Path("fastloss/kernels").glob(f"*.{ending}")]
-    yield from cythonize([Extension("fastloss._host", ["fastloss/_host.pyx"])], build_dir="build/host", **jobs)
+    parallel = Extension(
+        "fastloss._parallel",
+        ["fastloss/_parallel.pyx"],
+        include_dirs=["fastloss"],
+        depends=["fastloss/_parallel.h"],
+    )
+    yield from cythonize(
+        [Extension("fastloss._host", ["fastloss/_host.pyx"]), parallel], build_dir="build/host", **jobs
+    )
     for isa in ISAS:
         Path("fastloss/_native", isa).mkdir(exist_ok=True)  # in-place builds need it
         yield from cythonize(
@@ -125,10 +133,10 @@ class BuildExt(build_ext):
     def build_extension(self, ext):
         *_, isa, kernel = ext.name.split(".")
         style = self.styles["scalar" if kernel in SCALAR else "interleaved"]
-        ext.extra_compile_args = COMPILE[self.kind] + style + ISAS.get(isa, {}).get(self.kind, []) + self.openmp
-        ext.extra_link_args = self.openmp if self.kind == "unix" else []
-        ext.extra_compile_args = ext.extra_compile_args + EXTRA
-        ext.extra_link_args = ext.extra_link_args + EXTRA
+        openmp = self.openmp if kernel == "_parallel" else []
+        isa_flags = ISAS.get(isa, {}).get(self.kind, [])
+        ext.extra_compile_args = COMPILE[self.kind] + style + isa_flags + openmp + EXTRA
+        ext.extra_link_args = (openmp if self.kind == "unix" else []) + EXTRA
         super().build_extension(ext)
 
 

@@ -2,12 +2,6 @@
 
 cdef extern from *:
     """
-    #ifdef _OPENMP
-    #include <omp.h>
-    static int fl_max_threads(void) { return omp_get_max_threads(); }
-    #else
-    static int fl_max_threads(void) { return 0; }
-    #endif
     #if defined(_MSC_VER) && defined(_M_X64)
     #include <intrin.h>
     #include <immintrin.h>
@@ -45,7 +39,6 @@ cdef extern from *:
     static int fl_has_avx512(void) { return 0; }
     #endif
     """
-    int fl_max_threads() nogil
     int fl_has_avx2() nogil
     int fl_has_avx512() nogil
 
@@ -53,8 +46,3 @@ cdef extern from *:
 def isas():
     """Instruction sets this processor and operating system can run, best first."""
     return [name for name, ok in (("avx512", fl_has_avx512()), ("avx2", fl_has_avx2()), ("baseline", True)) if ok]
-
-
-def openmp_max_threads():
-    """``omp_get_max_threads()``, or 0 when built without OpenMP."""
-    return fl_max_threads()

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 import fastloss as fl
-from fastloss import _host, _threads
+from fastloss import _parallel, _threads
 
 CLEAN = {k: v for k, v in os.environ.items() if not k.startswith("OMP_")}
 PRINT = "from fastloss import _threads; print(_threads.resolve({}))"
@@ -23,7 +23,7 @@ def resolve_in_child(argument="", **environment):
     return int(done.stdout)
 
 
-@pytest.mark.skipif(_host.openmp_max_threads() == 0, reason="built without OpenMP")
+@pytest.mark.skipif(_parallel.openmp_max_threads() == 0, reason="built without OpenMP")
 def test_policy():
     assert resolve_in_child() == min(_threads._CPUS, _threads._cpus())
     assert resolve_in_child(OMP_NUM_THREADS="3") == 3

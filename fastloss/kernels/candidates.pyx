@@ -1,18 +1,19 @@
 """Negatives for each row of a batch, and accidental hits."""
 from cpython.exc cimport PyErr_CheckSignals
-from cython.parallel cimport prange
 from libc.stdint cimport int64_t, uint64_t
 from libc.string cimport memset
 
-from draws cimport BUDGET, Ids, Job, Law, _ids, _is_new, _law, _probability, _run, _set_size, _signals
-from parallel cimport blocks, cut
+from fastloss._parallel cimport for_blocks, interrupted
+
+from draws cimport BUDGET, CHUNK, Ids, Job, Law, _ids, _is_new, _law, _probability, _run, _set_size, _signals
+from parallel cimport GRAIN
 from rng cimport fl_rng, fl_rng_start
 
 
 # --- negatives of each row --------------------------------------------------------------------------------------------
 
-cdef int _row(const Law* w, uint64_t key, uint64_t stream, const int64_t* positives, Py_ssize_t known, int64_t* out,
-              Py_ssize_t size, int64_t* filled, uint64_t* word, bint unique, int64_t limit) except -1 nogil:
+cdef void _row(const Law* w, uint64_t key, uint64_t stream, const int64_t* positives, Py_ssize_t known, int64_t* out,
+               Py_ssize_t size, int64_t* filled, uint64_t* word, bint unique, int64_t limit) noexcept nogil:
     """Fills one row with ids that are not among its positives, as far as `limit` draws do."""
     cdef fl_rng g
     cdef Ids s
@@ -22,28 +23,40 @@ cdef int _row(const Law* w, uint64_t key, uint64_t stream, const int64_t* positi
     _ids(&s, word, words, w.n)
     for i in range(known):
         _is_new(&s, <uint64_t>positives[i], True)
-        if i % BUDGET == BUDGET - 1:
-            _signals()
+        if i % BUDGET == BUDGET - 1 and interrupted():
+            return
     fl_rng_start(&g, key, stream, 0)
     job.out, job.size, job.filled, job.tries, job.limit, job.unique, job.weight = out, size, 0, 0, limit, unique, NULL
     job.rare = False
     while True:
         _run(w, &g, &s, &job, BUDGET)
-        if job.filled == job.size or job.tries >= job.limit:
+        if job.filled == job.size or job.tries >= job.limit or interrupted():
             break
-        _signals()
     filled[0] = job.filled
-    return 0
 
 
-cdef int _rows(const Law* w, uint64_t key, const int64_t* starts, const int64_t* ids, Py_ssize_t first,
-               Py_ssize_t last, int64_t* out, Py_ssize_t size, int64_t* filled, uint64_t* word, bint unique,
-               int64_t limit) except -1 nogil:
-    cdef Py_ssize_t i
-    for i in range(first, last):
-        _row(w, key, <uint64_t>i, ids + starts[i], starts[i + 1] - starts[i], out + i*size, size, filled + i, word,
-             unique, limit)
-    return 0
+cdef struct Run:
+    Law w
+    uint64_t key
+    const int64_t* starts
+    const int64_t* ids
+    int64_t* out
+    Py_ssize_t rows
+    Py_ssize_t size
+    Py_ssize_t step             # rows of a block
+    int64_t* filled
+    uint64_t* seen              # so many words for each thread
+    Py_ssize_t words
+    bint unique
+    int64_t limit
+
+
+cdef void _rows(void* call, Py_ssize_t block, int thread) noexcept nogil:
+    cdef const Run* at = <const Run*>call
+    cdef Py_ssize_t i, first = block*at.step, last = first + at.step
+    for i in range(first, last if last < at.rows else at.rows):
+        _row(&at.w, at.key, <uint64_t>i, at.ids + at.starts[i], at.starts[i + 1] - at.starts[i], at.out + i*at.size,
+             at.size, at.filled + i, at.seen + thread*at.words, at.unique, at.limit)
 
 
 def negatives(tuple law, uint64_t key, const int64_t[::1] starts, const int64_t[::1] ids, int64_t[:, ::1] out,
@@ -53,27 +66,28 @@ def negatives(tuple law, uint64_t key, const int64_t[::1] starts, const int64_t[
     Row i reads the stream i of the key, so the result does not depend on threads: one for each row of `seen`, scratch
     for the largest set.  Sets filled[i] to the number of ids found, less than wanted where `limit` draws did not do.
     """
-    cdef Law w
-    cdef Py_ssize_t rows = out.shape[0], size = out.shape[1], first = 0, some, step
-    cdef const int64_t* positives = &ids[0] if ids.shape[0] else NULL
-    cdef int k, count, n_threads = <int>seen.shape[0]
+    cdef Run at
+    cdef Py_ssize_t rows = out.shape[0], size = out.shape[1], share
+    cdef int n_threads = <int>seen.shape[0]
     if rows == 0 or size == 0:
         return
-    _law(&w, law)
-    step = 1 + BUDGET//(4*size)                     # rows between two looks at pending signals
-    while first < rows:
-        some = rows - first if rows - first < step else step
-        count = blocks(some, size, n_threads)
-        if count == 1:
-            with nogil:
-                _rows(&w, key, &starts[0], positives, first, first + some, &out[0, 0], size, &filled[0], &seen[0, 0],
-                      unique, limit)
-        else:
-            for k in prange(count, nogil=True, num_threads=n_threads, schedule="static"):
-                _rows(&w, key, &starts[0], positives, first + cut(some, k, count), first + cut(some, k + 1, count),
-                      &out[0, 0], size, &filled[0], &seen[k, 0], unique, limit)
-        first = first + some
-        PyErr_CheckSignals()
+    _law(&at.w, law)
+    at.key = key
+    at.starts = &starts[0]
+    at.ids = &ids[0] if ids.shape[0] else NULL
+    at.out = &out[0, 0]
+    at.rows, at.size = rows, size
+    at.filled = &filled[0]
+    at.seen = &seen[0, 0]
+    at.words = seen.shape[1]
+    at.unique = unique
+    at.limit = limit
+    at.step = 1 + BUDGET//(16*size)                 # rows between two looks at pending signals
+    share = 1 + (rows - 1)//n_threads
+    if share < at.step:                             # of each thread, if they are worth one
+        at.step = share if share > GRAIN//size else 1 + GRAIN//size
+    with nogil:
+        for_blocks(_rows, &at, 1 + (rows - 1)//at.step, n_threads)
 
 
 def too_few(tuple law, const int64_t[::1] starts, const int64_t[::1] ids, int64_t drawable, int64_t wanted,

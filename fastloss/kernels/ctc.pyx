@@ -3,19 +3,19 @@
 An entry is one thread's.  Its frames become probabilities of the labels (and, in the gradient's own memory, of all
 classes); then the lattice of lattice.h is walked forward and, for the gradient, back.
 """
-from cython.parallel cimport prange, threadid
 from libc.math cimport INFINITY, NAN
 from libc.stdint cimport int64_t
 from libc.string cimport memcpy, memset
 
+from fastloss._parallel cimport for_blocks
 from fastloss.kernels.alignment cimport (
     AHEAD, FL_NOTHING, FL_PART, FL_TINY, Entry, Job, Scratch, fetch_ahead, fill, find_classes, fl_rest, group_of,
     lay_out, read_frames, read_labels, set_moves,
 )
 from fastloss.kernels.arrays cimport F32, F64, NO_AXIS, Held, Rows, index_at, release, row_at, store, take
 from fastloss.kernels.frames cimport LANES, fl_sum, padded, take_frames, whole
-from fastloss.kernels.parallel cimport blocks
-from fastloss.kernels.scratch cimport free_scratch, new_scratch, scratch_of
+from fastloss.kernels.parallel cimport blocks, stopped
+from fastloss.kernels.scratch cimport Scratches, free_scratch, new_scratch, no_memory, scratch_of
 from fastloss.kernels.vmath cimport fl_log, fl_log1p
 
 cdef extern from "lattice.h" nogil:
@@ -55,7 +55,7 @@ cdef inline void clear(double* row, Py_ssize_t W) noexcept nogil:
 
 cdef void forward(Entry* it, Scratch* s, bint keep) noexcept nogil:
     """alpha of every frame (of the last, unless they are kept), and the probability of the labelling."""
-    cdef Py_ssize_t t, n = FL_PART(it.W), to
+    cdef Py_ssize_t t, n = FL_PART(it.W), to, done = 0
     cdef double* row = s.alpha
     cdef double top
     clear(s.alpha, it.W)
@@ -63,6 +63,8 @@ cdef void forward(Entry* it, Scratch* s, bint keep) noexcept nogil:
         clear(s.alpha + 4*n, it.W)
     row[n] = 0                          # before the first frame all mass is on the first blank
     for t in range(it.frames):
+        if stopped(&done, 4*it.W):
+            return
         to = t + 1 if keep else (t + 1) % 2
         if keep:
             clear_ends(s.alpha + 4*n*to, it.W)
@@ -147,7 +149,7 @@ cdef double put_slopes(const Job* job, const Entry* it, Scratch* s, Py_ssize_t t
 
 cdef void backward(const Job* job, const Entry* it, Scratch* s) noexcept nogil:
     """The gradient, p - gamma, at the blank and the labels; the other classes have theirs already."""
-    cdef Py_ssize_t t, n = FL_PART(it.W), W = it.W, M = whole(W)
+    cdef Py_ssize_t t, n = FL_PART(it.W), W = it.W, M = whole(W), done = 0
     cdef double* row = s.beta
     cdef double* to = s.beta + 4*n
     cdef double* alpha
@@ -158,6 +160,8 @@ cdef void backward(const Job* job, const Entry* it, Scratch* s) noexcept nogil:
     memset(s.mass, 0, 2*M*sizeof(double))
     row[n + it.n] = 0                   # after the last frame: the last blank, from it or from the last label
     for t in range(it.frames - 1, -1, -1):
+        if stopped(&done, 8*W):
+            return
         if t >= AHEAD:
             fetch_ahead(it.grad + (t - AHEAD)*job.grad.frame, job.n_classes*job.grad.step)
         alpha = s.alpha + 4*n*(t + 1)
@@ -246,7 +250,7 @@ cdef double elsewhere(const Job* job, const Entry* it, const Scratch* s, const d
 
 cdef void plain_backward(const Job* job, const Entry* it, Scratch* s) noexcept nogil:
     """The gradient at blank and labels: P(class and not the labelling) - gamma Q, gamma = P(class | the labelling)."""
-    cdef Py_ssize_t t, j, n = FL_PART(it.W), W = it.W, M = whole(W)
+    cdef Py_ssize_t t, j, n = FL_PART(it.W), W = it.W, M = whole(W), done = 0
     cdef double* right = s.beta                 # probability of ending as the labelling, and of not doing so
     cdef double* wrong = s.beta + 2*n
     cdef double* right_to = s.beta + 4*n
@@ -262,6 +266,8 @@ cdef void plain_backward(const Job* job, const Entry* it, Scratch* s) noexcept n
         right[n + it.n - 1] = 1
         wrong[n + it.n - 1] = 0
     for t in range(it.frames - 1, -1, -1):
+        if stopped(&done, 8*W):
+            return
         row = plain_row(it, s, t + 1)
         set_plain(it, s, t)
         memset(s.share, 0, it.distinct*sizeof(double))
@@ -310,7 +316,7 @@ cdef inline const double* plain_q(const Entry* it, Scratch* s, Py_ssize_t t) noe
 
 cdef bint scaled_forward(Entry* it, Scratch* s) noexcept nogil:
     """alpha of all frames, and the probability of the labelling; False where plain numbers do not do."""
-    cdef Py_ssize_t t, k, blanks = 0, labels = 0, first = 1
+    cdef Py_ssize_t t, k, blanks = 0, labels = 0, first = 1, done = 0
     cdef double* row = plain_row(it, s, 0)
     cdef double* to
     cdef double scale = 1, e
@@ -319,7 +325,7 @@ cdef bint scaled_forward(Entry* it, Scratch* s) noexcept nogil:
     row[0] = 1
     it.e = 0
     for t in range(it.frames):
-        if s.wide[t] or s.blank[2*t + 1] != 0:
+        if s.wide[t] or s.blank[2*t + 1] != 0 or stopped(&done, it.W):
             return False
         to = plain_row(it, s, t + 1)
         for k in range(8 if it.grad != NULL else 0):    # what a step does not write, but the next one may read
@@ -349,7 +355,7 @@ cdef bint scaled_forward(Entry* it, Scratch* s) noexcept nogil:
 
 cdef bint scaled_backward(const Job* job, const Entry* it, Scratch* s) noexcept nogil:
     """The gradient at blank and labels; False where plain numbers do not do."""
-    cdef Py_ssize_t t, k, n = FL_PART(it.W), M = whole(it.W)
+    cdef Py_ssize_t t, k, n = FL_PART(it.W), M = whole(it.W), done = 0
     cdef double* row = s.beta
     cdef double* to = s.beta + 4*n
     cdef double scale
@@ -361,6 +367,8 @@ cdef bint scaled_backward(const Job* job, const Entry* it, Scratch* s) noexcept 
     for t in range(it.frames - 1, -1, -1):
         if t >= AHEAD:
             fetch_ahead(it.grad + (t - AHEAD)*job.grad.frame, job.n_classes*job.grad.step)
+        if stopped(&done, 2*it.W):
+            return False
         fl_products(it.W, plain_row(it, s, t + 1), row, s.mass, s.mass + M)
         if not put_slopes(job, it, s, t) >= 2.0**-700:
             return False
@@ -381,7 +389,7 @@ cdef void put_loss(const Job* job, Py_ssize_t b, double loss) noexcept nogil:
 
 cdef void run_entry(const Job* job, Py_ssize_t b, Scratch* s) noexcept nogil:
     cdef Entry it
-    cdef Py_ssize_t t, start, stop = 0, group = group_of(job)
+    cdef Py_ssize_t t, start, stop = 0, group = group_of(job), done = 0
     cdef char* grad = job.grad.data + b*job.grad.entry if job.grad.data != NULL else NULL
     cdef double loss
     cdef bint plain = False
@@ -402,6 +410,8 @@ cdef void run_entry(const Job* job, Py_ssize_t b, Scratch* s) noexcept nogil:
     set_moves(job, &it, s)
     start_plain(&it, s)
     while stop < it.frames:
+        if stopped(&done, group*(job.n_classes + it.W)):
+            return
         start = stop
         stop = start + group if start + group < it.frames else it.frames
         if not read_frames(job, &it, start, stop, s):
@@ -434,11 +444,19 @@ cdef void run_entry(const Job* job, Py_ssize_t b, Scratch* s) noexcept nogil:
             backward(job, &it, s)
 
 
-cdef void run_one(const Job* job, Py_ssize_t b, char* memory) noexcept nogil:
+cdef struct Run:
+    const Job* job
+    const int64_t* order
+    Scratches scratch
+
+
+cdef void run_block(void* call, Py_ssize_t k, int thread) noexcept nogil:
+    cdef Run* at = <Run*>call
     cdef Scratch s
+    cdef char* memory = scratch_of(&at.scratch, thread)
     if memory != NULL:
-        lay_out(job, &s, memory)
-        run_entry(job, b, &s)
+        lay_out(at.job, &s, memory)
+        run_entry(at.job, at.order[k], &s)
 
 
 def bad_label(labels, const int64_t[::1] offset, const int64_t[::1] length, Py_ssize_t n_classes, int64_t blank):
@@ -468,9 +486,8 @@ def ctc(logits, labels, const int64_t[::1] offset, const int64_t[::1] label_leng
     cdef Scratch s
     cdef Held held
     cdef Py_ssize_t n = logit_length.shape[0], b, work = 0
-    cdef size_t size
-    cdef char** memory
-    cdef int failed = 0, team = n_threads
+    cdef Run at
+    cdef double size
     held.count = 0
     if n == 0:
         return
@@ -495,19 +512,18 @@ def ctc(logits, labels, const int64_t[::1] offset, const int64_t[::1] label_leng
             job.most_labels = max(job.most_labels, label_length[b])
             job.most_frames = max(job.most_frames, logit_length[b])
             work += logit_length[b]*(job.n_classes + label_length[b]*4)
-        if (job.most_frames + 1)*(job.most_labels + 16.0)*64 + job.n_classes*128.0 > 2.0**62:
-            raise MemoryError()
-        size = lay_out(&job, &s, NULL)
+        size = (job.most_frames + 1)*(job.most_labels + 16.0)*64 + job.n_classes*128.0
+        if size > 2.0**62:
+            no_memory(<size_t>size)
         if blocks(n, work//n + 1, n_threads) == 1:
-            team = 1
-        memory = new_scratch(team)
-        with nogil:
-            if team == 1:
-                for b in range(n):
-                    run_one(&job, order[b], scratch_of(memory, 0, size, &failed))
-            else:
-                for b in prange(n, schedule="dynamic", chunksize=1, num_threads=n_threads):
-                    run_one(&job, order[b], scratch_of(memory, threadid(), size, &failed))
-        free_scratch(memory, team, failed)
+            n_threads = 1
+        at.job = &job
+        at.order = &order[0]
+        new_scratch(&at.scratch, n_threads, lay_out(&job, &s, NULL))
+        try:
+            with nogil:
+                for_blocks(run_block, &at, n, n_threads)
+        finally:
+            free_scratch(&at.scratch)
     finally:
         release(&held)

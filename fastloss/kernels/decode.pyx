@@ -1,12 +1,12 @@
 """Decoding of frames into labels, and the edit distance between sequences; an entry is one thread's."""
-from cython.parallel cimport prange, threadid
 from libc.math cimport INFINITY, NAN
 from libc.stdint cimport int64_t
 
+from fastloss._parallel cimport for_blocks
 from fastloss.kernels.arrays cimport NO_AXIS, Held, Rows, index_at, release, row_at, take
 from fastloss.kernels.frames cimport Frames, Softmax, fl_sum, read_terms, take_frames, whole
-from fastloss.kernels.parallel cimport blocks
-from fastloss.kernels.scratch cimport free_scratch, new_scratch, scratch_of
+from fastloss.kernels.parallel cimport blocks, stopped
+from fastloss.kernels.scratch cimport Scratches, free_scratch, new_scratch, no_memory, scratch_of
 from fastloss.kernels.vmath cimport fl_log1p
 
 cdef extern from "find.h" nogil:
@@ -25,19 +25,22 @@ cdef struct Job:
     int64_t* labels             # [entries, paths, room]
     int64_t* n_labels           # [entries, paths]; -1: no such path
     double* score               # [entries]
+    Scratches scratch
 
 
 # ------------------------------------------------------------------ greedy
 
 cdef void decode_greedily(const Job* job, Py_ssize_t b, char* memory) noexcept nogil:
     """The likeliest class of every frame; the score is that alignment's log-probability."""
-    cdef Py_ssize_t t, n = 0, c = job.n_classes
+    cdef Py_ssize_t t, n = 0, c = job.n_classes, done = 0
     cdef double* x = <double*>memory
     cdef double* e = x + whole(c)
     cdef Softmax f
     cdef int64_t k, last = -1
     cdef double top, score = 0
     for t in range(job.length[b]):
+        if stopped(&done, 2*c):
+            return
         if not read_terms(&job.logits, job.logits.data + b*job.logits.entry + t*job.logits.frame, c, x, e, &f):
             score = NAN
             n = 0
@@ -178,7 +181,7 @@ cdef int64_t child_of(Search* s, int64_t parent, int64_t label) noexcept nogil:
     return k
 
 
-cdef void search_frame(const Job* job, Search* s, double c) noexcept nogil:
+cdef void search_frame(const Job* job, Search* s, double c, Py_ssize_t* done) noexcept nogil:
     """One frame on: its terms are in s.e, times c probabilities."""
     cdef Py_ssize_t i, j, n = 0
     cdef int64_t k, up, order = s.n_beams
@@ -226,6 +229,8 @@ cdef void search_frame(const Job* job, Search* s, double c) noexcept nogil:
         for j in range(n):
             if s.n_next == job.width and total*s.order[j].p < s.next[0].blank + s.next[0].other:
                 break
+            if stopped(done, 1):
+                break
             k = s.order[j].k
             if s.taken[k] == i + 1:
                 continue
@@ -257,7 +262,7 @@ cdef void search_frame(const Job* job, Search* s, double c) noexcept nogil:
 cdef void decode_beams(const Job* job, Py_ssize_t b, char* memory) noexcept nogil:
     cdef Search s
     cdef Softmax f
-    cdef Py_ssize_t t, i, n, c = job.n_classes
+    cdef Py_ssize_t t, i, n, c = job.n_classes, done = 0
     cdef int64_t k
     cdef int64_t* out
     cdef Beam moved
@@ -277,11 +282,13 @@ cdef void decode_beams(const Job* job, Py_ssize_t b, char* memory) noexcept nogi
     s.beams[0].blank = 1
     s.beams[0].other = 0
     for t in range(job.length[b]):
+        if stopped(&done, 16*(c + job.width)):      # sorting and heaps
+            return
         if not read_terms(&job.logits, job.logits.data + b*job.logits.entry + t*job.logits.frame, c, s.x, s.e, &f):
             s.n_beams = 1                   # the first path, of no labels, tells that there is a NaN
             s.beams[0].node = 0
             break
-        search_frame(job, &s, f.c)
+        search_frame(job, &s, f.c, &done)
     n = s.n_beams                           # sort, the best first
     i = n//2 - 1
     while i >= 0:
@@ -313,7 +320,9 @@ cdef void decode_beams(const Job* job, Py_ssize_t b, char* memory) noexcept nogi
 
 # ------------------------------------------------------------------ entries
 
-cdef void run_one(const Job* job, Py_ssize_t b, char* memory) noexcept nogil:
+cdef void run_block(void* call, Py_ssize_t b, int thread) noexcept nogil:
+    cdef Job* job = <Job*>call
+    cdef char* memory = scratch_of(&job.scratch, thread)
     if memory != NULL and job.width:
         decode_beams(job, b, memory)
     elif memory != NULL:
@@ -330,9 +339,6 @@ def decode(logits, const int64_t[::1] length, int64_t blank, bint merge, Py_ssiz
     cdef Held held
     cdef Py_ssize_t n = length.shape[0], b, work = 0
     cdef double size
-    cdef size_t room
-    cdef char** memory
-    cdef int failed = 0, team = n_threads
     held.count = 0
     if n == 0:
         return
@@ -359,17 +365,13 @@ def decode(logits, const int64_t[::1] length, int64_t blank, bint merge, Py_ssiz
         if size > most:
             raise MemoryError(f"beam_width must leave scratch that fits in memory, got {width}: {size:.0f} bytes")
         if blocks(n, work//n*(1 + width), n_threads) == 1:
-            team = 1
-        memory = new_scratch(team)
-        room = <size_t>size
-        with nogil:
-            if team == 1:
-                for b in range(n):
-                    run_one(&job, b, scratch_of(memory, 0, room, &failed))
-            else:
-                for b in prange(n, schedule="dynamic", chunksize=1, num_threads=n_threads):
-                    run_one(&job, b, scratch_of(memory, threadid(), room, &failed))
-        free_scratch(memory, team, failed)
+            n_threads = 1
+        new_scratch(&job.scratch, n_threads, <size_t>size)
+        try:
+            with nogil:
+                for_blocks(run_block, &job, n, n_threads)
+        finally:
+            free_scratch(&job.scratch)
     finally:
         release(&held)
 
@@ -382,7 +384,7 @@ cdef int64_t distance(const Rows* a, Py_ssize_t a_start, Py_ssize_t n, const Row
     cdef int64_t* row = memory              # distances from the first i of a to the first j of b
     cdef int64_t* y = memory + m + 1
     cdef int64_t x, corner, v
-    cdef Py_ssize_t i, j
+    cdef Py_ssize_t i, j, start, stop = 0, done = 0
     for j in range(m):
         y[j] = index_at(row_at(b, b_start + j), b.kind)
     for j in range(m + 1):
@@ -391,50 +393,67 @@ cdef int64_t distance(const Rows* a, Py_ssize_t a_start, Py_ssize_t n, const Row
         x = index_at(row_at(a, a_start + i), a.kind)
         corner = row[0]
         row[0] = i + 1
-        for j in range(m):
-            v = corner + (x != y[j])
-            corner = row[j + 1]
-            v = v if v < corner + 1 else corner + 1
-            row[j + 1] = v if v < row[j] + 1 else row[j] + 1
+        for start in range(0, m, 65536):        # a step, after which one may give up
+            stop = m if m - start < 65536 else start + 65536
+            for j in range(start, stop):
+                v = corner + (x != y[j])
+                corner = row[j + 1]
+                v = v if v < corner + 1 else corner + 1
+                row[j + 1] = v if v < row[j] + 1 else row[j] + 1
+            if stopped(&done, stop - start):
+                return 0
     return row[m]
+
+
+cdef struct Pairs:
+    Rows a
+    Rows b
+    const int64_t* a_start
+    const int64_t* a_length
+    const int64_t* b_start
+    const int64_t* b_length
+    bint normalize
+    double* out
+    Scratches scratch
+
+
+cdef void one_distance(void* call, Py_ssize_t k, int thread) noexcept nogil:
+    cdef Pairs* job = <Pairs*>call
+    cdef Py_ssize_t n = job.a_length[k], m = job.b_length[k]
+    cdef char* memory = scratch_of(&job.scratch, thread)
+    if memory == NULL:
+        return
+    job.out[k] = distance(&job.a, job.a_start[k], n, &job.b, job.b_start[k], m, <int64_t*>memory)
+    if job.normalize:
+        job.out[k] = job.out[k]/m if m else (INFINITY if n else 0)
 
 
 def edit_distances(a, const int64_t[::1] a_start, const int64_t[::1] a_length, b, const int64_t[::1] b_start,
                    const int64_t[::1] b_length, bint normalize, double[::1] out, int n_threads):
     """out = distances; divided by the length of b if normalize, 0 and inf where that is 0."""
-    cdef Rows first, second
+    cdef Pairs job
     cdef Held held
     cdef Py_ssize_t n = out.shape[0], k, room = 8, work = 0
-    cdef char** memory
-    cdef int failed = 0, team = n_threads
     held.count = 0
     try:
-        take(&held, a, NO_AXIS, False, &first)
-        take(&held, b, NO_AXIS, False, &second)
+        take(&held, a, NO_AXIS, False, &job.a)
+        take(&held, b, NO_AXIS, False, &job.b)
         for k in range(n):
             room = max(room, 8*(2*b_length[k] + 1))
             work += a_length[k]*b_length[k]
-        if n == 0 or blocks(n, work//n, n_threads) == 1:
-            team = 1
-        memory = new_scratch(team)
-        with nogil:
-            if team == 1:
-                for k in range(n):
-                    one_distance(&first, &second, a_start[k], a_length[k], b_start[k], b_length[k], normalize, &out[k],
-                                 scratch_of(memory, 0, room, &failed))
-            else:
-                for k in prange(n, schedule="dynamic", chunksize=1, num_threads=n_threads):
-                    one_distance(&first, &second, a_start[k], a_length[k], b_start[k], b_length[k], normalize, &out[k],
-                                 scratch_of(memory, threadid(), room, &failed))
-        free_scratch(memory, team, failed)
+        if n == 0:
+            return
+        if blocks(n, work//n, n_threads) == 1:
+            n_threads = 1
+        job.a_start, job.a_length = &a_start[0], &a_length[0]
+        job.b_start, job.b_length = &b_start[0], &b_length[0]
+        job.normalize = normalize
+        job.out = &out[0]
+        new_scratch(&job.scratch, n_threads, room)
+        try:
+            with nogil:
+                for_blocks(one_distance, &job, n, n_threads)
+        finally:
+            free_scratch(&job.scratch)
     finally:
         release(&held)
-
-
-cdef void one_distance(const Rows* a, const Rows* b, Py_ssize_t a_start, Py_ssize_t n, Py_ssize_t b_start, Py_ssize_t m,
-                       bint normalize, double* out, char* memory) noexcept nogil:
-    if memory == NULL:
-        return
-    out[0] = distance(a, a_start, n, b, b_start, m, <int64_t*>memory)
-    if normalize:
-        out[0] = out[0]/m if m else (INFINITY if n else 0)

@@ -5,6 +5,7 @@ Reading misses the caches and so does writing; one after the other would cost th
 from libc.stdint cimport uintptr_t
 from libc.string cimport memcpy
 
+from fastloss.kernels.parallel cimport stopped
 from fastloss.kernels.special cimport fma
 from fastloss.kernels.vmath cimport FL_PREFETCH, real, scaled
 
@@ -132,8 +133,11 @@ cdef inline void put_tail(Due* due, real dummy) noexcept nogil:
 
 cdef inline void settle(Due* due, bint dense, real dummy) noexcept nogil:
     """Writes what is left of the row."""
+    cdef Py_ssize_t done = 0
     if due.target != NULL:
         while due.done + GROUP <= due.n:
             put_groups(due, dense, 1, dummy)
+            if stopped(&done, GROUP):
+                due.done = due.n
         put_elements(due, dense, due.n - due.done, dummy)
         due.target = NULL

@@ -5,11 +5,11 @@ type of the tags (losses.pxd) makes a loop of its own for each, without a call o
 shape and any layout and dtype: they are read in spans, in place where they can be, and so are results written.
 """
 from cpython.mem cimport PyMem_RawFree, PyMem_RawMalloc
-from cython.parallel cimport prange
 from libc.math cimport INFINITY, fabs
 from libc.stdint cimport uintptr_t
 from libc.string cimport memcpy
 
+from fastloss._parallel cimport for_blocks
 from fastloss.kernels.arrays cimport F32, F64, Held, load, release, store
 from fastloss.kernels.exps cimport exps, steps_magic_of
 from fastloss.kernels.lanes cimport halve_sum
@@ -20,6 +20,7 @@ from fastloss.kernels.operands cimport (
 )
 from fastloss.kernels.parallel cimport blocks, cut
 from fastloss.kernels.regression cimport SquaredError
+from fastloss.kernels.scratch cimport no_memory
 from fastloss.kernels.sigmoid cimport (
     OrdinaryCrossEntropy, SigmoidCrossEntropy, Terms, WeightedCrossEntropy, far_part, is_ordinary, ordinary_bits,
 )
@@ -551,12 +552,28 @@ cdef double part(const Job* job, const Loss* loss, Py_ssize_t start, Py_ssize_t 
 
 # ------------------------------------------------------------------ all elements
 
+ctypedef void (*Several)(const Run*, const void*, const void*, Py_ssize_t, Py_ssize_t) noexcept nogil
+
+cdef struct Run:
+    const Job* job
+    const void* loss
+    Several several             # of this loss and type
+    double* sums
+    Py_ssize_t parts
+    Py_ssize_t blocks
+
+
+cdef void run_block(void* call, Py_ssize_t b, int thread) noexcept nogil:
+    cdef const Run* at = <const Run*>call
+    at.several(at, at.loss, NULL, cut(at.parts, b, at.blocks), cut(at.parts, b + 1, at.blocks))
+
+
 cdef double over(Job* job, const Loss* loss, int n_threads, real dummy) except? -1:
     """Every part once; the sum of the losses."""
-    cdef Py_ssize_t parts = (job.n + PART - 1)//PART, p
-    cdef int k = blocks(job.n, 1, n_threads), own = F32 if real is float else F64, b
+    cdef Py_ssize_t p
+    cdef int own = F32 if real is float else F64, b
+    cdef Run at
     cdef double one
-    cdef double* sums = &one
     cdef double total = 0, carry = 0, y, z
     job.n_asked = 0
     job.far = far_of(dummy)
@@ -568,37 +585,40 @@ cdef double over(Job* job, const Loss* loss, int n_threads, real dummy) except? 
             job.n_asked += 1
     if not takes_exp(loss) and only_total(job) and fl_reads_ahead():
         job.n_asked = 0
-    if parts > 1:
-        sums = <double*>PyMem_RawMalloc(parts*sizeof(double))
-    if sums == NULL:
-        raise MemoryError()
-    with nogil:
-        if k == 1:
-            several(job, loss, 0, parts, sums, dummy)
-        else:
-            for b in prange(k, schedule="static", chunksize=1, num_threads=n_threads):
-                several(job, loss, cut(parts, b, k), cut(parts, b + 1, k), sums, dummy)
-        for p in range(parts):              # compensated: 2^31 elements are many parts
-            z = total + sums[p]
-            if abs(z) < 1e308:
-                y = z - total
-                carry += (total - (z - y)) + (sums[p] - y)
-            total = z
-    if sums != &one:
-        PyMem_RawFree(sums)
+    at.job = job
+    at.loss = loss
+    at.several = <Several>several[Loss, real]
+    at.parts = (job.n + PART - 1)//PART
+    at.blocks = min(at.parts, blocks(job.n, 1, n_threads))
+    at.sums = &one if at.parts == 1 else <double*>PyMem_RawMalloc(at.parts*sizeof(double))
+    if at.sums == NULL:
+        no_memory(at.parts*sizeof(double))
+    try:
+        with nogil:
+            for_blocks(run_block, &at, at.blocks, n_threads)
+            for p in range(at.parts):           # compensated: 2^31 elements are many parts
+                z = total + at.sums[p]
+                if abs(z) < 1e308:
+                    y = z - total
+                    carry += (total - (z - y)) + (at.sums[p] - y)
+                total = z
+    finally:
+        if at.sums != &one:
+            PyMem_RawFree(at.sums)
     return total + carry
 
 
-cdef void several(const Job* job, const Loss* loss, Py_ssize_t start, Py_ssize_t stop, double* sums,
-                  real dummy) noexcept nogil:
+cdef void several(const Run* at, const Loss* loss, const real* none, Py_ssize_t start, Py_ssize_t stop) noexcept nogil:
+    """Parts start .. stop; `none` is NULL, of the type to compute in."""
+    cdef const Job* job = at.job
     cdef Py_ssize_t p, end
     cdef bint in_place = not takes_exp(loss) and only_total(job)
     for p in range(start, stop):
         end = min(job.n, (p + 1)*PART)
         if in_place:
-            sums[p] = part_in_place(job, loss, p*PART, end, dummy)
+            at.sums[p] = part_in_place(job, loss, p*PART, end, <real>0)
         else:
-            sums[p] = part(job, loss, p*PART, end, dummy)
+            at.sums[p] = part(job, loss, p*PART, end, <real>0)
 
 
 cdef double start(Job* job, const Loss* loss, int n_threads) except? -1:

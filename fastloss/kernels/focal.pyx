@@ -1,12 +1,13 @@
 """The focal loss of a softmax: row by row, exact at both ends."""
 from cpython.mem cimport PyMem_RawFree, PyMem_RawMalloc
-from cython.parallel cimport prange
 from libc.math cimport INFINITY, pow
 from libc.stdint cimport int64_t
 
+from fastloss._parallel cimport for_blocks
 from fastloss.kernels.arrays cimport F64, NO_AXIS, Held, Rows, index_at, load, release, row_at, store, take
 from fastloss.kernels.due cimport Due, nothing_due
-from fastloss.kernels.parallel cimport blocks, cut
+from fastloss.kernels.parallel cimport blocks, cut, team
+from fastloss.kernels.scratch cimport no_memory
 from fastloss.kernels.special cimport fl_product_rest
 from fastloss.kernels.terms cimport (
     L, Terms, label_of_terms, log_ratios, reference_of, row_terms, sum_rest,
@@ -90,22 +91,42 @@ cdef void run_rows(const Job* job, Py_ssize_t start, Py_ssize_t stop, real* scra
             store(row_at(&job.grad, i), job.grad.step, job.grad.kind, x, c)
 
 
+cdef struct Run:
+    const Job* job
+    bint wide
+    char* scratch               # rooms of so many bytes, one a thread
+    Py_ssize_t room
+    Py_ssize_t blocks
+
+
+cdef void run_block(void* call, Py_ssize_t b, int thread) noexcept nogil:
+    cdef const Run* at = <const Run*>call
+    cdef Py_ssize_t start = cut(at.job.logits.n, b, at.blocks), stop = cut(at.job.logits.n, b + 1, at.blocks)
+    if at.wide:
+        run_rows(at.job, start, stop, <double*>(at.scratch + thread*at.room))
+    else:
+        run_rows(at.job, start, stop, <float*>(at.scratch + thread*at.room))
+
+
 cdef int run(const Job* job, int n_threads, real dummy) except -1:
     cdef Py_ssize_t n = job.logits.n, room = (2*job.logits.width + 2*L + 31)//16*16
-    cdef int k = blocks(n, job.logits.width, n_threads), b
-    cdef real* scratch
+    cdef size_t size
+    cdef Run at
     if n == 0 or job.logits.width == 0:
         return 0
-    scratch = <real*>PyMem_RawMalloc(k*room*sizeof(real))
-    if scratch == NULL:
-        raise MemoryError()
-    with nogil:
-        if k == 1:
-            run_rows(job, 0, n, scratch)
-        else:
-            for b in prange(k, schedule="static", chunksize=1, num_threads=n_threads):
-                run_rows(job, cut(n, b, k), cut(n, b + 1, k), scratch + b*room)
-    PyMem_RawFree(scratch)
+    at.job = job
+    at.wide = real is double
+    at.room = room*sizeof(real)
+    at.blocks = blocks(n, job.logits.width, n_threads)
+    size = team(at.blocks, n_threads)*at.room
+    at.scratch = <char*>PyMem_RawMalloc(size)
+    if at.scratch == NULL:
+        no_memory(size)
+    try:
+        with nogil:
+            for_blocks(run_block, &at, at.blocks, n_threads)
+    finally:
+        PyMem_RawFree(at.scratch)
     return 0
 
 

@@ -3,10 +3,10 @@
 The wrapper hands in scratch; every function here does one step for one block of rows, over all classes of a shard of
 the table.  linear_blocks.pxd has what is done to one block.
 """
-from cython.parallel cimport prange
 from libc.math cimport INFINITY, fmax, fmin, ldexp, rint
 from libc.stdint cimport int64_t
 
+from fastloss._parallel cimport for_blocks
 from fastloss.kernels.arrays cimport Held, release, take
 from fastloss.kernels.linear_blocks cimport (
     ARGMAX, FIELDS, REST, ROWS, SCALE, SLOPE, SPREAD, STEP, SUM, TILT, TOP, Job, biases_gradient, group_of,
@@ -91,17 +91,29 @@ cdef void hide_rows(const Job* job, real dummy) noexcept nogil:
                     (<real*>job.xr)[(p*rows + i)*lanes + j] = 0
 
 
-cdef void run_tasks(const Job* job, int what, Py_ssize_t n, int n_threads, real dummy) noexcept nogil:
-    cdef Py_ssize_t i
-    if n_threads == 1 or n == 1:
-        for i in range(n):
-            run_task(job, what, i, dummy)
+cdef struct Tasks:
+    const Job* job
+    int what
+    bint wide
+
+
+cdef void run_block(void* call, Py_ssize_t i, int thread) noexcept nogil:
+    cdef const Tasks* at = <const Tasks*>call
+    if at.wide:
+        run_task(at.job, at.what, i, <double>0)
     else:
-        for i in prange(n, schedule="dynamic", chunksize=1, num_threads=n_threads):
-            run_task(job, what, i, dummy)
+        run_task(at.job, at.what, i, <float>0)
 
 
-cdef void run_forward(Job* job, int n_threads, real dummy) noexcept nogil:
+cdef int run_tasks(const Job* job, int what, Py_ssize_t n, int n_threads, real dummy) except -1 nogil:
+    cdef Tasks at
+    at.job = job
+    at.what = what
+    at.wide = real is double
+    return for_blocks(run_block, &at, n, n_threads)
+
+
+cdef int run_forward(Job* job, int n_threads, real dummy) except -1 nogil:
     cdef Py_ssize_t c = 0
     while c < job.weights.n:
         set_block(job, c)
@@ -112,9 +124,10 @@ cdef void run_forward(Job* job, int n_threads, real dummy) noexcept nogil:
             run_tasks(job, LOGITS, job.groups*job.parts, n_threads, dummy)
             run_tasks(job, SUMS, job.groups, n_threads, dummy)
         c += job.nc
+    return 0
 
 
-cdef void run_backward(Job* job, int n_threads, real dummy) noexcept nogil:
+cdef int run_backward(Job* job, int n_threads, real dummy) except -1 nogil:
     cdef Py_ssize_t c = 0, g
     if job.xr != NULL:
         hide_rows(job, dummy)
@@ -135,6 +148,7 @@ cdef void run_backward(Job* job, int n_threads, real dummy) noexcept nogil:
         if job.xr != NULL or job.bias_grad != NULL:
             run_tasks(job, TABLE, table_tasks(job, dummy), n_threads, dummy)
         c += job.nc
+    return 0
 
 
 cdef void set_block(Job* job, Py_ssize_t c) noexcept nogil:

@@ -1,21 +1,54 @@
-cdef enum:
-    GRAIN = 32768   # elements below which a second thread costs more than it saves
+"""Into how many blocks work is cut, and when to ask whether to go on; fastloss/_parallel.pxd does the blocks."""
+from fastloss._parallel cimport interrupted
 
-
-cdef inline int blocks(Py_ssize_t rows, Py_ssize_t cols, int n_threads) noexcept nogil:
-    """Into how many blocks to cut the rows; 1 means do not enter OpenMP.
-
-    Only the number of blocks varies: the team is always `n_threads`, for libgomp starts its threads anew when the
-    team's size changes.
+cdef extern from *:
     """
-    cdef Py_ssize_t k = n_threads
-    if rows < k:
-        k = rows
-    if k > 1 and <double>rows*<double>cols < <double>k*GRAIN:
-        k = <Py_ssize_t>(<double>rows*<double>cols/GRAIN)
-    return <int>k if k > 1 else 1
+    /* Sets a flag that several threads may set. */
+    #if defined(_MSC_VER)
+    static void fl_set(int* flag) { *(volatile int*)flag = 1; }
+    #else
+    static inline void fl_set(int* flag) { __atomic_store_n(flag, 1, __ATOMIC_RELAXED); }
+    #endif
+    """
+    void fl_set(int* flag) noexcept nogil
+
+cdef enum:
+    GRAIN = 32768       # elements below which a second thread costs more than it saves
+    BLOCK = 1 << 19     # elements of a block at most, so that signals are seen: some milliseconds
+    ASK = 1 << 16       # elements between two looks inside of one
 
 
-cdef inline Py_ssize_t cut(Py_ssize_t rows, int k, int blocks) noexcept nogil:
-    """First row of block k of `blocks`; never overflows."""
+cdef inline Py_ssize_t blocks(Py_ssize_t rows, Py_ssize_t cols, int n_threads) noexcept nogil:
+    """Into how many blocks to cut the rows; no results depend on it."""
+    cdef double n = <double>rows*<double>cols
+    cdef Py_ssize_t k = 1, most
+    if n >= 2*GRAIN and n_threads > 1:
+        k = n_threads if n >= <double>n_threads*GRAIN else <Py_ssize_t>(n/GRAIN)
+    if n > BLOCK:               # whole rounds of the team
+        most = <Py_ssize_t>(n/BLOCK) + 1
+        k = (most + k - 1)//k*k
+    return k if k < rows else (rows if rows > 1 else 1)
+
+
+cdef inline Py_ssize_t cut(Py_ssize_t rows, Py_ssize_t k, Py_ssize_t blocks) noexcept nogil:
+    """First row of block k of `blocks`, which are fewer than 2^31."""
     return rows//blocks*k + rows % blocks*k//blocks
+
+
+cdef inline int team(Py_ssize_t blocks, int n_threads) noexcept nogil:
+    """Threads that so many blocks can have: rooms of scratch."""
+    return <int>blocks if blocks < n_threads else n_threads
+
+
+cdef inline bint stopped(Py_ssize_t* done, Py_ssize_t n) noexcept nogil:
+    """Whether to give up what is half done; to be asked after every n elements.  `done`: 0 to begin with."""
+    done[0] += n
+    if done[0] < ASK:
+        return False
+    done[0] = 0
+    return interrupted()
+
+
+cdef inline int pending(bint interrupted) except -1:
+    """Passes on the exception that interrupted() told of outside a block."""
+    return -1 if interrupted else 0

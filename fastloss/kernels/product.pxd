@@ -3,6 +3,7 @@
 What is on the left of a product lies in slabs [chunks of columns][SLAB rows][FL_PITCH], what is on its right in panels
 [k][lanes].
 """
+from fastloss.kernels.parallel cimport stopped
 from fastloss.kernels.vmath cimport real
 
 cdef extern from "product.h" nogil:
@@ -137,7 +138,7 @@ cdef inline void pack_columns(const real* rows, Py_ssize_t n, Py_ssize_t d, Py_s
 cdef inline void products(const real* slab, Py_ssize_t n, Py_ssize_t d, const real* panels, Py_ssize_t width, real* out,
                           Py_ssize_t pitch) noexcept nogil:
     """out = the first n rows of a slab times `width` columns, both in whole tiles; `pitch` from row to row."""
-    cdef Py_ssize_t lanes = lanes_of(out[0]), chunks = parts_of(d, FL_CHUNK), p, q, t, m
+    cdef Py_ssize_t lanes = lanes_of(out[0]), chunks = parts_of(d, FL_CHUNK), p, q, t, m, done = 0
     cdef const real* a
     cdef const real* b
     chunks = chunks if chunks > 0 else 1                # of no columns: zeros
@@ -151,14 +152,18 @@ cdef inline void products(const real* slab, Py_ssize_t n, Py_ssize_t d, const re
                     tile_rows(m, a, b, out + t*FL_TILE*pitch + p*lanes, pitch, q > 0)
                 else:
                     tile_rows_half(m, a, b, out + t*FL_TILE*pitch + p*lanes, pitch, q > 0)
+            if stopped(&done, n*m):
+                return
 
 
 cdef inline void products_across(const real* slabs, Py_ssize_t step, Py_ssize_t n, Py_ssize_t width,
                                  const real* panels, Py_ssize_t count, real* out, Py_ssize_t pitch) noexcept nogil:
     """out += `width` columns of a chunk, in whole tiles, of n slabs `step` apart, times `count` panels."""
-    cdef Py_ssize_t lanes = lanes_of(out[0]), r, p, t
+    cdef Py_ssize_t lanes = lanes_of(out[0]), r, p, t, done = 0
     for r in range(n):
         for p in range(count):
+            if stopped(&done, SLAB*width):
+                return
             for t in range(parts_of(width, FL_TILE)):
                 tile_columns(SLAB, slabs + r*step + t*FL_TILE, panels + (p*n + r)*SLAB*lanes,
                              out + t*FL_TILE*pitch + p*lanes, pitch, True)

@@ -1,10 +1,11 @@
 """Sums over rows, in float64 and in an order that does not depend on threads."""
 from cpython.mem cimport PyMem_RawFree, PyMem_RawMalloc
-from cython.parallel cimport prange
 from libc.math cimport INFINITY
 
+from fastloss._parallel cimport for_blocks
 from fastloss.kernels.arrays cimport NO_AXIS, Held, Rows, load, release, row_at, store, take
-from fastloss.kernels.parallel cimport blocks
+from fastloss.kernels.parallel cimport blocks, cut
+from fastloss.kernels.scratch cimport no_memory
 
 cdef enum:
     PART = 16384        # elements summed by one thread; the parts' sums are added in order
@@ -51,36 +52,59 @@ cdef double part_sum(const Rows* x, const Rows* w, Py_ssize_t start, Py_ssize_t 
     return (lane[0] + lane[2]) + (lane[1] + lane[3])
 
 
+cdef struct Run:
+    const Rows* x
+    const Rows* w
+    const Rows* out             # NULL: sums
+    double* sums
+    Py_ssize_t parts
+    Py_ssize_t blocks
+
+
+cdef void run_block(void* call, Py_ssize_t b, int thread) noexcept nogil:
+    cdef const Run* at = <const Run*>call
+    cdef Py_ssize_t p, stop
+    for p in range(cut(at.parts, b, at.blocks), cut(at.parts, b + 1, at.blocks)):
+        stop = min(at.x.n, (p + 1)*PART)
+        if at.out == NULL:
+            at.sums[p] = part_sum(at.x, at.w, p*PART, stop)
+        else:
+            part_product(at.x, at.w, at.out, p*PART, stop)
+
+
+cdef inline void set_run(Run* at, const Rows* x, const Rows* w, int n_threads) noexcept nogil:
+    at.x, at.w, at.out = x, w, NULL
+    at.parts = (x.n + PART - 1)//PART
+    at.blocks = min(at.parts, blocks(x.n, 1, n_threads))
+
+
 def weighted_sum(x, w, int n_threads):
     """Sum over x, times w if given; an element whose w is exactly 0 counts as 0."""
     cdef Rows rows, weight
     cdef Held held
-    cdef Py_ssize_t parts, p
+    cdef Run at
+    cdef Py_ssize_t p
     cdef double total = 0, carry = 0, y, z
-    cdef double* sums
     held.count = 0
     try:
         take(&held, x, NO_AXIS, False, &rows)
         take(&held, w, NO_AXIS, False, &weight)
-        parts = (rows.n + PART - 1)//PART
-        if parts <= 1:
+        set_run(&at, &rows, &weight, n_threads)
+        if at.parts <= 1:
             return part_sum(&rows, &weight, 0, rows.n)
-        sums = <double*>PyMem_RawMalloc(parts*sizeof(double))
-        if sums == NULL:
-            raise MemoryError()
-        with nogil:
-            if blocks(rows.n, 1, n_threads) == 1:
-                for p in range(parts):
-                    sums[p] = part_sum(&rows, &weight, p*PART, min(rows.n, (p + 1)*PART))
-            else:
-                for p in prange(parts, schedule="static", num_threads=n_threads):
-                    sums[p] = part_sum(&rows, &weight, p*PART, min(rows.n, (p + 1)*PART))
-            for p in range(parts):              # compensated: 2^31 rows are many parts
-                z = total + sums[p]
-                y = z - total
-                carry += (total - (z - y)) + (sums[p] - y)
-                total = z
-        PyMem_RawFree(sums)
+        at.sums = <double*>PyMem_RawMalloc(at.parts*sizeof(double))
+        if at.sums == NULL:
+            no_memory(at.parts*sizeof(double))
+        try:
+            with nogil:
+                for_blocks(run_block, &at, at.blocks, n_threads)
+                for p in range(at.parts):       # compensated: 2^31 rows are many parts
+                    z = total + at.sums[p]
+                    y = z - total
+                    carry += (total - (z - y)) + (at.sums[p] - y)
+                    total = z
+        finally:
+            PyMem_RawFree(at.sums)
         return total + carry if abs(total) < <double>INFINITY else total
     finally:
         release(&held)
@@ -90,20 +114,16 @@ def multiply(x, w, out, int n_threads):
     """out = x w, exactly 0 where w is; out may be x."""
     cdef Rows rows, weight, target
     cdef Held held
-    cdef Py_ssize_t parts, p
+    cdef Run at
     held.count = 0
     try:
         take(&held, x, NO_AXIS, False, &rows)
         take(&held, w, NO_AXIS, False, &weight)
         take(&held, out, NO_AXIS, True, &target)
-        parts = (rows.n + PART - 1)//PART
+        set_run(&at, &rows, &weight, n_threads)
+        at.out = &target
         with nogil:
-            if blocks(rows.n, 1, n_threads) == 1:
-                for p in range(parts):
-                    part_product(&rows, &weight, &target, p*PART, min(rows.n, (p + 1)*PART))
-            else:
-                for p in prange(parts, schedule="static", num_threads=n_threads):
-                    part_product(&rows, &weight, &target, p*PART, min(rows.n, (p + 1)*PART))
+            for_blocks(run_block, &at, at.blocks, n_threads)
     finally:
         release(&held)
 

@@ -4,12 +4,12 @@ Logits are made by the chunk of rows and read while they are near, one candidate
 columns; those of the true classes lie apart, in float64.  One pass over a row corrects, masks, sums, and leaves the
 gradient in its place.
 """
-from cython.parallel cimport prange, threadid
 from libc.float cimport DBL_MIN
 from libc.math cimport INFINITY, fabs, log
 from libc.stdint cimport int64_t, uint64_t
 from libc.string cimport memset
 
+from fastloss._parallel cimport for_blocks, interrupted
 from fastloss.kernels.due cimport Due, nothing_due
 from fastloss.kernels.nce cimport FACTORS, nce_row, nce_true
 from fastloss.kernels.exps cimport steps_magic_of
@@ -17,7 +17,7 @@ from fastloss.kernels.product cimport (
     FL_CHUNK, FL_PITCH, FL_TILE, SLAB, lanes_of, least, pack_columns, pack_rows, pack_slab, parts_of, products,
     products_across, slab_size,
 )
-from fastloss.kernels.scratch cimport free_scratch, new_scratch, scratch_of
+from fastloss.kernels.scratch cimport Scratches, free_scratch, new_scratch, scratch_of
 from fastloss.kernels.terms cimport (
     BLOCK, HEADROOM, HEADROOMF, L, ROWS, Groups, Terms, add_block, block_sum, label_of_terms, log_ratios,
     row_max, settled,
@@ -319,6 +319,8 @@ cdef void run_slab(const Job* job, const Operands* at, Py_ssize_t slab, real* z)
     cdef real* dx
     pack_slab(<const real*>at.x + i*d, d, n, d, whole, left)
     for c in range(0, job.k, 512):      # FACTORS: while a part of NCE's logits is near, it is read
+        if c % (1 << 13) == 1 << 12 and interrupted():
+            return
         part.first = c
         part.k = least(FACTORS, job.k - c)
         part.groups = parts_of(part.k, L)
@@ -340,24 +342,37 @@ cdef void run_slab(const Job* job, const Operands* at, Py_ssize_t slab, real* z)
                 dx[r*d + j] = out[r*panels*lanes + j]
 
 
+cdef struct Run:
+    const Job* job
+    const Operands* at
+    bint wide
+    Scratches scratch
+
+
+cdef void run_block(void* call, Py_ssize_t slab, int thread) noexcept nogil:
+    cdef Run* run = <Run*>call
+    cdef char* scratch = scratch_of(&run.scratch, thread)
+    if scratch == NULL:
+        return
+    if run.wide:
+        run_slab(run.job, run.at, slab, <double*>scratch)
+    else:
+        run_slab(run.job, run.at, slab, <float*>scratch)
+
+
 cdef int run(const Job* job, const Operands* at, int n_threads, real dummy) except -1:
-    cdef Py_ssize_t slabs = parts_of(job.n, SLAB), slab
-    cdef size_t room = room_of(job, lanes_of(dummy))*sizeof(real)
-    cdef int failed = 0, team = 1 if <double>job.n*<double>job.k*<double>(job.d + 32) < SERIAL else n_threads
-    cdef char** memory = new_scratch(team)
-    cdef real* scratch
-    with nogil:
-        if team == 1:
-            for slab in range(slabs):
-                scratch = <real*>scratch_of(memory, 0, room, &failed)
-                if scratch != NULL:
-                    run_slab(job, at, slab, scratch)
-        else:
-            for slab in prange(slabs, schedule="dynamic", chunksize=1, num_threads=team):
-                scratch = <real*>scratch_of(memory, threadid(), room, &failed)
-                if scratch != NULL:
-                    run_slab(job, at, slab, scratch)
-    return free_scratch(memory, team, failed)
+    cdef Run call
+    n_threads = 1 if <double>job.n*<double>job.k*<double>(job.d + 32) < SERIAL else n_threads
+    call.job = job
+    call.at = at
+    call.wide = real is double
+    new_scratch(&call.scratch, n_threads, room_of(job, lanes_of(dummy))*sizeof(real))
+    try:
+        with nogil:
+            for_blocks(run_block, &call, parts_of(job.n, SLAB), n_threads)
+    finally:
+        free_scratch(&call.scratch)
+    return 0
 
 
 def pack_candidates(const real[:, ::1] some, Py_ssize_t first, real[::1] rows, real[::1] columns):
@@ -422,6 +437,19 @@ cdef struct TableJob:       # of one type
     Py_ssize_t k
     Py_ssize_t d
     bint more
+    bint wide
+    Scratches scratch
+
+
+cdef void table_block(void* call, Py_ssize_t chunk, int thread) noexcept nogil:
+    cdef TableJob* job = <TableJob*>call
+    cdef char* scratch = scratch_of(&job.scratch, thread)
+    if scratch == NULL:
+        return
+    if job.wide:
+        table_chunk(job, chunk, <double*>scratch)
+    else:
+        table_chunk(job, chunk, <float*>scratch)
 
 
 cdef void table_chunk(const TableJob* job, Py_ssize_t chunk, real* sum) noexcept nogil:
@@ -443,34 +471,24 @@ def table_gradient(const real[::1] slopes, const real[:, ::1] x, real[::1] colum
                    int n_threads):
     """out (+)= slopes of these rows, transposed, times the rows; columns: scratch for whole slabs of them."""
     cdef TableJob job
-    cdef Py_ssize_t n = x.shape[0], lanes = lanes_of(<real>0), c, i
-    cdef Py_ssize_t chunks = parts_of(out.shape[0], FL_CHUNK), panels = parts_of(out.shape[1], lanes)
-    cdef size_t room = FL_CHUNK*panels*lanes*sizeof(real)
-    cdef int failed = 0, team
-    cdef char** memory
-    cdef real* sum
+    cdef Py_ssize_t n = x.shape[0], lanes = lanes_of(<real>0), i, panels = parts_of(out.shape[1], lanes)
     job.slabs = parts_of(n, SLAB)
     job.k, job.d = out.shape[0], out.shape[1]
     if job.d == 0:
         return
     job.slopes, job.columns, job.out = &slopes[0], &columns[0], &out[0, 0]
     job.more = more
-    team = 1 if <double>n*<double>job.k*<double>job.d < SERIAL else n_threads
-    memory = new_scratch(team)
-    with nogil:
-        pack_columns(&x[0, 0], n, job.d, 0, job.slabs*SLAB, &columns[0])
-        for i in range(panels):         # rows that there are not
-            memset(&columns[(i*job.slabs*SLAB + n)*lanes], 0, (job.slabs*SLAB - n)*lanes*sizeof(real))
-        if team == 1:
-            sum = <real*>scratch_of(memory, 0, room, &failed)
-            for c in range(chunks if sum != NULL else 0):
-                table_chunk(&job, c, sum)
-        else:
-            for c in prange(chunks, schedule="dynamic", chunksize=1, num_threads=team):
-                sum = <real*>scratch_of(memory, threadid(), room, &failed)
-                if sum != NULL:
-                    table_chunk(&job, c, sum)
-    free_scratch(memory, team, failed)
+    job.wide = real is double
+    n_threads = 1 if <double>n*<double>job.k*<double>job.d < SERIAL else n_threads
+    new_scratch(&job.scratch, n_threads, FL_CHUNK*panels*lanes*sizeof(real))
+    try:
+        with nogil:
+            pack_columns(&x[0, 0], n, job.d, 0, job.slabs*SLAB, &columns[0])
+            for i in range(panels):         # rows that there are not
+                memset(&columns[(i*job.slabs*SLAB + n)*lanes], 0, (job.slabs*SLAB - n)*lanes*sizeof(real))
+            for_blocks(table_block, &job, parts_of(job.k, FL_CHUNK), n_threads)
+    finally:
+        free_scratch(&job.scratch)
 
 
 def nce_targets(const double[:, ::1] zt, double[::1] loss, double[:, ::1] g, const double[::1] scale, double factor):

@@ -1,10 +1,11 @@
 """Samples, with and without repeats, and their expected counts."""
 from cpython.exc cimport PyErr_CheckSignals
 from cpython.mem cimport PyMem_RawCalloc, PyMem_RawFree
-from cython.parallel cimport prange
 from libc.math cimport fabs, floor, log, log1p
 from libc.stdint cimport int64_t, uint32_t, uint64_t
 from libc.string cimport memset
+
+from fastloss._parallel cimport for_blocks
 
 from draws cimport (
     ALIAS, BUDGET, CACHED, CHUNK, COUNT, FIXED, INCLUSION, LEARNED, LOG_UNIFORM, PROBABILITY, SMALL, TILE, TRIES,
@@ -13,7 +14,7 @@ from draws cimport (
 )
 from inclusion cimport CLASSES, NODES, Crowd, _class, _interpolated, _wait, _waits
 from laws cimport fl_from_id, fl_gauss_nodes, fl_gauss_weights, fl_one_minus_exp, fl_two_atanh, fl_two_atanh_small
-from parallel cimport blocks, cut
+from parallel cimport GRAIN
 from race cimport _race, _sort, _unseen
 from rng cimport fl_open, fl_pair, fl_philox, fl_rng, fl_rng_start
 from tree cimport has_room, learn
@@ -119,33 +120,38 @@ def advance(list now, tuple law, object ids, object block, object last):
     return True
 
 
-cdef void _spread(const Law* w, uint64_t key, uint64_t stream, int64_t first, int64_t last,
-                  int64_t* out) noexcept nogil:
+cdef struct Spread:
+    Law w
+    uint64_t key
+    uint64_t stream
+    int64_t size
+    int64_t step                # draws of a block, whole tiles
+    int64_t* out
+
+
+cdef void _spread(void* call, Py_ssize_t block, int thread) noexcept nogil:
+    cdef const Spread* at = <const Spread*>call
     cdef fl_rng g
-    fl_rng_start(&g, key, stream, <uint64_t>first//2)
-    _fill(w, &g, out + first, last - first, NULL)
+    cdef int64_t first = block*at.step, n = at.size - first
+    fl_rng_start(&g, at.key, at.stream, <uint64_t>first//2)
+    _fill(&at.w, &g, at.out + first, n if n < at.step else at.step, NULL)
 
 
 def spread(tuple law, uint64_t key, uint64_t stream, object out, int n_threads):
     """Fill out with draws of a law that takes two words for each, as alias tables do; threads do not change them."""
-    cdef Law w
-    cdef int64_t size, first = 0, last, tiles
-    cdef int64_t* ids = <int64_t*>_data(out, &size, True)
-    cdef int k, count
-    _law(&w, law)
-    while first < size:
-        last = size if size - first < 4*BUDGET else first + 4*BUDGET
-        tiles = (last - first + TILE - 1)//TILE
-        count = blocks(tiles, TILE, n_threads)
-        if count == 1:
-            with nogil:
-                _spread(&w, key, stream, first, last, ids)
-        else:
-            for k in prange(count, nogil=True, num_threads=n_threads, schedule="static"):
-                _spread(&w, key, stream, first + TILE*cut(tiles, k, count),
-                        last if k == count - 1 else first + TILE*cut(tiles, k + 1, count), ids)
-        first = last
-        PyErr_CheckSignals()
+    cdef Spread at
+    cdef int64_t share
+    at.out = <int64_t*>_data(out, &at.size, True)
+    if at.size == 0:
+        return
+    _law(&at.w, law)
+    at.key = key
+    at.stream = stream
+    share = (at.size - 1)//n_threads + 1
+    share = share if share > GRAIN else GRAIN
+    at.step = ((share if share < BUDGET else BUDGET) + TILE - 1)//TILE*TILE
+    with nogil:
+        for_blocks(_spread, &at, (at.size - 1)//at.step + 1, n_threads)
 
 
 def set_size(int64_t n, int64_t ids):

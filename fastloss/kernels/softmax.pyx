@@ -4,14 +4,15 @@ Two shapes of the same work: row by row (terms.pxd), and for few classes tiles o
 one is taken depends on the number of classes alone, so a row's bits depend on nothing but the row.
 """
 from cpython.mem cimport PyMem_RawFree, PyMem_RawMalloc
-from cython.parallel cimport prange
 from libc.stdint cimport INT32_MAX, int32_t, int64_t, uint64_t, uintptr_t
 from libc.string cimport memcpy
 
+from fastloss._parallel cimport for_blocks
 from fastloss.kernels.arrays cimport (
     F64, I32, I64, NO_AXIS, Held, Rows, index_at, is_direct, load, release, row_at, stored, take,
 )
-from fastloss.kernels.parallel cimport blocks, cut
+from fastloss.kernels.parallel cimport blocks, cut, fl_set, pending, stopped, team
+from fastloss.kernels.scratch cimport no_memory
 from fastloss.kernels.softmax_job cimport CROSS_ENTROPY, LOG_SOFTMAX, LOGSUMEXP, SOFTMAX, Job
 from fastloss.kernels.softmax_rows cimport index_rows, normal_rows, target_rows
 from fastloss.kernels.softmax_tiles cimport DENSE_TILE, index_tiles, normal_tiles, target_tiles
@@ -50,12 +51,31 @@ cdef void run_rows(const Job* job, Py_ssize_t start, Py_ssize_t stop, real* scra
         fl_stream_end()
 
 
+cdef struct Run:
+    const Job* job
+    bint wide
+    void* scratch               # rooms of so many bytes, one a thread
+    Py_ssize_t room
+    Py_ssize_t blocks
+
+
+cdef void run_block(void* call, Py_ssize_t b, int thread) noexcept nogil:
+    cdef const Run* at = <const Run*>call
+    cdef Py_ssize_t start = cut(at.job.logits.n, b, at.blocks), stop = cut(at.job.logits.n, b + 1, at.blocks)
+    cdef char* scratch = <char*>at.scratch + thread*at.room
+    if at.wide:
+        run_rows(at.job, start, stop, <double*>scratch)
+    else:
+        run_rows(at.job, start, stop, <float*>scratch)
+
+
 cdef int run(Job* job, real dummy, int n_threads) except -1:
     """Every row once, in blocks of rows."""
-    cdef Py_ssize_t n = job.logits.n, c = job.logits.width, room
-    cdef int k = blocks(n, c, n_threads), b
+    cdef Py_ssize_t n = job.logits.n, c = job.logits.width, k = blocks(n, c, n_threads), room
+    cdef int threads = team(k, n_threads)
+    cdef Run at
     cdef bint direct = is_direct(&job.logits, dummy) and job.where.data == NULL, kept, built
-    cdef real* scratch
+    cdef size_t size
     cdef void* memory
     job.group = ROWS
     job.together = ROWS if direct else 1
@@ -63,6 +83,8 @@ cdef int run(Job* job, real dummy, int n_threads) except -1:
         if c*ROWS > STRIDED:
             job.group = <int>(STRIDED//c) if c < STRIDED else 1
         job.together = job.group
+        if k > n_threads and k > n//job.group:      # rows that share cache lines belong together
+            k = n//job.group if n//job.group > n_threads else n_threads
     job.stream = (c > TILE and job.grad.data != NULL and is_direct(&job.grad, dummy)
                   and fl_streams(<double>n*<double>c*sizeof(real), n_threads))
     kept = job.grad.data != NULL and job.what != LOG_SOFTMAX
@@ -71,19 +93,22 @@ cdef int run(Job* job, real dummy, int n_threads) except -1:
     job.kept = (c + 2*L + 15)//16*16 if kept else 0
     job.fetched = job.built + 2*job.kept
     room = (job.fetched + (0 if direct else job.together*c) + 31)//16*16 if c > DENSE_TILE else 16
-    room += APART//<Py_ssize_t>sizeof(real) if k > 1 else 0
-    memory = PyMem_RawMalloc(k*room*sizeof(real) + 64)
+    room += APART//<Py_ssize_t>sizeof(real) if threads > 1 else 0
+    size = threads*room*sizeof(real) + 64
+    memory = PyMem_RawMalloc(size)
     if memory == NULL:
-        raise MemoryError()
-    scratch = <real*>(<uintptr_t>(<char*>memory + 63)//64*64)
-    with nogil:
-        scratch[0] = 0
-        if k == 1:
-            run_rows(job, 0, n, scratch)
-        else:
-            for b in prange(k, schedule="static", chunksize=1, num_threads=n_threads):
-                run_rows(job, cut(n, b, k), cut(n, b + 1, k), scratch + b*room)
-    PyMem_RawFree(memory)
+        no_memory(size)
+    at.job = job
+    at.wide = real is double
+    at.scratch = <void*>(<uintptr_t>(<char*>memory + 63)//64*64)
+    at.room = room*sizeof(real)
+    at.blocks = k
+    try:
+        with nogil:
+            (<real*>at.scratch)[0] = 0
+            for_blocks(run_block, &at, k, n_threads)
+    finally:
+        PyMem_RawFree(memory)
     return 0
 
 
@@ -97,18 +122,32 @@ cdef inline bint any_bad(const char* y, Py_ssize_t n, Py_ssize_t c, stored dummy
     return bad
 
 
-cdef bint all_good(const Rows* labels, Py_ssize_t c, int n_threads) noexcept nogil:
+cdef struct Check:
+    const Rows* labels
+    Py_ssize_t c
+    Py_ssize_t blocks
+    int bad                     # atomic
+
+
+cdef void check_block(void* call, Py_ssize_t b, int thread) noexcept nogil:
+    cdef Check* at = <Check*>call
+    if part_bad(at.labels, at.c, cut(at.labels.n, b, at.blocks), cut(at.labels.n, b + 1, at.blocks)):
+        fl_set(&at.bad)
+
+
+cdef int all_good(const Rows* labels, Py_ssize_t c, int n_threads) except -1 nogil:
     """Whether all labels are classes, at the speed of memory; False for layouts that are not the common ones."""
-    cdef int k = blocks(labels.n, 1, n_threads), b, bad = 0
+    cdef Check at
     if labels.ndim > 1 or labels.stride[0] != labels.itemsize:
         return False
     if labels.kind != I64 and (labels.kind != I32 or c > INT32_MAX):
         return False
-    if k == 1:
-        return not part_bad(labels, c, 0, labels.n)
-    for b in prange(k, schedule="static", chunksize=1, num_threads=n_threads):
-        bad |= part_bad(labels, c, cut(labels.n, b, k), cut(labels.n, b + 1, k))
-    return not bad
+    at.labels = labels
+    at.c = c
+    at.blocks = blocks(labels.n, 1, n_threads)
+    at.bad = False
+    for_blocks(check_block, &at, at.blocks, n_threads)
+    return not at.bad
 
 
 cdef bint part_bad(const Rows* labels, Py_ssize_t c, Py_ssize_t start, Py_ssize_t stop) noexcept nogil:
@@ -118,9 +157,9 @@ cdef bint part_bad(const Rows* labels, Py_ssize_t c, Py_ssize_t start, Py_ssize_
 
 
 cdef Py_ssize_t first_bad(const Rows* labels, Py_ssize_t c, bint has_ignore, int64_t ignore,
-                          int n_threads) noexcept nogil:
+                          int n_threads) except -2 nogil:
     """First row whose label is no class, or -1."""
-    cdef Py_ssize_t i
+    cdef Py_ssize_t i, done = 0
     cdef int64_t y
     if not has_ignore and all_good(labels, c, n_threads):
         return -1
@@ -128,6 +167,8 @@ cdef Py_ssize_t first_bad(const Rows* labels, Py_ssize_t c, bint has_ignore, int
         y = index_at(row_at(labels, i), labels.kind)
         if (y < 0 or y >= c) and not (has_ignore and y == ignore):
             return i
+        if stopped(&done, 1):
+            return -2
     return -1
 
 
@@ -198,9 +239,10 @@ def class_weights(labels, int axis, bint index, const double[::1] class_weight, 
     """out = the rows' class weights: sum of class_weight times label, 0 where ignored.  Returns as cross_entropy."""
     cdef Rows rows
     cdef Held held
-    cdef Py_ssize_t bad = -1, i, k
+    cdef Py_ssize_t bad = -1, i, k, done = 0
     cdef int64_t y
     cdef double w, v
+    cdef bint given_up = False
     cdef bint has_ignore = ignore is not None
     cdef int64_t ignored = ignore if has_ignore else 0
     held.count = 0
@@ -225,6 +267,10 @@ def class_weights(labels, int axis, bint index, const double[::1] class_weight, 
                         if v != 0:
                             w = w + v*class_weight[k]
                 out[i] = w
+                if stopped(&done, 1 if index else c):
+                    given_up = True
+                    break
+        pending(given_up)
     finally:
         release(&held)
     return bad

@@ -5,6 +5,7 @@ from libc.stdint cimport int64_t, uint16_t, uintptr_t
 from fastloss.kernels.arrays cimport BF16, F16, Rows, is_direct, load, row_at
 from fastloss.kernels.due cimport Due, defer, nothing_due, put_due, put_tail, settle
 from fastloss.kernels.exps cimport steps_magic_of
+from fastloss.kernels.parallel cimport stopped
 from fastloss.kernels.softmax_job cimport (
     LOG_SOFTMAX, RESIDUAL, SOFTMAX, UPPER, Job, Slope, fetch, label_of, labels_of, put, put_one, put_run, put_zeros,
     scale_of, slope_of, target, targets,
@@ -36,7 +37,7 @@ cdef inline void put_scaled(const Rows* out, Py_ssize_t i, const real* e, Slope 
     """Row i of out = e times the slope."""
     cdef real v[BLOCK]
     cdef real c = <real>s.c, rest = <real>s.rest, apart = <real>s.apart
-    cdef Py_ssize_t b = 0, n, k
+    cdef Py_ssize_t b = 0, n, k, done = 0
     while b < out.width:
         n = out.width - b if out.width - b < BLOCK else BLOCK
         if out.step == out.itemsize and out.width <= BLOCK:     # where the next row is written, if rows lie together
@@ -49,6 +50,8 @@ cdef inline void put_scaled(const Rows* out, Py_ssize_t i, const real* e, Slope 
                 v[k] = v[k]*apart
         put(out, i, b, v, n, False)
         b += n
+        if b < out.width and stopped(&done, n):
+            break
 
 
 cdef inline void put_terms(const Job* job, Py_ssize_t i, const real* e, Py_ssize_t c, Slope s, Due* due) noexcept nogil:
@@ -267,7 +270,7 @@ cdef inline void target_sums(const real* x, const target* t, Py_ssize_t c, Py_ss
     cdef Groups row, at
     cdef Sums block, carry
     cdef fl_late late
-    cdef Py_ssize_t b = 0, n_groups, k
+    cdef Py_ssize_t b = 0, n_groups, k, done = 0
     row.out = top//L
     row.tail = c//L if c % L else -1
     for k in range(L if row.tail >= 0 else 0):
@@ -303,6 +306,8 @@ cdef inline void target_sums(const real* x, const target* t, Py_ssize_t c, Py_ss
         add_block(&sums.dots, &carry.dots, block.dots)
         add_block(&sums.rest, &carry.rest, block.rest)
         b += n_groups*L
+        if b < c and stopped(&done, n_groups*L):
+            break
     sums.dots = settled(sums.dots, carry.dots)
     sums.rest = settled(sums.rest, carry.rest)
     terms.others = settled(sums.exps, carry.exps)
@@ -314,7 +319,7 @@ cdef inline void target_sums(const real* x, const target* t, Py_ssize_t c, Py_ss
 cdef inline void put_target_grad(const Job* job, Py_ssize_t i, const real* e, const target* t, Slope s,
                                  double scale) noexcept nogil:
     cdef real w[BLOCK]
-    cdef Py_ssize_t b = 0, n, k, c = job.logits.width
+    cdef Py_ssize_t b = 0, n, k, c = job.logits.width, done = 0
     cdef real f = <real>s.c, rest = <real>s.rest, apart = <real>s.apart, u = <real>scale
     while b < c:
         n = c - b if c - b < BLOCK else BLOCK
@@ -330,6 +335,8 @@ cdef inline void put_target_grad(const Job* job, Py_ssize_t i, const real* e, co
                 w[k] = magnitude(w[k])
             put(&job.hess, i, b, w, n, False)
         b += n
+        if b < c and stopped(&done, n):
+            break
 
 
 cdef inline bint can_wait(const Job* job, Py_ssize_t i, const target* t, Slope s, real dummy) noexcept nogil:
@@ -342,7 +349,7 @@ cdef inline void put_curvature(const Job* job, Py_ssize_t i, const real* e, doub
                                double factor) noexcept nogil:
     """p (1 - p) times the factor: all but the maximum are at most 1/2, so 1 - p loses nothing."""
     cdef real w[BLOCK]
-    cdef Py_ssize_t b = 0, n, k, c = job.logits.width
+    cdef Py_ssize_t b = 0, n, k, c = job.logits.width, done = 0
     cdef double p
     while b < c:
         n = c - b if c - b < BLOCK else BLOCK
@@ -351,12 +358,14 @@ cdef inline void put_curvature(const Job* job, Py_ssize_t i, const real* e, doub
             w[k] = <real>(p*(1 - p)*factor)
         put(&job.hess, i, b, w, n, False)
         b += n
+        if b < c and stopped(&done, n):
+            break
 
 
 cdef inline void put_log_softmax(const Rows* out, Py_ssize_t i, const real* x, Py_ssize_t c, real m, double ratio,
                                  real* w, bint stream) noexcept nogil:
     """Row i of out = (x - m) - ratio: no difference of large numbers beside the first, which is exact enough."""
-    cdef Py_ssize_t b = 0, n, k
+    cdef Py_ssize_t b = 0, n, k, done = 0
     cdef real above = <real>ratio
     while b < c:
         n = c - b if c - b < BLOCK else BLOCK
@@ -364,6 +373,8 @@ cdef inline void put_log_softmax(const Rows* out, Py_ssize_t i, const real* x, P
             w[k] = (x[b + k] - m) - above
         put(out, i, b, w, n, stream)
         b += n
+        if b < c and stopped(&done, n):
+            break
 
 
 cdef inline void put_labels_grad(const Job* job, Py_ssize_t i, const real* x, real m, double ratio,

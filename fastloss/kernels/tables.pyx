@@ -1,17 +1,18 @@
 """Rows of tables: gathered, multiplied with inputs, and summed where they are equal."""
-from cython.parallel cimport prange
 from libc.stdint cimport int64_t
 from libc.string cimport memcpy
 
+from fastloss._parallel cimport for_blocks
 from fastloss.kernels.arrays cimport Held, Rows, is_direct, load, release, row_at, store, take
 from fastloss.kernels.lanes cimport halve_sum
+from fastloss.kernels.parallel cimport pending, stopped
 from fastloss.kernels.special cimport fma
 from fastloss.kernels.vmath cimport FL_PREFETCH_FAR, real
 
 cdef enum:
     AHEAD = 16          # table rows asked for before they are needed
     WIDE = 256          # columns of a table row converted at a time
-    GRAIN = 1 << 17     # numbers that are worth a thread
+    GRAIN = 1 << 17     # numbers that are worth a thread, and a block
 
 
 cdef inline void ask_for(const Rows* table, Py_ssize_t i) noexcept nogil:
@@ -27,9 +28,9 @@ def gather(table, int axis, const int64_t[::1] rows, places, real[:, ::1] out):
     """out[places[k]] = table[rows[k]], in the type of out; `axis` as in take."""
     cdef Held held
     cdef Rows t
-    cdef Py_ssize_t k, n = rows.shape[0]
+    cdef Py_ssize_t k, n = rows.shape[0], done = 0
     cdef const int64_t[::1] at = places
-    cdef bint all_of_them = places is None, direct
+    cdef bint all_of_them = places is None, direct, given_up = False
     cdef real* target
     held.count = 0
     try:
@@ -44,6 +45,10 @@ def gather(table, int axis, const int64_t[::1] rows, places, real[:, ::1] out):
                     memcpy(target, row_at(&t, rows[k]), t.width*sizeof(real))
                 else:
                     load(target, row_at(&t, rows[k]), t.step, t.width, t.kind)
+                if stopped(&done, t.width):
+                    given_up = True
+                    break
+        pending(given_up)
     finally:
         release(&held)
 
@@ -70,9 +75,9 @@ def dots(table, const int64_t[::1] rows, places, Py_ssize_t num_true, const real
     """out[p] += x[p // num_true] . table[rows[k]], p = places[k]: true products, row by row of the table."""
     cdef Held held
     cdef Rows t
-    cdef Py_ssize_t k, p, i, b, m, n = rows.shape[0], d = x.shape[1]
+    cdef Py_ssize_t k, p, i, b, m, n = rows.shape[0], d = x.shape[1], done = 0
     cdef const int64_t[::1] at = places
-    cdef bint all_of_them = places is None, direct
+    cdef bint all_of_them = places is None, direct, given_up = False
     cdef real w[WIDE]
     cdef const char* row
     held.count = 0
@@ -93,6 +98,10 @@ def dots(table, const int64_t[::1] rows, places, Py_ssize_t num_true, const real
                     else:
                         load(w, row + b*t.step, t.step, m, t.kind)
                         out[p] += dot(&x[i, b], w, m)
+                if stopped(&done, d):
+                    given_up = True
+                    break
+        pending(given_up)
     finally:
         release(&held)
 
@@ -101,10 +110,10 @@ def add_true(table, const int64_t[::1] rows, places, Py_ssize_t num_true, const 
     """dx[p // num_true] += g[p] table[rows[k]], p = places[k]."""
     cdef Held held
     cdef Rows t
-    cdef Py_ssize_t k, p, b, m, n = rows.shape[0], d = dx.shape[1]
+    cdef Py_ssize_t k, p, b, m, n = rows.shape[0], d = dx.shape[1], done = 0
     cdef Py_ssize_t j
     cdef const int64_t[::1] at = places
-    cdef bint all_of_them = places is None, direct
+    cdef bint all_of_them = places is None, direct, given_up = False
     cdef real w[WIDE]
     cdef const real* v
     cdef real* target
@@ -132,17 +141,22 @@ def add_true(table, const int64_t[::1] rows, places, Py_ssize_t num_true, const 
                     target = &dx[p//num_true, b]
                     for j in range(m):
                         target[j] = target[j] + c*v[j]
+                if stopped(&done, d):
+                    given_up = True
+                    break
+        pending(given_up)
     finally:
         release(&held)
 
 
 def outer(const double[::1] g, Py_ssize_t num_true, const real[:, ::1] x, real[:, ::1] out):
     """out[p] = g[p] x[p // num_true]: the true classes' share of the table's gradient."""
-    cdef Py_ssize_t p, d = x.shape[1]
+    cdef Py_ssize_t p, d = x.shape[1], done = 0
     cdef Py_ssize_t j
     cdef const real* v
     cdef real* target
     cdef real c
+    cdef bint given_up = False
     with nogil:
         for p in range(g.shape[0] if d > 0 else 0):
             v = &x[p//num_true, 0]
@@ -150,6 +164,10 @@ def outer(const double[::1] g, Py_ssize_t num_true, const real[:, ::1] x, real[:
             c = <real>g[p]
             for j in range(d):
                 target[j] = c*v[j]
+            if stopped(&done, d):
+                given_up = True
+                break
+    pending(given_up)
 
 
 # ------------------------------------------------------------------ sums of equal rows
@@ -162,9 +180,14 @@ cdef struct Sums:
     const int64_t* rows     # of the target; NULL: one after the other
     double scale
     bint add
+    Py_ssize_t n            # sums
+    Py_ssize_t block        # and those of a block
 
 
-cdef void sum_rows(const Sums* job, Py_ssize_t first, Py_ssize_t last) noexcept nogil:
+cdef void sum_rows(void* call, Py_ssize_t block, int thread) noexcept nogil:
+    cdef const Sums* job = <const Sums*>call
+    cdef Py_ssize_t first = block*job.block, last = first + job.block if job.n - first > job.block else job.n
+    cdef Py_ssize_t done = 0
     cdef double w[WIDE]
     cdef double total[WIDE]
     cdef const Rows* v = &job.values
@@ -185,6 +208,8 @@ cdef void sum_rows(const Sums* job, Py_ssize_t first, Py_ssize_t last) noexcept 
                 load(w, row_at(v, job.order[k]) + b*v.step, v.step, m, v.kind)
                 for j in range(m):
                     total[j] = total[j] + w[j]
+                if stopped(&done, m):               # of many equal rows
+                    return
             if job.add:
                 load(w, place + b*t.step, t.step, m, t.kind)
                 for j in range(m):
@@ -201,7 +226,6 @@ def sum_runs(values, const int64_t[::1] order, const int64_t[::1] starts, target
     cdef Held held
     cdef Sums job
     cdef const int64_t[::1] at = rows
-    cdef Py_ssize_t n = starts.shape[0] - 1, block, k
     held.count = 0
     try:
         take(&held, values, 1, False, &job.values)
@@ -211,12 +235,9 @@ def sum_runs(values, const int64_t[::1] order, const int64_t[::1] starts, target
         job.rows = &at[0] if rows is not None else NULL
         job.scale = scale
         job.add = add
-        block = 1 + GRAIN//(job.values.width + 1)
+        job.n = starts.shape[0] - 1
+        job.block = 1 + GRAIN//(job.values.width + 1)
         with nogil:
-            if n_threads == 1 or n <= block:
-                sum_rows(&job, 0, n)
-            else:
-                for k in prange((n + block - 1)//block, schedule="dynamic", chunksize=1, num_threads=n_threads):
-                    sum_rows(&job, k*block, (k + 1)*block if (k + 1)*block < n else n)
+            for_blocks(sum_rows, &job, (job.n + job.block - 1)//job.block, n_threads)
     finally:
         release(&held)

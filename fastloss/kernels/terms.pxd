@@ -14,6 +14,7 @@ from libc.string cimport memcpy
 from fastloss.kernels.arrays cimport load_half
 from fastloss.kernels.due cimport Due, put_due
 from fastloss.kernels.exps cimport exps, steps_magic_of
+from fastloss.kernels.parallel cimport stopped
 from fastloss.kernels.vmath cimport (
     FL_LN2, FL_PREFETCH_FAR, bias_of, fl_exp_label, fl_float_of_bfloat, fl_float_of_half, fl_log1p, fl_log1p_short,
     fl_quotient_rest, lo_of, power_of, real, shift_of,
@@ -388,7 +389,7 @@ cdef inline bint exp_row(const real* x, Py_ssize_t c, Py_ssize_t out, real m, re
     cdef real empty_group[L]
     cdef real shift = shift_of(m), power = power_of(m, shift), lo = lo_of(power), magic = steps_magic_of(power)
     cdef real top, limit
-    cdef Py_ssize_t b = 0, n, n_groups
+    cdef Py_ssize_t b = 0, n, n_groups, done = 0
     cdef Groups row, at
     cdef Py_ssize_t j
     cdef double total = 0, carry = 0, t
@@ -417,6 +418,8 @@ cdef inline bint exp_row(const real* x, Py_ssize_t c, Py_ssize_t out, real m, re
         else:
             add_block(&total, &carry, t)
         b += n
+        if b < c and stopped(&done, n):
+            break
         due.ahead = due.ahead + n//L*due.pace if due.ahead != NULL else NULL
     terms.others = settled(total, carry)
     terms.gap = <double>x[out] - <double>shift
@@ -437,6 +440,7 @@ cdef inline bint exp_row_of_halves(const uint16_t* x, bint brain, Py_ssize_t c, 
     cdef float shift = shift_of(m), power = power_of(m, shift), lo = lo_of(power), magic = steps_magic_of(power)
     cdef float top, limit = (power + HEADROOMF)*<float>FL_LN2
     cdef Py_ssize_t b = 0, n, n_groups, row_out = out//L, row_tail = c//L if c % L else -1, k
+    cdef Py_ssize_t done = 0
     cdef int j, skip
     cdef double total = 0, carry = 0, t
     cdef fl_late late
@@ -476,6 +480,8 @@ cdef inline bint exp_row_of_halves(const uint16_t* x, bint brain, Py_ssize_t c, 
         else:
             add_block(&total, &carry, t)
         b += n
+        if b < c and stopped(&done, n):
+            break
     terms.others = settled(total, carry)
     terms.gap = of_half(x[out], brain)
     terms.power = power
