@@ -233,7 +233,10 @@ sampled_expected_count=array([1., 1., 1.]))
     num_sampled = as_integer("num_sampled", num_sampled, 1)
     as_bool("unique", unique)
     true = as_ids("true_classes", _matrix("true_classes", true_classes, num_true), num_sampled)
-    return Candidates(np.arange(num_sampled, dtype=np.int64), np.ones(true.shape), np.ones(num_sampled))
+    try:
+        return Candidates(np.arange(num_sampled, dtype=np.int64), np.ones(true.shape), np.ones(num_sampled))
+    except (MemoryError, ValueError):  # ValueError where the bytes cannot even be counted
+        raise MemoryError(f"num_sampled must leave results that fit in memory, got {num_sampled}") from None
 
 
 def compute_accidental_hits(
@@ -359,7 +362,7 @@ def sample_negatives(
     threads = _threads.resolve(n_threads)
     with sampler._lock if isinstance(sampler, _Sampler) else nullcontext():
         longest = int((starts[1:] - starts[:-1]).max(initial=0))
-        size = samplers.set_size(sampler._law[1], longest + num_sampled)
+        size = samplers.set_size(sampler._law[1], min(longest + num_sampled, 2**62))
         seen = np.empty((threads, size), np.uint64)
         wanted = num_sampled if unique else 1
         row, left = candidates.too_few(sampler._law, starts, ids, sampler._drawable, wanted, seen[0])

@@ -34,6 +34,7 @@ _sample, _empty, _new = samplers.sample, np.empty, tuple.__new__  # looked up on
 
 
 _alive: set[ref[_Sampler]] = set()
+EXPECTED_COUNTS = ("tries", "inclusion")
 _SINGLE = 2**24  # ids below it are summed one by one for inclusion probabilities
 
 
@@ -69,7 +70,7 @@ class _Sampler:
     _keys: tuple[str, ...] = ("block", "key", "last", "sampler", "stream")  # of its state
 
     def __init__(self, law: Law, drawable: int, seed: Seed, expected_count: str) -> None:
-        self._inclusion = choice("expected_count", expected_count, ("tries", "inclusion")) == "inclusion"
+        self._inclusion = choice("expected_count", expected_count, EXPECTED_COUNTS) == "inclusion"
         self._drawable = drawable
         # All that a call changes: law, key, stream and block (the place in the random bits), and the last sample (how
         # many ids, whether unique, in how many draws).  It is changed in one go, when all else is done, so that no
@@ -208,7 +209,8 @@ class _Sampler:
         ``integral of P exp(-P t) S(t) dt``, S(t) the probability that fewer than K other ids have come by t when each
         comes at the rate of its P.  They are at most 1 and sum to K; against the integral done exactly they are off by
         at most 0.0003, and 0.0001 for log-uniform ids.  For the uniform law they are exact, ``K/range_max``.  The
-        first call for a size takes 50 ms for a range of a million.
+        first call for a size takes 50 ms for a range of a million; of log-uniform ids, those from 2**24 on are taken in
+        groups, so that it takes at most a second or two for any range.
 
         Parameters
         ----------
@@ -334,7 +336,9 @@ class UniformSampler(_Sampler):
 
     Notes
     -----
-    Samplers pickle, copy, and give and take their `state`; threads may share one.
+    Samplers pickle, copy, and give and take their `state`; threads may share one.  A call that is interrupted leaves a
+    sampler as it was before or as it is after the call, and a forked child can go on with its copy at once, whatever
+    the parent's threads were doing.
     Source: TensorFlow, ``tf.random.uniform_candidate_sampler``.
 
     Examples

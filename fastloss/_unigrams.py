@@ -13,8 +13,8 @@ from numpy.typing import ArrayLike, NDArray
 from fastloss._draws import Floats, Ids, Law, Seed, as_finite, as_ids, as_int64, as_integer, as_weights, copied
 from fastloss._memory import aligned
 from fastloss._native import alias, samplers, unigram
-from fastloss._samplers import LAWS, _Sampler
-from fastloss._values import shown
+from fastloss._samplers import EXPECTED_COUNTS, LAWS, _Sampler
+from fastloss._values import choice, shown
 
 _FEW = 1 << 14  # ids that are learned without a look at pending signals
 _ROWS = 2**31 - 1  # entries that a file may have
@@ -60,7 +60,8 @@ class LearnedUnigramSampler(_Sampler):
     _keys = (*_Sampler._keys, "counts")
 
     def __init__(self, range_max: int, *, seed: Seed = None, expected_count: str = "tries") -> None:
-        n = as_integer("range_max", range_max, 1, 2**31 if expected_count == "inclusion" else 2**40)
+        inclusion = choice("expected_count", expected_count, EXPECTED_COUNTS) == "inclusion"
+        n = as_integer("range_max", range_max, 1, 2**31 if inclusion else 2**40)
         tree = _tree_for(n, 0)
         super().__init__((LAWS["learned_unigram"], n, tree, None, 0.0), n, seed, expected_count)
 
@@ -306,7 +307,7 @@ def _path(vocab_file: Any) -> str:
 
 
 def _open(path: str) -> TextIO:
-    """A regular file.  Others are not even opened, for that may do something; nor does one that takes its place block."""
+    """A regular file.  Others are not even opened, for that may do something, or wait."""
     file = -1
     kind = os.stat(path)
     if stat.S_ISREG(kind.st_mode):

@@ -370,7 +370,7 @@ F = fl.FixedUnigramSampler
         (lambda: fl.UniformSampler(2.0), TypeError, "range_max must be an integer, got 2.0"),
         (lambda: fl.LogUniformSampler(-1), ValueError, "range_max must lie in"),
         (lambda: fl.LearnedUnigramSampler(2**40 + 1), ValueError, "range_max must lie in"),
-        (lambda: fl.UniformSampler(3, expected_count="x"), ValueError, "expected_count must be one of 'tries', 'inclusion'"),
+        (lambda: fl.UniformSampler(3, expected_count="x"), ValueError, "must be one of 'tries', 'inclusion', got 'x'"),
         (lambda: S.sample(0), ValueError, "num_sampled must lie in"),
         (lambda: fl.UniformSampler(5).sample(0, False), ValueError, "num_sampled must lie in"),
         (lambda: fl.UniformSampler(5).candidates([0], None, False), TypeError, "num_sampled must be an integer"),
@@ -526,7 +526,7 @@ def test_unusable_vocab_files(tmp_path):
     with pytest.raises(ValueError, match="vocab_file must hold at least one entry"):
         F(vocab_file=tmp_path / "empty")
     (tmp_path / "nan").write_text("a,nan\n")
-    with pytest.raises(ValueError, match="vocab_file must hold counts that are finite and not negative, got 'nan' at line 1"):
+    with pytest.raises(ValueError, match=r"vocab_file must hold counts that are finite .*, got 'nan' at line 1"):
         F(vocab_file=tmp_path / "nan")
 
 
