@@ -10,7 +10,7 @@ from numpy.typing import ArrayLike, NDArray
 
 from fastloss import _memory
 from fastloss._native import samplers
-from fastloss._values import array, generator, scalar, shown
+from fastloss._values import array, scalar, shown
 from fastloss._values import whole as as_integer
 
 __all__ = ["as_integer"]  # the name that it has among the samplers
@@ -31,17 +31,32 @@ def resolve_seed(seed: Seed) -> tuple[int, int]:
     if seed is None:
         bits = os.urandom(16)
         return int.from_bytes(bits[:8], "little"), int.from_bytes(bits[8:], "little")
-    if isinstance(seed, (int, np.integer)) and not isinstance(seed, bool):
+    if isinstance(seed, (int, np.integer)):
         if seed < 0:
             raise ValueError(f"seed must not be negative, got {shown(seed)}")
         return 87654321, int(seed) % 2147483647
-    words = generator("seed", seed).integers(2**64, size=2, dtype=np.uint64)
+    rule = f"seed must be something that numpy.random.default_rng takes, got {shown(seed)}"
+    try:
+        words = np.random.default_rng(_plain(seed)).integers(2**64, size=2, dtype=np.uint64)
+    except ValueError as error:
+        raise ValueError(rule) from error
+    except Exception as error:  # of whatever kind: some objects' methods raise anything
+        raise TypeError(rule) from error
     return int(words[0]), int(words[1])
 
 
 def as_finite(name: str, value: Any) -> float:
     """`value` as a number that a float32 holds."""
     return scalar(name, value, -3e38, 3e38)
+
+
+def _plain(seed: Any, depth: int = 0) -> Any:
+    """A seed that NumPy can take apart: np.matrix, whose rows are matrices, and lists in themselves crash it."""
+    if isinstance(seed, np.ma.MaskedArray) or depth > 8:
+        raise TypeError
+    if isinstance(seed, np.ndarray):
+        return np.asarray(seed) if seed.dtype != object else _plain(seed.tolist(), depth + 1)
+    return [_plain(item, depth + 1) for item in seed] if isinstance(seed, (list, tuple)) else seed
 
 
 def as_bool(name: str, value: Any) -> bool:

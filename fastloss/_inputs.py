@@ -10,14 +10,11 @@ from typing import Any, NamedTuple, overload
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
-from fastloss._values import array as array
-from fastloss._values import choice as choice
-from fastloss._values import flag as flag
+from fastloss import _values
 from fastloss._values import index, instead, is_bfloat16
-from fastloss._values import positive as positive
-from fastloss._values import scalar as scalar
-from fastloss._values import shown as shown
-from fastloss._values import whole as whole
+
+array, choice, flag, positive = _values.array, _values.choice, _values.flag, _values.positive
+scalar, shown, whole = _values.scalar, _values.shown, _values.whole
 
 Array = NDArray[Any]
 
@@ -41,8 +38,8 @@ def loss_dtype(name: str, dtype: np.dtype[Any]) -> np.dtype[Any]:
         if is_bfloat16(dtype):  # ml_dtypes' own; known without importing it
             _FLOATS[dtype] = np.dtype(np.float32)
             return _FLOATS[dtype]
-        rule = "must be float16, bfloat16, float32 or float64"
-        raise TypeError(f"{name} {rule}, got {dtype}{instead(name, dtype)}") from None
+        how = instead(name, dtype)
+        raise TypeError(f"{name} must be float16, bfloat16, float32 or float64, got {dtype}{how}") from None
 
 
 @overload
@@ -174,9 +171,8 @@ def vector(name: str, value: ArrayLike | None, size: int) -> Array | None:
     if value is None:
         return None
     if isinstance(value, dict | str):
-        how = "labels.size / (C * numpy.bincount(labels, minlength=C))"
-        if isinstance(value, dict):
-            how = f"[{name}.get(c, 1) for c in range({size})]"
+        of_dict = f"[{name}.get(c, 1) for c in range({size})]"
+        how = of_dict if isinstance(value, dict) else "labels.size / (C * numpy.bincount(labels, minlength=C))"
         raise TypeError(f"{name} must be a vector of {size} numbers, got {shown(value)} (write {how})")
     a = numbers(name, value)
     if a.shape != (size,):
@@ -234,10 +230,9 @@ def sequence(name: str, value: Any, of: str) -> list[Any]:
 
 def one_buffer_each(name: str, value: Any, n: int, like: str) -> list[Any]:
     """Buffers for n arrays."""
-    if not isinstance(value, list | tuple) or len(value) != n:
-        got = len(value) if isinstance(value, list | tuple) else shown(value)
-        raise ValueError(f"{name} must be a list of {n} arrays, as {like}, got {got}")
-    return list(value)
+    if isinstance(value, list | tuple) and len(value) == n:
+        return list(value)
+    raise ValueError(f"{name} must be a list of {n} arrays, as {like}, got {shown(value)}")
 
 
 def bad_label(name: str, a: Array, row: int, n_classes: int, ignore: int | None = None) -> ValueError:

@@ -120,7 +120,9 @@ def _gradient_buffers(
 
 
 def _class_axis(logits: Array, axis: int, dim: int | None) -> int:
-    """The axis of classes, by the name it was given under."""
+    """The axis of classes, counted from the front; an error says by which name it was given."""
+    if dim is None and type(axis) is int and -logits.ndim <= axis < 0:
+        return axis + logits.ndim
     if logits.ndim and dim is not None:
         return _inputs.axis_index(dim, logits.ndim, "dim")
     return _inputs.class_axis("logits", logits, axis)

@@ -132,22 +132,6 @@ def index(name: str, value: Any) -> int:
         raise TypeError(f"{name} must be an integer, got {shown(value)}") from None
 
 
-def generator(name: str, value: Any) -> np.random.Generator:
-    """What numpy.random.default_rng makes of an argument that is neither None nor an integer."""
-    kinds = np.random.Generator | np.random.BitGenerator | np.random.RandomState | np.random.SeedSequence
-    try:
-        if isinstance(value, list | tuple):  # one that holds itself would end the process
-            value = [whole(name, k, 0, 2**128) for k in value]
-        elif isinstance(value, np.ma.MaskedArray) or not (
-            isinstance(value, kinds) or (isinstance(value, np.ndarray) and value.dtype.kind in "iu")
-        ):
-            raise TypeError
-        return np.random.default_rng(value)
-    except (TypeError, ValueError) as error:
-        kind = type(error)
-        raise kind(f"{name} must be something that numpy.random.default_rng takes, got {shown(value)}") from None
-
-
 def scalar(name: str, value: Any, least: float, most: float) -> float:
     """A real number in [least, most]; text is none."""
     try:

@@ -89,7 +89,6 @@ NEVER: dict[str, Callable[[], Any]] = {
     "empty text": lambda: "",
     "number as text": lambda: "1.5",
     "bytes": lambda: b"x",
-    "bytearray": lambda: bytearray(b"1"),
     "long text": lambda: "balanced" * 1000,
     "dict": lambda: {},
     "dict of weights": lambda: {0: 1.0, 1: 2.0},
@@ -123,7 +122,6 @@ NEVER: dict[str, Callable[[], Any]] = {
     "saved bfloat16": lambda: np.zeros((4, 3), "V2"),
     "float128": lambda: np.ones((4, 3), np.longdouble),
     "big-endian": lambda: np.ones((4, 3), ">f4"),
-    "big-endian integers": lambda: np.ones(4, ">i8"),
     "float8": lambda: np.ones((4, 3), ml_dtypes.float8_e4m3fn),
     "raises": Raises,
     "list of raises": lambda: [Raises()],
@@ -133,6 +131,8 @@ NEVER: dict[str, Callable[[], Any]] = {
 # Right for one argument or another, and for others not: an error may name one that it does not go with.
 SOMETIMES: dict[str, Callable[[], Any]] = {
     "None": lambda: None,
+    "bytearray": lambda: bytearray(b"1"),
+    "big-endian integers": lambda: np.ones(4, ">i8"),
     "lambda": lambda: lambda *args, **kwargs: None,
     "NaN": lambda: float("nan"),
     "inf": lambda: float("inf"),

@@ -38,6 +38,7 @@ def python(code, *, before=None, **environment):
 
 # ------------------------------------------------------------------ forks
 
+
 def forking(how, parent):
     """A child that is forked while or after its parent computes: one thread, the same bits, and an end."""
     return f"""{SPARSE}
@@ -100,13 +101,16 @@ def test_forked_children(how, parent, children):
 
 # ------------------------------------------------------------------ limits
 
-LOSSES = SPARSE + """
+LOSSES = (
+    SPARSE
+    + """
 want = loss(1)
 assert loss(8) == want and loss() == want
 other = threading.Thread(target=lambda: print(loss(8) == want))
 other.start()
 other.join()
 """
+)
 
 
 @openmp
@@ -183,6 +187,7 @@ def test_a_small_stack_of_all_threads():
 
 # ------------------------------------------------------------------ who has the team
 
+
 def test_one_python_thread_has_the_team():
     code = """
 import threading
@@ -216,12 +221,13 @@ def test_workers_of_engines(worker):
     code = f"import sys\n{worker}\nfrom fastloss import _threads\n_threads._CPUS = 4\n"
     code += "_threads._parallel.openmp_max_threads = lambda: 4\nprint(_threads.resolve(), _threads.resolve(3))"
     assert python(code) == "1 3"
-    assert python(code.replace("'mode': 1", "'mode': 0").replace("execution_state", "none").replace("pyspark", "p")) == (
-        "4 3"
-    )
+    assert python(
+        code.replace("'mode': 1", "'mode': 0").replace("execution_state", "none").replace("pyspark", "p")
+    ) == ("4 3")
 
 
 # ------------------------------------------------------------------ busy processors
+
 
 @openmp
 @pytest.mark.skipif(not hasattr(os, "sched_getaffinity"), reason="counts the processors it may use")
@@ -334,7 +340,9 @@ def test_ctrl_c(name, n_threads):
 
 def test_a_handler_may_call_and_the_call_goes_on():
     """A handler that raises nothing changes nothing, even if it calls a kernel in the middle of another."""
-    code = SPARSE + """
+    code = (
+        SPARSE
+        + """
 import signal
 x, y = np.tile(x, (60, 1)), np.tile(y, 60)
 want = loss(1)
@@ -348,11 +356,14 @@ while time.monotonic() < end:
 signal.setitimer(signal.ITIMER_REAL, 0)
 print(len(seen) > 5)
 """
+    )
     assert python(code) == "True"
 
 
 def test_other_threads_go_on_after_ctrl_c():
-    code = SPARSE + """
+    code = (
+        SPARSE
+        + """
 import _thread, signal
 want = loss(1)
 found = []
@@ -371,4 +382,5 @@ except KeyboardInterrupt:
     t.join()
     print(len(found), all(found))
 """
+    )
     assert python(code) == "200 True"
