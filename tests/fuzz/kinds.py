@@ -1,0 +1,36 @@
+"""All kinds of calls: how they are drawn, run, and what they must give."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+from . import calls, elements, softmaxes
+from .bounds import Expect
+from .draws import Draw
+
+
+@dataclass(frozen=True)
+class Kind:
+    make: Callable[[Draw], calls.Call]
+    expect: Callable[[calls.Call, dict[str, Any]], dict[str, Expect]]
+    run: Callable[..., Any] = calls.run
+    often: int = 1  # in a round of all kinds
+
+
+KINDS = {
+    "softmax": Kind(softmaxes.make, softmaxes.expect, often=4),
+    "normal": Kind(softmaxes.make_normal, softmaxes.expect_normal, often=2),
+    "elements": Kind(elements.make, elements.expect, often=4),
+    "unary": Kind(elements.make_unary, elements.expect_unary),
+}
+ROUND = [name for name, kind in KINDS.items() for _ in range(kind.often)]
+
+
+def make(seed: int, number: int, only: str | None = None) -> tuple[calls.Call, Draw]:
+    """The call of this number, and what was drawn for it."""
+    kinds = ROUND if only is None else [name for name in ROUND if name == only]
+    turn, place = divmod(number, len(kinds))
+    draw = Draw(seed, number, turn * kinds.count(kinds[place]) + kinds[:place].count(kinds[place]))
+    return KINDS[kinds[place]].make(draw), draw
