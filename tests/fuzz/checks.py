@@ -40,7 +40,8 @@ def _attempt(check: str, call: Call, like: dict[str, Any] | None = None) -> tupl
     try:
         return kinds.KINDS[call.kind].run(call, like)
     except Exception as error:  # whatever a valid call raises is a finding
-        return None, [Problem(check, type(error).__name__, f"raised {type(error).__name__}: {error}"[:400])]
+        name = type(error).__name__
+        return None, [Problem(check, f"{name}: {' '.join(str(error).split()[:4])}", f"raised {name}: {error}"[:400])]
 
 
 def check(call: Call) -> list[Problem]:

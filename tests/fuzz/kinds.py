@@ -6,7 +6,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
-from . import calls, elements, softmaxes
+from . import calls, elements, products, softmaxes
 from .bounds import Expect
 from .draws import Draw
 
@@ -23,6 +23,8 @@ KINDS = {
     "softmax": Kind(softmaxes.make, softmaxes.expect, often=4),
     "normal": Kind(softmaxes.make_normal, softmaxes.expect_normal, often=2),
     "elements": Kind(elements.make, elements.expect, often=4),
+    "linear": Kind(products.make_linear, products.expect_linear, often=3),
+    "partials": Kind(products.make_partials, products.expect_partials, products.run_partials),
     "unary": Kind(elements.make_unary, elements.expect_unary),
 }
 ROUND = [name for name, kind in KINDS.items() for _ in range(kind.often)]
