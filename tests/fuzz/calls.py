@@ -61,11 +61,11 @@ class Call:
         return inspect.signature(getattr(fl, self.function)).parameters[name].default
 
     def plain(self) -> Call:
-        """The same with int64 integers, C order, whole tables, no buffers and one thread."""
+        """The same with int64 integers, C order, whole tables of sampled classes, no buffers and one thread."""
         arguments = {}
         for name, value in self.arguments.items():
             arguments[name] = leaves(value, lambda a: a.astype(np.int64) if a.dtype.kind in "iu" else a.copy())
-        splits = {k: v for k, v in self.splits.items() if v[0] == "list"}
+        splits = {k: v for k, v in self.splits.items() if v[0] in ("list", "cut")}  # these decide where blocks end
         return replace(self, arguments=arguments, layouts={}, splits=splits, buffers={}, n_threads=1)
 
 
@@ -130,7 +130,8 @@ class _Buffers:
         main = call.wrt[0] if call.wrt else ""
         self.in_place = call.buffers.get("grad_out") == "in place"
         if "out" in call.buffers:
-            self.out = self._blank("out", like["value"].shape, like["value"].dtype, call.buffers["out"])
+            value = like["value"] if "value" in like else like["value[0]"]
+            self.out = self._blank("out", value.shape, value.dtype, call.buffers["out"])
         if "hess_out" in call.buffers:
             self.hess_out = self._blank("hess_out", like["hess"].shape, like["hess"].dtype, call.buffers["hess_out"])
         if "grad_out" in call.buffers:

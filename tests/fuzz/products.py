@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import replace
 from typing import Any
 
@@ -133,7 +134,8 @@ class _Layer:
 
     def __init__(self, call: Call) -> None:
         a = call.arguments
-        self.x, self.w = wide(a["inputs"]).reshape(-1, a["inputs"].shape[-1]), wide(a["weights"])
+        shape = a["inputs"].shape
+        self.x, self.w = wide(a["inputs"]).reshape(math.prod(shape[:-1]), shape[-1]), wide(a["weights"])
         self.dtype = max(loss_dtype(a["inputs"].dtype), loss_dtype(a["weights"].dtype), key=lambda t: t.itemsize)
         b = wide(a.get("biases", np.zeros(len(self.w))))
         e = eps(self.dtype)
@@ -189,11 +191,14 @@ def expect_linear(call: Call, got: dict[str, Any]) -> dict[str, Expect]:
             rest = np.ones((n, c))
             np.put_along_axis(rest, ids.astype(np.int64), 0, -1)
             share, marked = (f.p * rest).sum(-1), (f.p * (1 - rest)).sum(-1)
-            extra = np.where(left != 0, left * np.log1p(marked / share), 0)
+            among = np.where(rest != 0, f.z, -np.inf)
+            top = among.max(-1, keepdims=True)
+            far = f.lse[:, 0] - top[:, 0] - np.log(np.exp(among - top).sum(-1))
+            extra = np.where(left != 0, left * np.where(share > 1e-300, np.log1p(marked / share), far), 0)
             worst = f.error.max(-1, initial=0)
             extra_error = np.where(left != 0, left * 2 * marked * worst + 8 * e * np.abs(extra) + 2 * e * marked, 0)
             # left (p_k - q_k), q the share among the rest
-            both = f.p * rest / share[:, None]
+            both = reference.logsumexp_less(among)[1]
             bucket = left[:, None] * (f.p - both)
             bucket_error = left[:, None] * (f.p + both) * (4 * worst[:, None] + 16 * e)
     else:
@@ -258,11 +263,11 @@ def _stats(f: _Layer, shape: tuple[int, ...], e: Any, dtype: Any) -> dict[str, E
     lse = f.lse[:, 0]
     terms = np.where(f.p > 0, f.p * f.less, 0)
     error = (f.p * (f.less_error + (1 + np.where(f.p > 0, f.less, 0)) * (f.error + f.mean_error))).sum(-1)
-    entropy = Expect(terms.sum(-1).reshape(shape), (error + 16 * e * (terms.sum(-1) + f.others.max(-1, initial=0) * 0)
-                     + 4 * unit(terms.sum(-1), dtype)).reshape(shape), free)  # fmt: skip
+    entropy = terms.sum(-1)
+    error = error + 8 * e * (1 + np.abs(lse))  # of terms as large as the log-sum-exp
     found = {
         "value[1][lse]": Expect(lse.reshape(shape), (f.mean_error[:, 0] + 4 * unit(np.abs(lse) + 1, dtype)).reshape(shape), free),
-        "value[1][entropy]": entropy,
+        "value[1][entropy]": Expect(entropy.reshape(shape), error.reshape(shape), free),
     }
     return found
 

@@ -33,7 +33,7 @@ def report(seed: int, number: int, call: Call, problem: Problem, seconds: float)
     """A failure, with a call as small as can be found."""
     found = {"number": number, "function": call.function, "check": problem.check, "result": problem.result,
              "detail": problem.detail, "kind": call.kind}  # fmt: skip
-    if problem.check == "the fuzzer itself":
+    if problem.check == "the fuzzer itself" or seconds <= 0:
         return found
     last = [problem]
 
