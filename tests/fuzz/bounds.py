@@ -45,14 +45,17 @@ class Expect:
             return "shape", np.shape(got), want.shape
         if want.size == 0:
             return None
-        top = np.longdouble(float(ml_dtypes.finfo(np.asarray(got).dtype).max))
-        have = wide(got)
+        have, dtype = wide(got), np.asarray(got).dtype
+        if dtype.kind not in "fV":
+            bad = np.argwhere(have != want)
+            return (tuple(bad[0].tolist()), got[tuple(bad[0])], want[tuple(bad[0])]) if len(bad) else None
+        top = np.longdouble(float(ml_dtypes.finfo(dtype).max)) * (1 - 4 * eps(dtype))
         with np.errstate(all="ignore"):
             bound = np.broadcast_to(wide(self.bound), want.shape)
             near = np.abs(have - want) <= bound
             same = (have == want) | (np.isnan(have) & np.isnan(want))
             # a term or the result does not fit in the dtype
-            large = (np.abs(want) + bound >= top * (1 - 4 * eps(np.asarray(got).dtype))) & ~np.isnan(want)
+            large = (np.abs(want) + bound >= top) & ~np.isnan(want)
             over = large & ~np.isfinite(have) & (np.isnan(have) | (np.sign(have) == np.sign(want)) | (bound >= top))
             good = near | same | over | np.broadcast_to(self.free, want.shape)
         if good.all():

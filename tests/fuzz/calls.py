@@ -27,6 +27,18 @@ class Problem:
         return self.check, self.result.split("[")[0]
 
 
+@dataclass(frozen=True)
+class Made:
+    """An object of this package, made anew for every call."""
+
+    name: str
+    args: tuple[Any, ...]
+    kwargs: dict[str, Any] = field(default_factory=dict)
+
+    def make(self) -> Any:
+        return getattr(fl, self.name)(*self.args, **self.kwargs)
+
+
 @dataclass
 class Call:
     """A call, its arrays C-contiguous: how they are laid out and split is told beside them.
@@ -161,7 +173,9 @@ def run(call: Call, like: dict[str, Any] | None = None) -> tuple[dict[str, Any],
     given = {}
     for name, value in call.arguments.items():
         layout = call.layouts.get(name, "c")
-        if name in call.splits:
+        if isinstance(value, Made):
+            given[name] = value.make()
+        elif name in call.splits:
             given[name] = leaves(split(value, call.splits[name]), lambda a, layout=layout: lay_out(a, layout))
         else:
             given[name] = leaves(value, lambda a, layout=layout: lay_out(a, layout))

@@ -6,7 +6,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
-from . import calls, elements, products, softmaxes
+from . import calls, elements, products, samples, softmaxes
 from .bounds import Expect
 from .draws import Draw
 
@@ -25,6 +25,8 @@ KINDS = {
     "elements": Kind(elements.make, elements.expect, often=4),
     "linear": Kind(products.make_linear, products.expect_linear, often=3),
     "partials": Kind(products.make_partials, products.expect_partials, products.run_partials),
+    "sampled": Kind(samples.make, samples.expect, often=3),
+    "in_batch": Kind(samples.make_in_batch, samples.expect_in_batch, often=2),
     "unary": Kind(elements.make_unary, elements.expect_unary),
 }
 ROUND = [name for name, kind in KINDS.items() for _ in range(kind.often)]

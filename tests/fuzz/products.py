@@ -165,7 +165,7 @@ class _Layer:
         self.error = np.where(np.isfinite(self.z), self.error, 0)
         self.mean_error = (self.p * self.error).sum(-1, keepdims=True)
         # of each class's less: its own error, and those of the others
-        self.less_error = self.others * self.error + self.mean_error - self.p * self.error
+        self.less_error = self.others * self.error + reference.sum_of_others(self.p * self.error)
         top = self.z.max(-1, keepdims=True, initial=-np.inf)
         self.lse = np.where(self.p.sum(-1, keepdims=True) > 0, 0, 0) + top + np.log(np.exp(self.z - top).sum(-1, keepdims=True))
 
@@ -232,7 +232,7 @@ def expect_linear(call: Call, got: dict[str, Any]) -> dict[str, Expect]:
     total = t.sum(-1, keepdims=True)
     up, down = f.p * (total - t), t * f.others
     g = up - down + bucket
-    p_error = f.p * (f.others * f.error + f.mean_error - f.p * f.error)
+    p_error = f.p * f.less_error
     g_error = total * p_error + 8 * e * (up + down + np.abs(bucket)) + bucket_error + 4 * e * total * f.p
     if zeta:
         push = 2 * zeta * row_weight[:, None] * f.lse * f.p

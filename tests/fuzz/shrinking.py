@@ -12,7 +12,7 @@ import numpy as np
 
 import fastloss as fl
 
-from .calls import Call
+from .calls import Call, Made
 from .layouts import leaves
 
 
@@ -141,6 +141,9 @@ def literal(value: Any) -> str:
         dtype = "ml_dtypes.bfloat16" if value.dtype.name == "bfloat16" else repr(value.dtype.name)
         shape = f".reshape({value.shape})" if value.size == 0 else ""
         return f"np.array({numbers}, {dtype}){shape}"
+    if isinstance(value, Made):
+        more = [literal(v) for v in value.args] + [f"{k}={literal(v)}" for k, v in value.kwargs.items()]
+        return f"fl.{value.name}({', '.join(more)})"
     if isinstance(value, (list, tuple)):
         inner = ", ".join(map(literal, value))
         return f"[{inner}]" if isinstance(value, list) else f"({inner},)"
