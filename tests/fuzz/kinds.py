@@ -6,7 +6,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
-from . import calls, elements, products, samples, softmaxes
+from . import alignments, calls, elements, products, samples, sequences, softmaxes
 from .bounds import Expect
 from .draws import Draw
 
@@ -27,6 +27,13 @@ KINDS = {
     "partials": Kind(products.make_partials, products.expect_partials, products.run_partials),
     "sampled": Kind(samples.make, samples.expect, often=3),
     "in_batch": Kind(samples.make_in_batch, samples.expect_in_batch, often=2),
+    "sequence": Kind(sequences.make, sequences.expect, often=2),
+    "by_example": Kind(sequences.make_lists, sequences.expect_lists),
+    "packed": Kind(sequences.make_packed, sequences.expect_packed),
+    "ctc_loss": Kind(alignments.make_ctc, alignments.expect_ctc, often=2),
+    "ctc_greedy_decode": Kind(alignments.make_greedy, alignments.expect_greedy),
+    "ctc_beam_search_decode": Kind(alignments.make_beam, alignments.expect_beam),
+    "edit_distance": Kind(alignments.make_distance, alignments.expect_distance),
     "unary": Kind(elements.make_unary, elements.expect_unary),
 }
 ROUND = [name for name, kind in KINDS.items() for _ in range(kind.often)]

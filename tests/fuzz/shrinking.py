@@ -147,7 +147,7 @@ def literal(value: Any) -> str:
     if isinstance(value, (list, tuple)):
         inner = ", ".join(map(literal, value))
         return f"[{inner}]" if isinstance(value, list) else f"({inner},)"
-    return repr(value)
+    return f"fl.{value.__name__}" if callable(value) else repr(value)
 
 
 def source(call: Call) -> str:

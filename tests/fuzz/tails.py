@@ -117,13 +117,17 @@ class Tail:
             return Expect(total, error + unit(total, dtype), np.any(free & (w != 0)))
 
     def grad(self, grad: Any, error: Any, dtype: Any, inner: Any, scale: Any, free: Any = False) -> Expect:
-        """Gradients of this dtype, computed in another and off by `error` there, times `scale`, which broadcasts."""
-        with np.errstate(all="ignore"):
-            want = np.where(scale != 0, grad * scale, 0)
-            size = np.abs(scale) * error + 2 * unit(want, inner) + self.noise * np.abs(want)
-            if np.dtype(dtype).itemsize < inner.itemsize:  # rounded once more
-                size = size + 0.502 * unit(np.abs(want) + size, dtype)
-            return Expect(want, np.where(scale != 0, size, 0), free & (scale != 0))
+        return scaled(grad, error, dtype, inner, scale, free, self.noise)
+
+
+def scaled(grad: Any, error: Any, dtype: Any, inner: Any, scale: Any, free: Any = False, noise: Any = 0) -> Expect:
+    """Gradients of this dtype, computed in another and off by `error` there, times `scale`, which broadcasts."""
+    with np.errstate(all="ignore"):
+        want = np.where(scale != 0, grad * scale, 0)
+        size = np.abs(scale) * error + 2 * unit(want, inner) + noise * np.abs(want)
+        if np.dtype(dtype).itemsize < inner.itemsize:  # rounded once more
+            size = size + 0.502 * unit(np.abs(want) + size, dtype)
+        return Expect(want, np.where(scale != 0, size, 0), free & (scale != 0))
 
 
 def sum_back(expect: Expect, shape: tuple[int, ...], dtype: Any) -> Expect:
