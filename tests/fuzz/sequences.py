@@ -138,8 +138,9 @@ def _results(call: Call, f: _Losses, w: Any, kind: str, axes: tuple[int, ...], s
         found["grad logits"] = scaled(f.slope, f.slope_error, own, f.dtype, scale[..., None], f.free[..., None],
                                       8 * eps(np.float64))  # fmt: skip
     if "weights" in call.wrt:
-        slope = (f.loss - value if kind == "weights" else f.loss) / d
-        size = (f.error + error + 8 * eps(np.float64) * (np.abs(f.loss) + np.abs(value))) / np.abs(d)
+        mean = value if kind == "weights" else 0
+        slope = (f.loss - mean) / d
+        size = (f.error + error * (kind == "weights") + 8 * eps(np.float64) * (np.abs(f.loss) + np.abs(mean))) / np.abs(d)
         on = np.where((d != 0) & (w != 0), cotangent, 0)
         found["grad weights"] = scaled(slope, size, a["weights"].dtype, np.dtype(np.float64), on, f.free | ~np.isfinite(f.loss))
     return found
