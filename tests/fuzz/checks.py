@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import warnings
 from dataclasses import replace
 from typing import Any
@@ -36,12 +37,17 @@ def _differences(check: str, got: dict[str, Any], want: dict[str, Any]) -> list[
     return problems
 
 
+def _words(error: Exception) -> str:
+    """What the message begins with, without numbers, so that equal faults look equal."""
+    return " ".join(re.sub(r"\d+", "N", str(error)).split()[:4])
+
+
 def _attempt(check: str, call: Call, like: dict[str, Any] | None = None) -> tuple[dict[str, Any] | None, list[Problem]]:
     try:
         return kinds.KINDS[call.kind].run(call, like)
     except Exception as error:  # whatever a valid call raises is a finding
         name = type(error).__name__
-        return None, [Problem(check, f"{name}: {' '.join(str(error).split()[:4])}", f"raised {name}: {error}"[:400])]
+        return None, [Problem(check, f"{name}: {_words(error)}", f"raised {name}: {error}"[:400])]
 
 
 def check(call: Call) -> list[Problem]:

@@ -6,7 +6,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
-from . import alignments, calls, elements, products, samples, sequences, softmaxes
+from . import alignments, calls, elements, products, samplers, samples, sequences, softmaxes
 from .bounds import Expect
 from .draws import Draw
 
@@ -34,6 +34,12 @@ KINDS = {
     "ctc_greedy_decode": Kind(alignments.make_greedy, alignments.expect_greedy),
     "ctc_beam_search_decode": Kind(alignments.make_beam, alignments.expect_beam),
     "edit_distance": Kind(alignments.make_distance, alignments.expect_distance),
+    "sampler": Kind(samplers.make, samplers.expect, samplers.run, often=2),
+    "candidate_function": Kind(samplers.make_function, samplers.expect_function),
+    "alias": Kind(samplers.make_alias, samplers.expect_alias, samplers.run_alias),
+    "sample_negatives": Kind(samplers.make_negatives, samplers.expect_negatives),
+    "hits": Kind(samplers.make_hits, samplers.expect_hits),
+    "sparse_rows": Kind(samplers.make_rows, samplers.expect_rows, samplers.run_rows),
     "unary": Kind(elements.make_unary, elements.expect_unary),
 }
 ROUND = [name for name, kind in KINDS.items() for _ in range(kind.often)]

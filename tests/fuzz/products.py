@@ -8,13 +8,13 @@ from typing import Any
 
 import numpy as np
 import reference
-from reference import softplus, wide
+from reference import wide
 
 import fastloss as fl
 
 from . import calls
 from .bounds import Expect, eps, unit
-from .calls import Call, Problem, same_bits
+from .calls import Call, Problem
 from .draws import EDGES, FLOATS, INTEGERS, Draw
 from .tails import Tail, finish, loss_dtype, note
 
@@ -37,36 +37,41 @@ def product(a: Any, b: Any, error_a: Any, error_b: Any, dtype: Any) -> tuple[Any
     return a @ b.T, error
 
 
-def _is_exact(*arrays: Any) -> bool:
+def is_exact(*arrays: Any) -> bool:
     """Whether all are multiples of 1/4 so small that products of rows are exact."""
     return all(np.array_equal(np.round(4 * v), 4 * v) and np.abs(v).max(initial=0) < 16 for v in arrays)
 
 
-def _few(draw: Draw, most: int) -> int:
+def few(draw: Draw, most: int) -> int:
     return draw.pick([n for n in EDGES if n <= most]) if draw.chance(0.6) else draw.whole(1, most)
 
 
-def _sizes(draw: Draw) -> tuple[int, int, int, Any]:
+def sizes(draw: Draw) -> tuple[int, int, int, Any]:
     """Rows, classes, features, and the dtype; no more products than an oracle can take."""
     d, dtype = draw.width_and_dtype(1500)
     most = 3_000_000 if draw.chance(0.03) else 150_000
     room = max(1, most // max(1, d))
-    n = min(0 if draw.chance(0.01) else _few(draw, 513), max(1, int(room**0.5) * draw.pick((1, 1, 3, 10))))
-    c = min(_few(draw, 513), max(1, room // max(1, n)))
+    n = min(0 if draw.chance(0.01) else few(draw, 513), max(1, int(room**0.5) * draw.pick((1, 1, 3, 10))))
+    c = min(few(draw, 513), max(1, room // max(1, n)))
     return n, c, d, dtype
+
+
+def sick(draw: Draw, x: Any) -> Any:
+    """Now and then with a NaN."""
+    if x.size and draw.chance(0.03):
+        x.reshape(-1)[draw.whole(0, x.size - 1)] = np.nan
+    return x
 
 
 # ------------------------------------------------------------------ linear cross entropy
 
 
 def _layer(draw: Draw, function: str) -> tuple[Call, tuple[int, ...], int]:
-    n, c, d, dtype = _sizes(draw)
+    n, c, d, dtype = sizes(draw)
     shape = draw.shape(n, 3) if draw.chance(0.3) else (n,)
     kind = draw.pick(KINDS)
     layouts: dict[str, str] = {}
-    x = draw.floats((*shape, d), dtype, kind)
-    if x.size and draw.chance(0.03):
-        x.reshape(-1)[draw.whole(0, x.size - 1)] = np.nan
+    x = sick(draw, draw.floats((*shape, d), dtype, kind))
     w = draw.floats((c, d), dtype if draw.chance(0.8) else draw.pick(FLOATS), kind if draw.chance(0.7) else None)
     w = np.nan_to_num(w, nan=0.0, posinf=1.0, neginf=-1.0).astype(w.dtype) if kind != "confident" else w
     if w.dtype.itemsize > 2 and kind != "bits":
@@ -140,10 +145,10 @@ class _Layer:
         b = wide(a.get("biases", np.zeros(len(self.w))))
         e = eps(self.dtype)
         raw, error = product(self.x, self.w, 0, 0, self.dtype)
-        if _is_exact(self.x, self.w):
+        if is_exact(self.x, self.w):
             error = error * 0
         raw = raw + b
-        if not _is_exact(self.x, self.w, np.where(np.isfinite(b), b, 0)):
+        if not is_exact(self.x, self.w, np.where(np.isfinite(b), b, 0)):
             error = error + e * np.where(np.isfinite(raw), np.abs(raw), 0)
         self.error_raw = error
         self.slope = np.ones(raw.shape, np.longdouble)
@@ -177,6 +182,7 @@ def expect_linear(call: Call, got: dict[str, Any]) -> dict[str, Expect]:
     dtype, e = f.dtype, eps(f.dtype)
     counts, bucket, bucket_error = np.ones(n, bool), 0, 0
     extra, extra_error = np.zeros((2, n), np.longdouble)
+    alone = np.zeros(n, bool)  # no class is left for the tail
     w = wide(a.get("class_weight", np.ones(c)))
     if isinstance(a["labels"], tuple):
         ids, probs = (v.reshape(n, a["labels"][0].shape[-1]) for v in a["labels"])
@@ -192,7 +198,8 @@ def expect_linear(call: Call, got: dict[str, Any]) -> dict[str, Expect]:
             np.put_along_axis(rest, ids.astype(np.int64), 0, -1)
             share, marked = (f.p * rest).sum(-1), (f.p * (1 - rest)).sum(-1)
             among = np.where(rest != 0, f.z, -np.inf)
-            top = among.max(-1, keepdims=True)
+            top = among.max(-1, keepdims=True, initial=-np.inf)
+            alone = top[:, 0] == -np.inf
             far = f.lse[:, 0] - top[:, 0] - np.log(np.exp(among - top).sum(-1))
             extra = np.where(left != 0, left * np.where(share > 1e-300, np.log1p(marked / share), far), 0)
             worst = f.error.max(-1, initial=0)
@@ -218,9 +225,9 @@ def expect_linear(call: Call, got: dict[str, Any]) -> dict[str, Expect]:
         add = zeta * row_weight * lse**2
         loss = loss + add
         error = error + zeta * row_weight * 2 * np.abs(lse) * (f.mean_error[:, 0] + 4 * e * (1 + np.abs(lse))) + 8 * e * add
-    sick = np.isnan(f.less).any(-1)
-    loss = np.where(counts, np.where(sick, np.nan, loss), 0)
-    free = sick & counts & ((t == 0).all(-1)) | (f.lse[:, 0] == np.inf)
+    ill = np.isnan(f.less).any(-1)
+    loss = np.where(counts, np.where(ill, np.nan, loss), 0)
+    free = ill & counts & ((t == 0).all(-1)) | (f.lse[:, 0] == np.inf) | alone
     tail = Tail(call, shape, row_weight.reshape(shape) if weighted or not counts.all() else 1.0)
     found = {"value": tail.value(loss.reshape(shape), error.reshape(shape), dtype, free.reshape(shape))}
     if a.get("return_stats"):
@@ -316,8 +323,8 @@ def expect_partials(call: Call, got: dict[str, Any]) -> dict[str, Expect]:
     y = call.arguments["labels"].reshape(-1, 1).astype(np.int64)
     shape = call.arguments["labels"].shape
     loss, error = (np.take_along_axis(v, y, 1)[:, 0] for v in (f.less, f.less_error))
-    sick = np.isnan(f.less).any(-1)
+    ill = np.isnan(f.less).any(-1)
     bound = error + 4 * unit(loss, f.dtype)
-    return {"value": Expect(np.where(sick, np.nan, loss).reshape(shape), bound.reshape(shape), (f.lse[:, 0] == -np.inf).reshape(shape))}
+    return {"value": Expect(np.where(ill, np.nan, loss).reshape(shape), bound.reshape(shape), (f.lse[:, 0] == -np.inf).reshape(shape))}
 
 

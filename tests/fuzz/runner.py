@@ -122,8 +122,13 @@ class Run:
 
     def _crashed(self, number: int, folder: str) -> None:
         """A finding of its own: shrunk in processes that may crash too."""
-        call, _ = kinds.make(self.seed, number, self.only)
         kind = self.ending.split(":")[0]
+        try:
+            call, _ = kinds.make(self.seed, number, self.only)
+        except Exception as error:
+            self.note({"number": number, "function": "make", "check": "the fuzzer itself", "result": type(error).__name__,
+                       "detail": self.ending})  # fmt: skip
+            return
         if [call.function, "crash", kind] in self.known():
             return
         small = call

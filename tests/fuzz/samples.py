@@ -13,7 +13,7 @@ import fastloss as fl
 from .bounds import Expect, eps, unit
 from .calls import Call, Made
 from .draws import FLOATS, INTEGERS, Draw
-from .products import KINDS, _few, _is_exact, _sizes, product, terms_of
+from .products import KINDS, few, is_exact, product, sick, sizes, terms_of
 from .tails import Tail, finish, loss_dtype
 
 SAMPLERS = ("UniformSampler", "LogUniformSampler", "LearnedUnigramSampler", "FixedUnigramSampler")
@@ -34,13 +34,11 @@ def _values(draw: Draw, c: int, k: int, y: Any) -> tuple[Any, ...]:
 
 
 def make(draw: Draw) -> Call:
-    n, c, d, dtype = _sizes(draw)
-    k, t = draw.whole(1, max(1, min(c, _few(draw, 257)))), draw.pick((1, 1, 1, 2, 3))
+    n, c, d, dtype = sizes(draw)
+    k, t = draw.whole(1, max(1, min(c, few(draw, 257)))), draw.pick((1, 1, 1, 2, 3))
     kind = draw.pick(KINDS)
     layouts: dict[str, str] = {}
-    x = draw.repeat(_rows(draw, (n, d), dtype, kind), layouts, "inputs")
-    if x.size and draw.chance(0.03):
-        x.reshape(-1)[draw.whole(0, x.size - 1)] = np.nan
+    x = draw.repeat(sick(draw, _rows(draw, (n, d), dtype, kind)), layouts, "inputs")
     w = _rows(draw, (c, d), dtype if draw.chance(0.8) else draw.pick(FLOATS), kind)
     b = draw.floats((c,), dtype if draw.chance(0.8) else draw.pick(FLOATS), "bits" if kind == "bits" else "normal")
     y, _ = draw.labels((n, t), c)
@@ -111,11 +109,11 @@ class _Sampled:
         self.true = (x[:, None] * w[self.y]).sum(-1) + shift
         self.others, error = product(x, w[self.ids], 0, 0, self.dtype)
         self.others = self.others + offsets
-        exact = _is_exact(x, w)
+        exact = is_exact(x, w)
         terms = terms_of(x.shape[1]) * (0 if exact else 1)
         self.true_error = terms * (e * size.sum(-1) + unit(0, self.dtype)) + 2 * e * np.abs(self.true)
         self.others_error = error * (0 if exact else 1) + 2 * e * (np.abs(self.others) + np.abs(offsets))
-        if exact and not call.get("subtract_log_q") and _is_exact(b, wide(a["biases"])):
+        if exact and not call.get("subtract_log_q") and is_exact(b, wide(a["biases"])):
             self.true_error, self.others_error = 0 * self.true_error, 0 * self.others_error
         self.away = np.zeros(self.others.shape, bool)
         if call.get("remove_accidental_hits"):
@@ -177,7 +175,7 @@ def expect(call: Call, got: dict[str, Any]) -> dict[str, Expect]:
             continue
         if name == "weights":
             of_others, error = product(others.T, x.T, others_error.T, 0, dtype)
-            of_true = (to_true[:, :, None] * x[:, None]).reshape(-1, x.shape[1])
+            of_true = (to_true[:, :, None] * x[:, None]).reshape(n * t, x.shape[1])
             first = (true_error[:, :, None] * np.abs(x)[:, None]).reshape(of_true.shape) + 2 * e * np.abs(of_true)
         else:
             of_others, error = others.sum(0), others_error.sum(0) + terms_of(n) * e * np.abs(others).sum(0)
@@ -193,12 +191,10 @@ def expect(call: Call, got: dict[str, Any]) -> dict[str, Expect]:
 
 def make_in_batch(draw: Draw) -> Call:
     d, dtype = draw.width_and_dtype(1500)
-    n = min(_few(draw, 513), max(1, int((400_000 / max(1, d)) ** 0.5)))
+    n = min(few(draw, 513), max(1, int((400_000 / max(1, d)) ** 0.5)))
     kind = draw.pick(KINDS)
     layouts: dict[str, str] = {}
-    q = draw.repeat(_rows(draw, (n, d), dtype, kind), layouts, "queries")
-    if q.size and draw.chance(0.03):
-        q.reshape(-1)[draw.whole(0, q.size - 1)] = np.nan
+    q = draw.repeat(sick(draw, _rows(draw, (n, d), dtype, kind)), layouts, "queries")
     k = _rows(draw, (n, d), dtype if draw.chance(0.8) else draw.pick(FLOATS), kind)
     arguments: dict[str, Any] = {"queries": q, "keys": k}
     axes = {"queries": ("n", "d"), "keys": ("n", "d")}
@@ -226,10 +222,10 @@ def expect_in_batch(call: Call, got: dict[str, Any]) -> dict[str, Expect]:
     raw, error = product(q, k, 0, 0, dtype)
     shift = wide(a.get("log_q", np.zeros(n)))
     z = raw * slope - shift
-    if _is_exact(q, k):
+    if is_exact(q, k):
         error = error * 0
     error = error * slope
-    if "log_q" in a or slope != 1 or not _is_exact(q, k):
+    if "log_q" in a or slope != 1 or not is_exact(q, k):
         error = error + 2 * e * (np.abs(raw * slope) + np.abs(shift))
     ids = a.get("item_ids", np.arange(n)).astype(np.int64)
     away = (ids[:, None] == ids) & ~np.eye(n, dtype=bool)
