@@ -21,6 +21,7 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument("--failures", type=int, default=40, help="distinct failures after which to stop")
     parser.add_argument("--shrink", type=float, default=10.0, help="seconds for each failure")
     parser.add_argument("--start", type=int, default=0, help="number of the first case")
+    parser.add_argument("--cases", type=int, help="how many, at most")
     parser.add_argument("--case", type=int, help="run one case again, in this process")
     parser.add_argument("--worker", help=argparse.SUPPRESS)
     parser.add_argument("--attempt", help=argparse.SUPPRESS)
@@ -34,8 +35,10 @@ def main(arguments: list[str] | None = None) -> int:
     seed = time.time_ns() % 2**32 if given.seed is None else given.seed
     if given.case is not None:
         return _case(seed, given.case, given.only, given.shrink)
-    run = runner.Run(seed, given.minutes, given.only, given.isa, given.failures, given.shrink)
-    print(f"seed {seed}, MALLOC_PERTURB_={run.poison}, {given.isa or os.environ.get('FASTLOSS_ISA') or 'default'} ISA", flush=True)
+    last = 2**62 if given.cases is None else given.start + given.cases - 1
+    run = runner.Run(seed, given.minutes, given.only, given.isa, given.failures, given.shrink, last)
+    isa = given.isa or os.environ.get("FASTLOSS_ISA") or "the default"
+    print(f"seed {seed}, MALLOC_PERTURB_={run.poison}, {isa} instruction set", flush=True)
     start = time.monotonic()
     run.go(given.start)
     print(runner.summary(run, time.monotonic() - start))

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import pickle
+import platform
 import random
 import selectors
 import signal
@@ -21,14 +22,17 @@ from . import kinds
 from .shrinking import shrink, source
 
 ROOT = Path(__file__).resolve().parents[2]
+SETTINGS = ("MALLOC_PERTURB_", "FASTLOSS_POISON", "LD_PRELOAD", "MALLOC_CHECK_", "FASTLOSS_ISA")
 HANGS = 60.0  # seconds without a new case
 GROUPS = ("function", "option", "dtype", "labels", "ignore_index", "values", "layout", "split", "buffer", "wrt",
           "hessian", "cotangent", "threads", "axes", "sampler")  # fmt: skip
 
 
 def environment(isa: str | None, poison: int) -> dict[str, str]:
-    """Of a worker: fresh memory holds this byte, freed memory its complement, scratch NaN."""
-    more = {"MALLOC_PERTURB_": str(poison), "FASTLOSS_POISON": "1", "PYTHONFAULTHANDLER": "1"}
+    """Of a worker: fresh memory holds this byte, freed memory its complement, scratch NaN; what is freed is checked."""
+    more = {"MALLOC_PERTURB_": str(poison), "FASTLOSS_POISON": "1"}
+    if platform.libc_ver()[0] == "glibc" and "LD_PRELOAD" not in os.environ:
+        more |= {"LD_PRELOAD": "libc_malloc_debug.so.0", "MALLOC_CHECK_": "3"}
     if isa is not None:
         more["FASTLOSS_ISA"] = isa
     return {**os.environ, **more}
@@ -37,8 +41,11 @@ def environment(isa: str | None, poison: int) -> dict[str, str]:
 class Run:
     """One campaign."""
 
-    def __init__(self, seed: int, minutes: float, only: str | None, isa: str | None, most: int, shrinking: float) -> None:
-        self.seed, self.only, self.isa, self.most, self.shrinking = seed, only, isa, most, shrinking
+    program = (sys.executable, "-m", "tests.fuzz")
+
+    def __init__(self, seed: int, minutes: float, only: str | None = None, isa: str | None = None, most: int = 40,
+                 shrinking: float = 10.0, last: int = 2**62) -> None:  # fmt: skip
+        self.seed, self.only, self.isa, self.most, self.shrinking, self.last = seed, only, isa, most, shrinking, last
         self.seconds = 60 * minutes
         self.poison = random.Random(seed).randrange(1, 256)
         self.met: Counter[str] = Counter()
@@ -47,8 +54,10 @@ class Run:
 
     def command(self, number: int) -> str:
         """What runs one case again."""
-        more = (f" --only {self.only}" if self.only else "") + (f" --isa {self.isa}" if self.isa else "")
-        return f"MALLOC_PERTURB_={self.poison} FASTLOSS_POISON=1 python -m tests.fuzz --seed {self.seed} --case {number}{more}"
+        more = f" --only {self.only}" if self.only else ""
+        given = environment(self.isa, self.poison)
+        with_ = " ".join(f"{k}={given[k]}" for k in SETTINGS if k in given)
+        return f"{with_} python -m tests.fuzz --seed {self.seed} --case {number}{more}"
 
     def known(self) -> list[list[str]]:
         return [[f["function"], f["check"], f["result"].split("[")[0]] for f in self.findings]
@@ -65,7 +74,7 @@ class Run:
             while time.monotonic() < end and len(self.findings) < self.most:
                 arguments = {"seed": self.seed, "start": start, "seconds": end - time.monotonic(), "only": self.only,
                              "status": str(status), "most": self.most, "known": self.known(),
-                             "shrinking": self.shrinking}  # fmt: skip
+                             "shrinking": self.shrinking, "last": self.last}  # fmt: skip
                 if self._worker(arguments):
                     break
                 number = struct.unpack("<q", status.read_bytes())[0]
@@ -77,7 +86,7 @@ class Run:
         """Whether a worker came to its end."""
         self.ending = ""
         process = subprocess.Popen(
-            [sys.executable, "-m", "tests.fuzz", "--worker", json.dumps(arguments)], cwd=ROOT, text=True,
+            [*self.program, "--worker", json.dumps(arguments)], cwd=ROOT, text=True,
             stdout=subprocess.PIPE, stderr=subprocess.PIPE, env=environment(self.isa, self.poison),
         )  # fmt: skip
         assert process.stdout is not None
@@ -106,8 +115,10 @@ class Run:
             raise
         finally:
             code = process.wait()
+        said = (process.stderr.read() or "").strip().splitlines()
+        process.stdout.close()
+        process.stderr.close()
         if not done and not self.ending:
-            said = (process.stderr.read() or "").strip().splitlines()
             name = signal.Signals(-code).name if code < 0 else f"exit status {code}"
             self.ending = f"{name}: " + " | ".join(said[-12:])[-600:]
         return done
@@ -138,7 +149,7 @@ class Run:
             def crashes(simpler: Any) -> bool:
                 path.write_bytes(pickle.dumps(simpler))
                 done = subprocess.run(
-                    [sys.executable, "-m", "tests.fuzz", "--attempt", str(path)], cwd=ROOT, capture_output=True,
+                    [*self.program, "--attempt", str(path)], cwd=ROOT, capture_output=True,
                     env=environment(self.isa, self.poison), timeout=HANGS, check=False,
                 )  # fmt: skip
                 return done.returncode != 0

@@ -140,7 +140,8 @@ def _results(call: Call, f: _Losses, w: Any, kind: str, axes: tuple[int, ...], s
     if "weights" in call.wrt:
         mean = value if kind == "weights" else 0
         slope = (f.loss - mean) / d
-        size = (f.error + error * (kind == "weights") + 8 * eps(np.float64) * (np.abs(f.loss) + np.abs(mean))) / np.abs(d)
+        of_mean = error if kind == "weights" else 0
+        size = (f.error + of_mean + 8 * eps(np.float64) * (np.abs(f.loss) + np.abs(mean))) / np.abs(d)
         on = np.where((d != 0) & (w != 0), cotangent, 0)
         found["grad weights"] = scaled(slope, size, a["weights"].dtype, np.dtype(np.float64), on, f.free | ~np.isfinite(f.loss))
     return found

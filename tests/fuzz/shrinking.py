@@ -100,10 +100,10 @@ def smaller(call: Call) -> Iterator[Call]:
         elif value.dtype.kind in "fV":
             plain = value.astype(np.float64)
             with np.errstate(all="ignore"):
-                for simple in (0 * plain, np.ones(value.shape), np.round(plain), np.round(4 * plain) / 4):
-                    simple = simple.astype(value.dtype)
-                    if simple.tobytes() != value.tobytes():
-                        yield _with(call, name, simple)
+                simple = [np.zeros(value.shape), np.ones(value.shape), np.round(plain), np.round(4 * plain) / 4]
+                simple = [a.astype(value.dtype) for a in simple]
+            same = [k for k, a in enumerate(simple) if a.tobytes() == value.tobytes()]
+            yield from (_with(call, name, a) for a in simple[: min(same, default=len(simple))])
 
 
 def _with(call: Call, name: str, value: Any) -> Call:

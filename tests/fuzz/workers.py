@@ -47,14 +47,14 @@ def report(seed: int, number: int, call: Call, problem: Problem, seconds: float)
 
 
 def work(seed: int, start: int, seconds: float, only: str | None, status: Path, most: int, known: list[Any],
-         shrinking: float) -> None:  # fmt: skip
+         shrinking: float, last: int) -> None:  # fmt: skip
     """Runs cases until the time is up or `most` failures were found; prints what it finds as lines of JSON."""
     faulthandler.enable()
     met: Counter[str] = Counter()
     seen = {tuple(k) for k in known}
     end, number = time.monotonic() + seconds, start
     with status.open("r+b", buffering=0) as file:
-        while time.monotonic() < end and len(seen) < most:
+        while time.monotonic() < end and len(seen) < most and number <= last:
             file.seek(0)
             file.write(struct.pack("<q", number))
             call, draw = kinds.make(seed, number, only)
