@@ -20,7 +20,19 @@ SPARSE = "sparse_softmax_cross_entropy_with_logits"
 
 
 def test_a_campaign_finds_nothing():
-    command = [sys.executable, "-m", "tests.fuzz", "--seed", "20261130", "--minutes", "5", "--cases", "600", "--shrink", "2"]
+    command = [
+        sys.executable,
+        "-m",
+        "tests.fuzz",
+        "--seed",
+        "20261130",
+        "--minutes",
+        "5",
+        "--cases",
+        "600",
+        "--shrink",
+        "2",
+    ]
     done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=600, check=False)
     assert done.returncode == 0, done.stdout[-6000:] + done.stderr[-2000:]
     assert "600 cases" in done.stdout
@@ -43,7 +55,9 @@ def nudged(a):
     if a.dtype.kind in "fV":
         ulps = 8 if a.dtype.itemsize == 2 else 64
         with np.errstate(all="ignore"):
-            return (a.astype(np.longdouble) * (1 - ulps * np.longdouble(float(ml_dtypes.finfo(a.dtype).eps)))).astype(a.dtype)
+            return (a.astype(np.longdouble) * (1 - ulps * np.longdouble(float(ml_dtypes.finfo(a.dtype).eps)))).astype(
+                a.dtype
+            )
     return ~a if a.dtype == bool else a + 1
 
 
@@ -162,7 +176,9 @@ def test_inputs_that_are_written_are_seen(monkeypatch):
     assert ("inputs unchanged", "x") in checked("normal", 60, buffers={})
 
 
-@pytest.mark.parametrize("layout", ["c", "unaligned", "strided", "reversed", "padded", "fortran", "mirrored", "swapped"])
+@pytest.mark.parametrize(
+    "layout", ["c", "unaligned", "strided", "reversed", "padded", "fortran", "mirrored", "swapped"]
+)
 @pytest.mark.parametrize("dtype", draws.FLOATS, ids=str)
 def test_bytes_around_buffers_are_guarded(layout, dtype):
     for shape in ((), (3,), (2, 5), (2, 3, 4), (0, 3)):

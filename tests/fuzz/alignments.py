@@ -12,7 +12,7 @@ from reference_sequence import collapse
 from .bounds import Expect, eps, unit
 from .calls import Call
 from .draws import EDGES, INTEGERS, Draw
-from .tails import Tail, finish, loss_dtype, note, touch
+from .tails import Tail, finish, loss_dtype, note
 
 KINDS = ("normal", "normal", "bits", "confident", "equal", "tiny", "zero", "masked", "sick")
 
@@ -49,7 +49,7 @@ def _of(call: Call) -> tuple[Any, Any, int]:
 
 
 def make_ctc(draw: Draw) -> Call:
-    call, n, t, c = _frames(draw, "ctc_loss", draw.pick((4, 12, 30)), 300)
+    call, n, _, c = _frames(draw, "ctc_loss", draw.pick((4, 12, 30)), 300)
     a = call.arguments
     blank = a.get("blank_index", 0) % c
     most = draw.whole(0, draw.pick((2, 4, 12))) if c > 1 else 0
@@ -96,7 +96,7 @@ def _rows(call: Call, n: int) -> list[Any]:
 def expect_ctc(call: Call, got: dict[str, Any]) -> dict[str, Expect]:
     a = call.arguments
     x, frames, blank = _of(call)
-    n, t, _ = x.shape
+    n = len(x)
     dtype = loss_dtype(x.dtype)
     loss, error = np.zeros((2, n), np.longdouble)
     grad, grad_error = np.zeros((2, *x.shape), np.longdouble)
@@ -221,7 +221,10 @@ def expect_beam(call: Call, got: dict[str, Any]) -> dict[str, Expect]:
         found = labellings(rows, blank, a.get("merge_repeated", True))
         ours = [tuple(labels[b, k, : length[b, k]].tolist()) for k in range(paths)]
         some = [k for k in range(paths) if got["value[log_probability]"][b, k] > -np.inf]
-        good[b] = len({ours[k] for k in some}) == len(some) and (labels[b][np.arange(labels.shape[2]) >= length[b][:, None]] == -1).all()
+        good[b] = (
+            len({ours[k] for k in some}) == len(some)
+            and (labels[b][np.arange(labels.shape[2]) >= length[b][:, None]] == -1).all()
+        )
         best = sorted((np.log(v) for v in found.values()), reverse=True)
         for k in range(paths):
             exact = a.get("beam_width", 100) >= len(found)
@@ -265,7 +268,9 @@ def make_distance(draw: Draw) -> Call:
         else:
             arguments[name], axes[name] = y, ("n", name)
             if draw.chance(0.6):
-                arguments[f"{name}_length"] = lengths.astype(draw.pick([d for d in INTEGERS if most <= np.iinfo(d).max]))
+                arguments[f"{name}_length"] = lengths.astype(
+                    draw.pick([d for d in INTEGERS if most <= np.iinfo(d).max])
+                )
                 axes[f"{name}_length"] = ("n",)
     if draw.chance(0.5):
         arguments["normalize"] = draw.chance(0.3)

@@ -43,7 +43,7 @@ class Made:
 class Call:
     """A call, its arrays C-contiguous: how they are laid out and split is told beside them.
 
-    splits    arguments given as a list: "mod" or "div" shards, "cut" at rows, "list" along the first axis; and the parts
+    splits    arguments given as a list: "mod" or "div" shards, "cut" at rows, "list" along the first axis; and parts
     buffers   layouts of `out`, `grad_out`, `hess_out`; "in place" for the main input itself
     axes      names of the axes of arguments, for a smaller call
     limits    arguments below the length of a named axis
@@ -164,7 +164,9 @@ class _Buffers:
         return view
 
     def problems(self) -> list[Problem]:
-        return [Problem("guards", n, "bytes around it were written") for n, v, m in self._guarded if not is_guarded(v, m)]
+        return [
+            Problem("guards", n, "bytes around it were written") for n, v, m in self._guarded if not is_guarded(v, m)
+        ]
 
 
 def run(call: Call, like: dict[str, Any] | None = None) -> tuple[dict[str, Any], list[Problem]]:

@@ -12,7 +12,7 @@ from reference import softplus, times, wide
 from .bounds import Expect, eps, unit
 from .calls import Call
 from .draws import FLOATS, Draw
-from .tails import Tail, finish, loss_dtype, note, sum_back, touch
+from .tails import Tail, finish, loss_dtype, sum_back, touch
 
 
 @dataclass
@@ -85,7 +85,9 @@ def _huber(y: Any, x: Any, delta: Any = 1.0) -> Terms:
 def _log_cosh(y: Any, x: Any) -> Terms:
     d = np.abs(x - y)
     small = np.minimum(d, 4)
-    loss = np.where(d < 4, np.log1p(2 * np.sinh(small / 2) ** 2), d - np.log(np.longdouble(2)) + np.log1p(np.exp(-2 * d)))
+    loss = np.where(
+        d < 4, np.log1p(2 * np.sinh(small / 2) ** 2), d - np.log(np.longdouble(2)) + np.log1p(np.exp(-2 * d))
+    )
     t = np.sign(x - y) * -np.expm1(-2 * d) / (1 + np.exp(-2 * d))
     return Terms((loss,), (t,), (-t,), (4 * np.exp(-2 * d) / (1 + np.exp(-2 * d)) ** 2,), bend=1 + d)
 
@@ -186,7 +188,7 @@ def _labels(draw: Draw, how: str, shape: tuple[int, ...], dtype: Any) -> Any:
     if how == "real":
         y = draw.floats(shape, draw.pick([dtype, *FLOATS]))
         return y if draw.chance(0.9) else np.round(np.clip(np.nan_to_num(wide(y)), -100, 100)).astype(np.int16)
-    if how == "binary" or how == "soft" and draw.chance(0.4):
+    if how == "binary" or (how == "soft" and draw.chance(0.4)):
         y = draw.rng.random(shape) < 0.5
         return y.astype(draw.pick([dtype, np.dtype(np.bool_), np.dtype(np.uint8), np.dtype(np.int64)]))
     if how == "soft":
@@ -245,7 +247,8 @@ def expect(call: Call, got: dict[str, Any]) -> dict[str, Expect]:
     given = {law.main: x, "labels": labels, "pos_weight": a.get("pos_weight")}
     options = {k: v for k, v in a.items() if k in law.options}
     dtype = loss_dtype(x.dtype)
-    narrow = lambda v: np.broadcast_to(wide(wide(v).astype(dtype)), x.shape)  # noqa: E731  labels are taken to the dtype
+    # labels are taken to the dtype of the losses
+    narrow = lambda v: np.broadcast_to(wide(wide(v).astype(dtype)), x.shape)  # noqa: E731
     if "pos_weight" in a:
         options["q"] = narrow(a["pos_weight"])
     terms = law.terms(narrow(labels), wide(x), **options)
@@ -255,7 +258,9 @@ def expect(call: Call, got: dict[str, Any]) -> dict[str, Expect]:
         """The sum, how far it may be off, and where an infinite term leaves it open."""
         parts = [np.broadcast_to(v, x.shape) for v in parts]
         size = np.max([np.abs(v) for v in parts], 0)
-        free = (size > top) & ~np.isnan(sum(parts)) | sum(~np.isfinite(v) for v in parts).astype(bool) & ~np.isnan(wide(x))
+        free = (size > top) & ~np.isnan(sum(parts)) | sum(~np.isfinite(v) for v in parts).astype(bool) & ~np.isnan(
+            wide(x)
+        )
         return sum(parts), ulp * terms.growth * unit(np.maximum(size, np.abs(sum(parts))), dtype), free
 
     tail = Tail(call, x.shape)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import math
 from dataclasses import replace
 from typing import Any
@@ -172,7 +173,11 @@ class _Layer:
         # of each class's less: its own error, and those of the others
         self.less_error = self.others * self.error + reference.sum_of_others(self.p * self.error)
         top = self.z.max(-1, keepdims=True, initial=-np.inf)
-        self.lse = np.where(self.p.sum(-1, keepdims=True) > 0, 0, 0) + top + np.log(np.exp(self.z - top).sum(-1, keepdims=True))
+        self.lse = (
+            np.where(self.p.sum(-1, keepdims=True) > 0, 0, 0)
+            + top
+            + np.log(np.exp(self.z - top).sum(-1, keepdims=True))
+        )
 
 
 def expect_linear(call: Call, got: dict[str, Any]) -> dict[str, Expect]:
@@ -224,7 +229,9 @@ def expect_linear(call: Call, got: dict[str, Any]) -> dict[str, Expect]:
         lse = f.lse[:, 0]
         add = zeta * row_weight * lse**2
         loss = loss + add
-        error = error + zeta * row_weight * 2 * np.abs(lse) * (f.mean_error[:, 0] + 4 * e * (1 + np.abs(lse))) + 8 * e * add
+        error = (
+            error + zeta * row_weight * 2 * np.abs(lse) * (f.mean_error[:, 0] + 4 * e * (1 + np.abs(lse))) + 8 * e * add
+        )
     ill = np.isnan(f.less).any(-1)
     loss = np.where(counts, np.where(ill, np.nan, loss), 0)
     free = ill & counts & ((t == 0).all(-1)) | (f.lse[:, 0] == np.inf) | alone
@@ -273,7 +280,9 @@ def _stats(f: _Layer, shape: tuple[int, ...], e: Any, dtype: Any) -> dict[str, E
     entropy = terms.sum(-1)
     error = error + 8 * e * (1 + np.abs(lse))  # of terms as large as the log-sum-exp
     found = {
-        "value[1][lse]": Expect(lse.reshape(shape), (f.mean_error[:, 0] + 4 * unit(np.abs(lse) + 1, dtype)).reshape(shape), free),
+        "value[1][lse]": Expect(
+            lse.reshape(shape), (f.mean_error[:, 0] + 4 * unit(np.abs(lse) + 1, dtype)).reshape(shape), free
+        ),
         "value[1][entropy]": Expect(entropy.reshape(shape), error.reshape(shape), free),
     }
     return found
@@ -303,7 +312,7 @@ def run_partials(call: Call, like: Any = None) -> tuple[dict[str, Any], list[Pro
     c = len(call.arguments["weights"])
     ends = [0, *(min(k, c) for k in call.traits["cuts"]), c]
     parts, problems = [], []
-    for a, b in zip(ends[:-1], ends[1:], strict=True):
+    for a, b in itertools.pairwise(ends):
         arguments = {**call.arguments, "weights": call.arguments["weights"][a:b], "first_class": a}
         if "biases" in arguments:
             arguments["biases"] = arguments["biases"][a:b]
@@ -325,6 +334,8 @@ def expect_partials(call: Call, got: dict[str, Any]) -> dict[str, Expect]:
     loss, error = (np.take_along_axis(v, y, 1)[:, 0] for v in (f.less, f.less_error))
     ill = np.isnan(f.less).any(-1)
     bound = error + 4 * unit(loss, f.dtype)
-    return {"value": Expect(np.where(ill, np.nan, loss).reshape(shape), bound.reshape(shape), (f.lse[:, 0] == -np.inf).reshape(shape))}
-
-
+    return {
+        "value": Expect(
+            np.where(ill, np.nan, loss).reshape(shape), bound.reshape(shape), (f.lse[:, 0] == -np.inf).reshape(shape)
+        )
+    }

@@ -137,8 +137,8 @@ class Run:
         try:
             call, _ = kinds.make(self.seed, number, self.only)
         except Exception as error:
-            self.note({"number": number, "function": "make", "check": "the fuzzer itself", "result": type(error).__name__,
-                       "detail": self.ending})  # fmt: skip
+            finding = {"function": "make", "check": "the fuzzer itself", "result": type(error).__name__}
+            self.note({"number": number, "detail": self.ending, **finding})
             return
         if [call.function, "crash", kind] in self.known():
             return

@@ -69,7 +69,7 @@ def _weights(counts: Any, distortion: float = 1.0, num_reserved_ids: int = 0) ->
     """Of a fixed unigram sampler's ids, as its kernel makes them."""
     w = counts.astype(np.float32)
     with np.errstate(all="ignore"):
-        w = np.where(w > 0, w**np.float32(distortion), 1.0 if distortion == 0 else 0.0) if distortion != 1 else w
+        w = np.where(w > 0, w ** np.float32(distortion), 1.0 if distortion == 0 else 0.0) if distortion != 1 else w
     return np.concatenate([np.zeros(num_reserved_ids), w])
 
 
@@ -84,7 +84,9 @@ def make(draw: Draw) -> Call:
     k = min(draw.whole(1, 30), max(1, drawable // 2) if draw.chance(0.8) else drawable)
     steps: list[tuple[Any, ...]] = []
     for _ in range(draw.whole(1, 5)):
-        what = draw.pick(("candidates", "candidates", "sample", "probability", "expected_count", "state", "pickle", "update"))
+        what = draw.pick(
+            ("candidates", "candidates", "sample", "probability", "expected_count", "state", "pickle", "update")
+        )
         if what == "candidates":
             shape = (draw.whole(0, 5), draw.whole(1, 3)) if draw.chance(0.8) else (draw.whole(0, 9),)
             steps.append((what, _ids(draw, shape, n), k, draw.chance(0.7)))
@@ -92,8 +94,10 @@ def make(draw: Draw) -> Call:
             steps.append((what, k, draw.chance(0.7)))
         elif what == "expected_count":
             unique = draw.chance(0.7)
-            steps.append((what, _ids(draw, (7,), n), k, unique, None if inclusion or not unique else k + draw.whole(0, 50)))
-        elif what == "probability" or what == "update" and made.name == "LearnedUnigramSampler":
+            steps.append(
+                (what, _ids(draw, (7,), n), k, unique, None if inclusion or not unique else k + draw.whole(0, 50))
+            )
+        elif what == "probability" or (what == "update" and made.name == "LearnedUnigramSampler"):
             steps.append((what, _ids(draw, (draw.whole(0, 9),), n)))
         elif what != "update":
             steps.append((what,))
@@ -181,7 +185,9 @@ def expect(call: Call, got: dict[str, Any]) -> dict[str, Expect]:
             name = f"{i} candidates[sampled_candidates]" if what == "candidates" else f"{i} sample"
             tries = float(got[f"{i} tries"])
             ids = got[name]
-            valid = ids.shape == (k,) and ids.dtype == np.int64 and (ids >= 0).all() and not (probability(ids) == 0).any()
+            valid = (
+                ids.shape == (k,) and ids.dtype == np.int64 and (ids >= 0).all() and not (probability(ids) == 0).any()
+            )
             if unique:
                 valid = valid and len(set(ids.tolist())) == k
             # past 1024 draws an id, or where a weight is rounded otherwise, the twin goes another way
@@ -212,8 +218,8 @@ def make_function(draw: Draw) -> Call:
     t = draw.pick((1, 1, 2, 3))
     if function == "all_candidate_sampler":
         k = draw.whole(1, 400)
-        arguments: dict[str, Any] = {"true_classes": _ids(draw, (draw.whole(0, 9), t), k), "num_true": t, "num_sampled": k,
-                                     "unique": draw.chance(0.5)}  # fmt: skip
+        true = _ids(draw, (draw.whole(0, 9), t), k)
+        arguments: dict[str, Any] = {"true_classes": true, "num_true": t, "num_sampled": k, "unique": draw.chance(0.5)}
     else:
         n = min(_range(draw), 3000 if "unigram" in function else 2**40)
         counts = _counts(draw, n) if "fixed" in function else None
@@ -233,8 +239,12 @@ def expect_function(call: Call, got: dict[str, Any]) -> dict[str, Expect]:
     """The first call of the object."""
     a = call.arguments
     if call.function == "all_candidate_sampler":
-        want = {"sampled_candidates": np.arange(a["num_sampled"]), "true_expected_count": np.ones(a["true_classes"].shape),
-                "sampled_expected_count": np.ones(a["num_sampled"])}  # fmt: skip
+        k = a["num_sampled"]
+        want = {
+            "sampled_candidates": np.arange(k),
+            "true_expected_count": np.ones(a["true_classes"].shape),
+            "sampled_expected_count": np.ones(k),
+        }
     else:
         first = a["unigrams"] if "unigrams" in a else a["range_max"]
         sampler = getattr(fl, FUNCTIONS[call.function])(first, seed=a["seed"])
@@ -349,7 +359,9 @@ def make_hits(draw: Draw) -> Call:
     t, n = draw.pick((1, 2, 5)), draw.pick((2, 10, 1000, 2**40))
     true, sampled = (_ids(draw, shape, n) for shape in ((draw.whole(0, 30), t), (draw.whole(0, 50),)))
     arguments = {"true_classes": true, "sampled_candidates": sampled, "num_true": t}
-    call = Call("hits", "compute_accidental_hits", arguments, axes={"true_classes": ("n", "t"), "sampled_candidates": ("k",)})
+    call = Call(
+        "hits", "compute_accidental_hits", arguments, axes={"true_classes": ("n", "t"), "sampled_candidates": ("k",)}
+    )
     call.layouts = draw.layouts(arguments)
     note(draw, call)
     return call
@@ -417,4 +429,3 @@ def expect_rows(call: Call, got: dict[str, Any]) -> dict[str, Expect]:
         "dense": Expect(dense, np.where(touched, slack + half(dense, dtype), 0)),
         "added": Expect(want, np.where(touched, slack + 2.0**-50 * np.abs(want) + half(want, own), 0)),
     }
-

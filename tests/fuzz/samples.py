@@ -30,7 +30,11 @@ def _values(draw: Draw, c: int, k: int, y: Any) -> tuple[Any, ...]:
     some = min(k, y.size) // 2
     ids[:some] = y.reshape(-1)[:some]
     ids = ids.astype(draw.pick([t for t in INTEGERS if c - 1 <= np.iinfo(t).max]))
-    return ids, draw.rng.uniform(0.1, 2, y.shape), draw.rng.uniform(0.1, 2, k).astype(draw.pick((np.float32, np.float64)))
+    return (
+        ids,
+        draw.rng.uniform(0.1, 2, y.shape),
+        draw.rng.uniform(0.1, 2, k).astype(draw.pick((np.float32, np.float64))),
+    )
 
 
 def make(draw: Draw) -> Call:
@@ -42,7 +46,14 @@ def make(draw: Draw) -> Call:
     w = _rows(draw, (c, d), dtype if draw.chance(0.8) else draw.pick(FLOATS), kind)
     b = draw.floats((c,), dtype if draw.chance(0.8) else draw.pick(FLOATS), "bits" if kind == "bits" else "normal")
     y, _ = draw.labels((n, t), c)
-    arguments: dict[str, Any] = {"weights": w, "biases": b, "labels": y, "inputs": x, "num_sampled": k, "num_classes": c}
+    arguments: dict[str, Any] = {
+        "weights": w,
+        "biases": b,
+        "labels": y,
+        "inputs": x,
+        "num_sampled": k,
+        "num_classes": c,
+    }
     if t > 1 or draw.chance(0.2):
         arguments["num_true"] = t
     way = draw.rng.random()
@@ -171,7 +182,9 @@ def expect(call: Call, got: dict[str, Any]) -> dict[str, Expect]:
             rows = f.w[f.y]
             want = want + (to_true[:, :, None] * rows).sum(1)
             error = error + ((true_error + 4 * e * np.abs(to_true))[:, :, None] * np.abs(rows)).sum(1)
-            found["grad inputs"] = Expect(want, np.where(scale != 0, error + unit(want, dtype), 0) + unit(want, own.dtype))
+            found["grad inputs"] = Expect(
+                want, np.where(scale != 0, error + unit(want, dtype), 0) + unit(want, own.dtype)
+            )
             continue
         if name == "weights":
             of_others, error = product(others.T, x.T, others_error.T, 0, dtype)
@@ -240,7 +253,9 @@ def expect_in_batch(call: Call, got: dict[str, Any]) -> dict[str, Expect]:
     g_error = p * less_error + 6 * e * np.abs(g)
     scale = tail.scale[:, None]
     g = np.where(scale != 0, g * scale * slope, 0)
-    g_error = np.where(scale != 0, g_error * np.abs(scale) * slope + (4 * e + tail.noise) * np.abs(g) + unit(0, dtype), 0)
+    g_error = np.where(
+        scale != 0, g_error * np.abs(scale) * slope + (4 * e + tail.noise) * np.abs(g) + unit(0, dtype), 0
+    )
     x = np.where(scale != 0, q, 0)
     for name, (want, error) in (("queries", product(g, k.T, g_error, 0, dtype)),
                                 ("keys", product(g.T, x.T, g_error.T, 0, dtype))):  # fmt: skip

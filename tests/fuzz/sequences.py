@@ -125,7 +125,9 @@ def _combined(f: _Losses, w: Any, kind: str, axes: tuple[int, ...], shape: tuple
     return value, np.where(d != 0, error / np.abs(d), 0), d
 
 
-def _results(call: Call, f: _Losses, w: Any, kind: str, axes: tuple[int, ...], shape: tuple[int, ...]) -> dict[str, Expect]:
+def _results(
+    call: Call, f: _Losses, w: Any, kind: str, axes: tuple[int, ...], shape: tuple[int, ...]
+) -> dict[str, Expect]:
     value, error, d = _combined(f, w, kind, axes, shape)
     open_ = (f.free & (w != 0)).any(axes, keepdims=True) if axes else f.free & (w != 0)
     found = {"value": Expect(value.reshape(shape), (error + unit(value, f.dtype)).reshape(shape), open_.reshape(shape))}
@@ -143,7 +145,9 @@ def _results(call: Call, f: _Losses, w: Any, kind: str, axes: tuple[int, ...], s
         of_mean = error if kind == "weights" else 0
         size = (f.error + of_mean + 8 * eps(np.float64) * (np.abs(f.loss) + np.abs(mean))) / np.abs(d)
         on = np.where((d != 0) & (w != 0), cotangent, 0)
-        found["grad weights"] = scaled(slope, size, a["weights"].dtype, np.dtype(np.float64), on, f.free | ~np.isfinite(f.loss))
+        found["grad weights"] = scaled(
+            slope, size, a["weights"].dtype, np.dtype(np.float64), on, f.free | ~np.isfinite(f.loss)
+        )
     return found
 
 
@@ -235,6 +239,7 @@ def expect_packed(call: Call, got: dict[str, Any]) -> dict[str, Expect]:
             rows = slice(ends[b], ends[b + 1])
             noise[rows] = error[b] / value[b] if how == "perplexity" else 0
             open_[rows] |= (free[b] != 0) & (how == "perplexity") | ~np.isfinite(value[b]) & (how == "perplexity")
-        found["grad logits"] = scaled(f.slope, f.slope_error, a["logits"].dtype, f.dtype, scale[:, None], open_[:, None],
-                                      8 * eps(np.float64) + noise[:, None])  # fmt: skip
+        noise = 8 * eps(np.float64) + noise[:, None]
+        own = a["logits"].dtype
+        found["grad logits"] = scaled(f.slope, f.slope_error, own, f.dtype, scale[:, None], open_[:, None], noise)
     return found

@@ -63,7 +63,11 @@ def make(draw: Draw) -> Call:
             y = draw.rng.standard_normal(y.shape)
         y = np.moveaxis(y, -1, axis)
         lead = y.ndim - len(full)
-        y = np.zeros(full) if 0 in y.shape else y[tuple([0] * lead + [slice(0, 1) if m == 1 else slice(None) for m in full])]
+        y = (
+            np.zeros(full)
+            if 0 in y.shape
+            else y[tuple([0] * lead + [slice(0, 1) if m == 1 else slice(None) for m in full])]
+        )
         y = np.ascontiguousarray(y).astype(draw.pick([x.dtype, x.dtype, np.dtype(np.float64), np.dtype(np.float32)]))
         if how == "hard" and draw.chance(0.3):
             y = y.astype(draw.pick([np.bool_, np.uint8, np.int64, np.int8]))
@@ -194,7 +198,9 @@ def expect(call: Call, got: dict[str, Any]) -> dict[str, Expect]:
             slope = slope - np.asarray(value.want) * rows.denominator_slope
             size = size + np.abs(np.asarray(value.want) * rows.denominator_slope)
         # the logarithm of 0, or a class of weight 0 where something is NaN
-        unsaid = free | ~np.isfinite(rows.less) & ~rows.sick[..., None] | (rows.denominator_slope == 0) & np.isnan(slope)
+        unsaid = (
+            free | ~np.isfinite(rows.less) & ~rows.sick[..., None] | (rows.denominator_slope == 0) & np.isnan(slope)
+        )
         to_labels = tail.grad(slope, 8 * unit(size, dtype), labels, dtype, scale, unsaid)
         found["grad labels"] = sum_back(back(to_labels), a["labels"].shape, labels)
     return found
@@ -227,7 +233,9 @@ def make_normal(draw: Draw) -> Call:
     call = Call("normal", function, arguments, layouts=layouts, axes=axes)
     touch(draw, call, "x")
     if function != "logsumexp" and "out" in call.buffers and draw.chance(0.3):
-        call.traits["out is x"] = call.layouts.get("x", "c") != "read-only" and "broadcast" not in call.layouts.get("x", "")
+        call.traits["out is x"] = call.layouts.get("x", "c") != "read-only" and "broadcast" not in call.layouts.get(
+            "x", ""
+        )
     note(draw, call)
     return call
 
@@ -245,7 +253,7 @@ def expect_normal(call: Call, got: dict[str, Any]) -> dict[str, Expect]:
         return {"value": Expect(np.full(shape, -np.inf) if call.function == "logsumexp" else np.zeros(shape), 0)}
     rest = [k for k in range(x.ndim) if k not in axes]
     flat = x.transpose(*rest, *axes).reshape(*(x.shape[k] for k in rest), -1)
-    less, p, others = reference.logsumexp_less(flat)
+    less, p, _ = reference.logsumexp_less(flat)
     whole = np.where(np.isnan(flat).any(-1), np.nan, np.inf)
     if call.function == "logsumexp":
         top = flat.max(-1)
