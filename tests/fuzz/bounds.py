@@ -47,7 +47,7 @@ class Expect:
             return None
         have, dtype = wide(got), np.asarray(got).dtype
         if dtype.kind not in "fV":
-            bad = np.argwhere(have != want)
+            bad = np.argwhere((have != want) & ~np.broadcast_to(self.free, want.shape))
             return (tuple(bad[0].tolist()), got[tuple(bad[0])], want[tuple(bad[0])]) if len(bad) else None
         top = np.longdouble(float(ml_dtypes.finfo(dtype).max)) * (1 - 4 * eps(dtype))
         with np.errstate(all="ignore"):

@@ -239,7 +239,7 @@ def expect_linear(call: Call, got: dict[str, Any]) -> dict[str, Expect]:
     found = {"value": tail.value(loss.reshape(shape), error.reshape(shape), dtype, free.reshape(shape))}
     if a.get("return_stats"):
         found["value[0]"] = found.pop("value")
-        found |= _stats(f, shape, e, dtype)
+        found |= _stats(call, f, counts, got)
     if not call.wrt:
         return found
     scale = np.where(counts, tail.scale.reshape(-1), 0)[:, None]
@@ -272,20 +272,39 @@ def expect_linear(call: Call, got: dict[str, Any]) -> dict[str, Expect]:
     return found
 
 
-def _stats(f: _Layer, shape: tuple[int, ...], e: Any, dtype: Any) -> dict[str, Expect]:
-    free = np.isnan(f.less).any(-1).reshape(shape) | (f.less == np.inf).all(-1).reshape(shape)
+def _stats(call: Call, f: _Layer, counts: Any, got: dict[str, Any]) -> dict[str, Expect]:
+    shape, e = call.arguments["inputs"].shape[:-1], eps(f.dtype)
+    free = (np.isnan(f.less).any(-1) | (f.less == np.inf).all(-1)).reshape(shape)
     lse = f.lse[:, 0]
-    terms = np.where(f.p > 0, f.p * f.less, 0)
-    error = (f.p * (f.less_error + (1 + np.where(f.p > 0, f.less, 0)) * (f.error + f.mean_error))).sum(-1)
-    entropy = terms.sum(-1)
-    error = error + 8 * e * (1 + np.abs(lse))  # of terms as large as the log-sum-exp
+    some = np.where(f.p > 0, f.less, 0)
+    entropy = (f.p * some).sum(-1)
+    # sums of terms as large as the logits that count
+    size = (f.p * np.where(f.p > 0, np.abs(f.z), 0)).sum(-1) + np.abs(lse) + 1
+    error = (f.p * (f.less_error + (1 + some) * (f.error + f.mean_error))).sum(-1) + 8 * e * size
+    given = call.arguments["labels"]
+    pair = isinstance(given, tuple)
+    ids = (given[0] if pair else given).astype(np.int64).reshape(len(lse), -1) * counts[:, None]
+    log_prob = np.where(counts[:, None], -np.take_along_axis(f.less, ids, 1), 0)
+    log_error = np.take_along_axis(f.less_error, ids, 1) + 8 * unit(np.abs(log_prob) + np.abs(f.lse), f.dtype)
+    finite = np.where(np.isfinite(f.z), np.abs(f.z), 0).max(-1, initial=0)
+    best = np.where(np.isnan(f.z), -np.inf, f.z).argmax(-1)
+    have = np.clip(got["value[1][argmax]"].reshape(-1), 0, f.z.shape[1] - 1)
+    rows = np.arange(len(lse))
+    near = f.z[rows, have] + f.error[rows, have] + f.error[rows, best] >= f.z[rows, best]
     found = {
-        "value[1][lse]": Expect(
-            lse.reshape(shape), (f.mean_error[:, 0] + 4 * unit(np.abs(lse) + 1, dtype)).reshape(shape), free
-        ),
-        "value[1][entropy]": Expect(entropy.reshape(shape), error.reshape(shape), free),
+        "lse": Expect(lse, f.mean_error[:, 0] + 8 * unit(np.abs(lse) + finite, f.dtype), free.reshape(-1)),
+        "entropy": Expect(entropy, error, free.reshape(-1)),
+        "argmax": Expect(np.where(near & (f.error[rows, best] > 0) | free.reshape(-1), have, best), 0),
     }
-    return found
+    found = {name: Expect(*(np.reshape(v, shape) for v in (x.want, x.bound + 0 * lse, x.free | (lse != lse))))
+             for name, x in found.items()}  # fmt: skip
+    own = got["value[1][log_prob]"].shape
+    found["log_prob"] = Expect(log_prob.reshape(own), log_error.reshape(own),
+                               np.broadcast_to(free.reshape(-1, 1), log_prob.shape).reshape(own))  # fmt: skip
+    first = np.take_along_axis(ids, given[1].reshape(ids.shape).argmax(-1)[:, None], 1)[:, 0] if pair else ids[:, 0]
+    right = (first == got["value[1][argmax]"].reshape(-1)) & counts
+    found["correct"] = Expect(right.reshape(shape), 0, free)
+    return {f"value[1][{name}]": x for name, x in found.items()}
 
 
 # ------------------------------------------------------------------ partial sums
