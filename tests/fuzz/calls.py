@@ -140,8 +140,11 @@ class _Buffers:
         self.grads: list[Any] = []
         self._guarded: list[tuple[str, Any, Any]] = []
         main = call.wrt[0] if call.wrt else ""
-        self.in_place = call.buffers.get("grad_out") == "in place"
-        if "out" in call.buffers:
+        self.in_place = [main] if call.buffers.get("grad_out") == "in place" else []
+        if call.buffers.get("out") == "in place":
+            self.out = given["x"]
+            self.in_place.append("x")
+        elif "out" in call.buffers:
             value = like["value"] if "value" in like else like["value[0]"]
             self.out = self._blank("out", value.shape, value.dtype, call.buffers["out"])
         if "hess_out" in call.buffers:
@@ -158,8 +161,7 @@ class _Buffers:
 
     def _blank(self, name: str, shape: tuple[int, ...], dtype: Any, layout: str) -> Any:
         view, memory = blank(shape, dtype, layout)
-        if not layout.startswith("in"):
-            view[...] = np.nan
+        view[...] = np.nan
         self._guarded.append((name, view, memory))
         return view
 
@@ -212,7 +214,7 @@ def run(call: Call, like: dict[str, Any] | None = None) -> tuple[dict[str, Any],
     results = {name: np.array(value) for name, value in results.items()}
     problems = buffers.problems()
     for name, value in before.items():
-        if buffers.in_place and name == call.wrt[0]:
+        if name in buffers.in_place:
             continue
         for i, (a, b) in enumerate(zip(_flat(given[name]), _flat(value), strict=True)):
             if not same_bits(a, b):

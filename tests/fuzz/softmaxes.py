@@ -11,7 +11,7 @@ from reference import wide
 from .bounds import Expect, eps, unit
 from .calls import Call
 from .draws import Draw
-from .tails import Tail, finish, loss_dtype, note, sum_back, touch
+from .tails import Tail, finish, loss_dtype, sum_back, touch
 
 SPARSE, DENSE = "sparse_softmax_cross_entropy_with_logits", "softmax_cross_entropy_with_logits"
 HESSIANS = ("diagonal", "upper", "residual")
@@ -231,13 +231,7 @@ def make_normal(draw: Draw) -> Call:
     if function == "logsumexp" and draw.chance(0.4):
         arguments["keepdims"] = draw.chance(0.7)
     call = Call("normal", function, arguments, layouts=layouts, axes=axes)
-    touch(draw, call, "x")
-    if function != "logsumexp" and "out" in call.buffers and draw.chance(0.3):
-        call.traits["out is x"] = call.layouts.get("x", "c") != "read-only" and "broadcast" not in call.layouts.get(
-            "x", ""
-        )
-    note(draw, call)
-    return call
+    return touch(draw, call, "x", in_place=function != "logsumexp")
 
 
 def expect_normal(call: Call, got: dict[str, Any]) -> dict[str, Expect]:

@@ -42,12 +42,15 @@ def touch(draw: Draw, call: Call, main: str, in_place: bool = True) -> Call:
     kept = dict(call.layouts)
     call.layouts = {**draw.layouts(call.arguments), **kept}
     layouts = ("c", "c", *LAYOUTS)
+    layout = call.layouts.get(main, "c")
+    in_place = in_place and layout != "read-only" and not layout.startswith("broadcast")
     if draw.chance(0.2):
         call.buffers["out"] = draw.pick(layouts)
+        if in_place and main == "x":
+            call.buffers["out"] = draw.pick(("in place", call.buffers["out"]))
     if call.wrt and draw.chance(0.3):
         call.buffers["grad_out"] = draw.pick(layouts)
-        readable = call.layouts.get(main, "c")
-        if in_place and call.wrt == (main,) and readable != "read-only" and not readable.startswith("broadcast"):
+        if in_place and call.wrt == (main,):
             call.buffers["grad_out"] = draw.pick(("in place", call.buffers["grad_out"]))
     if call.hessian and draw.chance(0.3):
         call.buffers["hess_out"] = draw.pick(layouts)
