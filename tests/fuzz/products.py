@@ -187,7 +187,7 @@ def expect_linear(call: Call, got: dict[str, Any]) -> dict[str, Expect]:
     dtype, e = f.dtype, eps(f.dtype)
     counts, bucket, bucket_error = np.ones(n, bool), 0, 0
     extra, extra_error = np.zeros((2, n), np.longdouble)
-    alone = np.zeros(n, bool)  # no class is left for the tail
+    alone, left = np.zeros(n, bool), np.zeros(n, np.longdouble)  # whether no class is left for the tail; its share
     w = wide(a.get("class_weight", np.ones(c)))
     if isinstance(a["labels"], tuple):
         ids, probs = (v.reshape(n, a["labels"][0].shape[-1]) for v in a["labels"])
@@ -233,9 +233,10 @@ def expect_linear(call: Call, got: dict[str, Any]) -> dict[str, Expect]:
             error + zeta * row_weight * 2 * np.abs(lse) * (f.mean_error[:, 0] + 4 * e * (1 + np.abs(lse))) + 8 * e * add
         )
     ill = np.isnan(f.less).any(-1)
+    counts = counts & ((t != 0).any(-1) | (left != 0) | (zeta * row_weight != 0))  # else it is 0, whatever it holds
     loss = np.where(counts, np.where(ill, np.nan, loss), 0)
-    free = ill & counts & ((t == 0).all(-1)) | (f.lse[:, 0] == np.inf) | alone
-    tail = Tail(call, shape, row_weight.reshape(shape) if weighted or not counts.all() else 1.0)
+    free = (f.lse[:, 0] == np.inf) | alone
+    tail = Tail(call, shape, row_weight.reshape(shape) if weighted or "ignore_index" in a else 1.0)
     found = {"value": tail.value(loss.reshape(shape), error.reshape(shape), dtype, free.reshape(shape))}
     if a.get("return_stats"):
         found["value[0]"] = found.pop("value")

@@ -103,12 +103,13 @@ class _Losses:
         sick = np.isnan(less).any(-1)
         terms = np.where(z != 0, z * less, 0)
         ulp = 2 if self.dtype == np.float32 else 4
+        on = on & (z != 0).any(-1)  # what has no target is 0, whatever the logits are
         self.loss = np.where(on, np.where(sick, np.nan, terms.sum(-1)), 0)
         self.error = ulp * unit(np.abs(terms).sum(-1), self.dtype)
         total = z.sum(-1, keepdims=True)
         up, down = p * (total - z), z * others
-        self.slope, self.slope_error = up - down, 4 * unit(np.abs(up) + np.abs(down), self.dtype)
-        self.free = sick & (z == 0).all(-1)
+        self.slope = np.where(on[..., None], up - down, 0)
+        self.slope_error = 4 * unit(np.abs(up) + np.abs(down), self.dtype)
 
 
 def _combined(f: _Losses, w: Any, kind: str, axes: tuple[int, ...], shape: tuple[int, ...]) -> tuple[Any, ...]:
@@ -129,15 +130,14 @@ def _results(
     call: Call, f: _Losses, w: Any, kind: str, axes: tuple[int, ...], shape: tuple[int, ...]
 ) -> dict[str, Expect]:
     value, error, d = _combined(f, w, kind, axes, shape)
-    open_ = (f.free & (w != 0)).any(axes, keepdims=True) if axes else f.free & (w != 0)
-    found = {"value": Expect(value.reshape(shape), (error + unit(value, f.dtype)).reshape(shape), open_.reshape(shape))}
+    found = {"value": Expect(value.reshape(shape), (error + unit(value, f.dtype)).reshape(shape))}
     cotangent = np.ones(shape) if call.cotangent is None else wide(call.cotangent)
     cotangent = np.broadcast_to(cotangent.reshape(value.shape), w.shape)
     scale = np.where((d != 0) & (w != 0), cotangent * w / d, 0)
     a = call.arguments
     if "logits" in call.wrt:
         own = a["logits"].dtype
-        found["grad logits"] = scaled(f.slope, f.slope_error, own, f.dtype, scale[..., None], f.free[..., None],
+        found["grad logits"] = scaled(f.slope, f.slope_error, own, f.dtype, scale[..., None], False,
                                       8 * eps(np.float64))  # fmt: skip
     if "weights" in call.wrt:
         mean = value if kind == "weights" else 0
@@ -145,9 +145,7 @@ def _results(
         of_mean = error if kind == "weights" else 0
         size = (f.error + of_mean + 8 * eps(np.float64) * (np.abs(f.loss) + np.abs(mean))) / np.abs(d)
         on = np.where((d != 0) & (w != 0), cotangent, 0)
-        found["grad weights"] = scaled(
-            slope, size, a["weights"].dtype, np.dtype(np.float64), on, f.free | ~np.isfinite(f.loss)
-        )
+        found["grad weights"] = scaled(slope, size, a["weights"].dtype, np.dtype(np.float64), on, ~np.isfinite(f.loss))
     return found
 
 
@@ -225,20 +223,22 @@ def expect_packed(call: Call, got: dict[str, Any]) -> dict[str, Expect]:
         part.loss, part.error = f.loss[rows], f.error[rows]
         v, e, d = _combined(part, w[rows], "one" if how == "sum" else "weights", (0,), ())
         value[b], error[b], factor[b] = v[0], e[0], 1
-        free[b] = f.free[rows].any()
         if how == "perplexity":
-            free[b] = free[b] or not value[b] < top
+            free[b] = abs(value[b] - top) < 2  # it may overflow or not
             value[b] = factor[b] = np.exp(value[b])
             error[b] = value[b] * (error[b] + 4 * eps(np.float64))
         scale[rows] = np.where(d != 0, cotangent[b] * factor[b] * w[rows] / np.where(d != 0, d, 1), 0)
     found = {"value": Expect(value, error + unit(value, f.dtype), free != 0)}
     if call.wrt:
         noise = np.zeros(len(w), np.longdouble)
-        open_ = f.free.copy()
+        open_ = np.zeros(len(w), bool)
         for b in range(n):
             rows = slice(ends[b], ends[b + 1])
             noise[rows] = error[b] / value[b] if how == "perplexity" else 0
-            open_[rows] |= (free[b] != 0) & (how == "perplexity") | ~np.isfinite(value[b]) & (how == "perplexity")
+            open_[rows] = free[b]
+            if how == "perplexity" and value[b] > np.exp(top):  # as if it were infinite
+                scale[rows] = np.where(scale[rows] != 0, np.sign(scale[rows]) * np.inf, 0)
+                noise[rows] = 0
         noise = 8 * eps(np.float64) + noise[:, None]
         own = a["logits"].dtype
         found["grad logits"] = scaled(f.slope, f.slope_error, own, f.dtype, scale[:, None], open_[:, None], noise)

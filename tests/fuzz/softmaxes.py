@@ -132,13 +132,14 @@ class _Rows:
             self._focal(wide(call.get("gamma")), z)
         else:
             self._cross_entropy(wide(call.get("label_smoothing")), z, w, keep)
-        # what a row is in which nothing counts or that is wholly masked is not said
-        self.free = self.sick & self.counts & (self.nothing | ~keep.any(-1))
-        self.loss = np.where(self.sick, np.nan, self.loss)
-        self.loss, self.grad = np.where(self.counts, self.loss, 0), np.where(self.counts[..., None], self.grad, 0)
+        self.on = self.counts & ~self.nothing  # else it is 0, whatever the row holds
+        alone = ~keep.any(-1)  # every label is masked out
+        self.free = self.on & alone  # gradients over no class are not said
+        self.loss = np.where(alone, np.inf, np.where(self.sick, np.nan, self.loss))
+        self.loss, self.grad = np.where(self.on, self.loss, 0), np.where(self.on[..., None], self.grad, 0)
 
     def _cross_entropy(self, smoothing: Any, z: Any, w: Any, keep: Any) -> None:
-        share = 0 if smoothing == 0 else smoothing * keep / keep.sum(-1, keepdims=True)
+        share = smoothing * keep / np.maximum(1, keep.sum(-1, keepdims=True))
         t = w * ((1 - smoothing) * z + share)
         size = np.abs(w) * ((1 - smoothing) * np.abs(z) + share)  # of its terms, which a negative label lets cancel
         self.loss = np.where(t != 0, t * self.less, 0).sum(-1)
@@ -173,7 +174,7 @@ def expect(call: Call, got: dict[str, Any]) -> dict[str, Expect]:
     plain = not any(k in a for k in ("class_weight", "where")) and not a.get("label_smoothing")
     ulp = (2 if plain else 4) * (1 if dtype == np.float32 else 2) * rows.growth
     tail = Tail(call, rows.counts.shape, rows.row_weight if "class_weight" in a or "ignore_index" in a else 1.0)
-    value = tail.value(rows.loss, ulp * unit(rows.size, dtype), dtype, rows.free)
+    value = tail.value(rows.loss, ulp * unit(rows.size, dtype), dtype)
     found = {"value": value}
     if not call.wrt:
         return found
@@ -183,7 +184,7 @@ def expect(call: Call, got: dict[str, Any]) -> dict[str, Expect]:
     ulp = 6 * rows.growth if call.function == "softmax_focal_loss" else 4
     found["grad logits"] = back(tail.grad(rows.grad, ulp * unit(rows.grad_size, dtype), logits, dtype, scale, free))
     if call.hessian is not None:
-        want, size = np.where(rows.counts[..., None], rows.curvature, 0), rows.curvature_size
+        want, size = np.where(rows.on[..., None], rows.curvature, 0), rows.curvature_size
         if call.hessian == "residual":
             want, size = rows.grad, rows.grad_size
         elif call.hessian == "upper":
@@ -197,10 +198,9 @@ def expect(call: Call, got: dict[str, Any]) -> dict[str, Expect]:
         if tail.reduction == "mean" and "class_weight" in a:
             slope = slope - np.asarray(value.want) * rows.denominator_slope
             size = size + np.abs(np.asarray(value.want) * rows.denominator_slope)
-        # the logarithm of 0, or a class of weight 0 where something is NaN
-        unsaid = (
-            free | ~np.isfinite(rows.less) & ~rows.sick[..., None] | (rows.denominator_slope == 0) & np.isnan(slope)
-        )
+        # the logarithm of 0, a class of weight 0 where something is NaN, a NaN row without targets
+        unsaid = ~np.isfinite(rows.less) & ~rows.sick[..., None] | (rows.denominator_slope == 0) & np.isnan(slope)
+        unsaid = free | unsaid | (rows.sick & rows.nothing)[..., None]
         to_labels = tail.grad(slope, 8 * unit(size, dtype), labels, dtype, scale, unsaid)
         found["grad labels"] = sum_back(back(to_labels), a["labels"].shape, labels)
     return found
@@ -248,7 +248,6 @@ def expect_normal(call: Call, got: dict[str, Any]) -> dict[str, Expect]:
     rest = [k for k in range(x.ndim) if k not in axes]
     flat = x.transpose(*rest, *axes).reshape(*(x.shape[k] for k in rest), -1)
     less, p, _ = reference.logsumexp_less(flat)
-    whole = np.where(np.isnan(flat).any(-1), np.nan, np.inf)
     if call.function == "logsumexp":
         top = flat.max(-1)
         finite = np.isfinite(top)
@@ -260,15 +259,14 @@ def expect_normal(call: Call, got: dict[str, Any]) -> dict[str, Expect]:
         bound = 2 * unit(want, inner) + 2 * eps(inner) * (np.abs(base) + np.abs(np.log(total)))
         shape = got["value"].shape
         return {"value": Expect(want.reshape(shape), bound.reshape(shape))}
-    nothing = (flat == -np.inf).all(-1)[..., None]  # what a row of nothing is, is not said
     ulp = 4 if inner == np.float32 else 8
     want = p if call.function == "softmax" else -less
     masked = ~keep.transpose(*rest, *axes).reshape(flat.shape)
-    want = np.where(masked & ~np.isnan(want), 0 if call.function == "softmax" else -np.inf, want)
+    want = np.where(masked, 0 if call.function == "softmax" else -np.inf, want)
     bound = ulp * unit(want, inner)
     if dtype.itemsize == 2:
         bound = bound + 0.502 * unit(want, dtype)
     back = np.argsort([*rest, *axes])
     moved = tuple(x.shape[k] for k in (*rest, *axes))
     put = lambda v: np.broadcast_to(v, flat.shape).reshape(moved).transpose(back)  # noqa: E731
-    return {"value": Expect(put(want), put(bound), put(nothing | np.isnan(whole)[..., None] & masked))}
+    return {"value": Expect(put(want), put(bound))}

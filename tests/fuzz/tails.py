@@ -12,6 +12,7 @@ from .calls import Call
 from .draws import Draw
 from .layouts import LAYOUTS
 
+INFINITE = ("softmax", "elements", "ctc_loss")  # whose oracles know infinite cotangents
 FLOAT32, FLOAT64 = np.dtype(np.float32), np.dtype(np.float64)
 
 
@@ -32,6 +33,10 @@ def finish(draw: Draw, call: Call, shape: tuple[int, ...], main: str, rows: tupl
         if call.get("reduction") == "none":
             call.cotangent = np.asarray(draw.weights(draw.broadcast_shape(shape), signed=call.hessian is None))
             call.axes["cotangent"] = rows[n - call.cotangent.ndim :]
+            if call.cotangent.size and call.wrt == (main,) and call.kind in INFINITE and draw.chance(0.1):
+                call.cotangent = call.cotangent.astype(np.float64)
+                call.cotangent.reshape(-1)[draw.whole(0, call.cotangent.size - 1)] = draw.pick((np.inf, -np.inf))
+                draw.note("cotangent infinite")
         else:
             call.cotangent = np.asarray(draw.rng.uniform(0.5, 2) * (1 if call.hessian else draw.pick((1, -1))))
     return touch(draw, call, main, **other)
@@ -126,11 +131,13 @@ class Tail:
 def scaled(grad: Any, error: Any, dtype: Any, inner: Any, scale: Any, free: Any = False, noise: Any = 0) -> Expect:
     """Gradients of this dtype, computed in another and off by `error` there, times `scale`, which broadcasts."""
     with np.errstate(all="ignore"):
-        want = np.where(scale != 0, grad * scale, 0)
-        size = np.abs(scale) * error + 2 * unit(want, inner) + noise * np.abs(want)
+        far = np.isinf(scale)  # then what is not 0 is infinite
+        lost = far & (np.abs(grad) <= 4 * unit(0, dtype) + 4 * unit(0, inner))
+        want = np.where(scale != 0, np.where(far & (grad == 0), 0, grad * scale), 0)
+        size = np.where(far, 0, np.abs(scale)) * error + 2 * unit(want, inner) + noise * np.abs(want)
         if np.dtype(dtype).itemsize < inner.itemsize:  # rounded once more
             size = size + 0.502 * unit(np.abs(want) + size, dtype)
-        return Expect(want, np.where(scale != 0, size, 0), free & (scale != 0))
+        return Expect(want, np.where(scale != 0, size, 0), (free | lost) & (scale != 0))
 
 
 def sum_back(expect: Expect, shape: tuple[int, ...], dtype: Any) -> Expect:
