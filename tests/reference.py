@@ -25,6 +25,14 @@ def ulps(got, want, dtype=None):
     return np.where(same, 0, np.where(np.isfinite(distance), distance, np.inf)).astype(float)
 
 
+def sum_of_others(e):
+    """For every class the sum of all others, before and behind it, added up, not subtracted."""
+    others = np.zeros_like(e)
+    others[..., 1:] = np.cumsum(e, -1)[..., :-1]
+    others[..., :-1] += np.cumsum(e[..., ::-1], -1)[..., -2::-1]
+    return others
+
+
 def logsumexp_less(x, axis=-1):
     """(log-sum-exp minus x, for every class), and the softmax: without cancellation, class by class."""
     x = np.moveaxis(wide(x), axis, -1)
@@ -32,10 +40,8 @@ def logsumexp_less(x, axis=-1):
         m = x.max(-1, keepdims=True)
         e = np.exp(x - m)
         total = e.sum(-1, keepdims=True)
-        others = np.empty_like(e)
-        for k in range(x.shape[-1]):  # the sum of all others, added up, not subtracted
-            others[..., k] = np.delete(e, k, -1).sum(-1)
-        less = np.where(e > 0, np.log1p(others / e), np.log(total) + m - x)
+        others = sum_of_others(e)
+        less = np.where(e > 1e-300 * total, np.log1p(others / e), np.log(total) + m - x)
     return np.moveaxis(less, -1, axis), np.moveaxis(e / total, -1, axis), np.moveaxis(others / total, -1, axis)
 
 
