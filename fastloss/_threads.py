@@ -1,9 +1,9 @@
 """The one place that decides how many threads a call may use.
 
-A number that was asked for, by ``n_threads`` or ``OMP_NUM_THREADS``, is taken as it is, up to `MOST`.  By default a call
-takes the processors that this process may use, but one thread in the workers of multiprocessing, Ray, Spark and Dask,
-which are as many as there are processors; in every Python thread but the first that called, as long as that lives; and
-for a while after a call that lost time because other processes had the processors.  A forked child always has one.
+A number that was asked for, by ``n_threads`` or ``OMP_NUM_THREADS``, is taken as it is, up to `MOST`.  By default a
+call takes the processors that this process may use, but one thread in the workers of multiprocessing, Ray, Spark and
+Dask, which are as many as there are processors; in every Python thread but the first that called while that lives;
+and for a while after a call that lost time because other processes had the processors.  A forked child always has one.
 """
 
 from __future__ import annotations
