@@ -9,7 +9,7 @@ from numpy.typing import ArrayLike, NDArray
 
 from fastloss import _inputs, _threads
 from fastloss._gradients import Wants, differentiable
-from fastloss._logits import Logits, Slopes, buffer_of, contiguous, losses, padded, without_zeros
+from fastloss._logits import Logits, Slopes, buffer_of, contiguous, losses, shifts, without_zeros
 from fastloss._reductions import Reduction
 
 Array = NDArray[Any]
@@ -92,7 +92,7 @@ def in_batch_softmax_loss(
     items = None if item_ids is None else _inputs.packed(_inputs.integers("item_ids", item_ids), np.int64)
     if items is not None:
         _inputs.same_shape("item_ids", items, (n,), "[batch]")
-    shift = np.zeros(padded(n), dtype)
+    shift = shifts(n, dtype)
     if log_q is not None:
         shift[:n] = -_inputs.finite("log_q", log_q, n)
     slope = 1 / _inputs.scalar("temperature", temperature, np.finfo(dtype).tiny, np.finfo(dtype).max)

@@ -9,7 +9,7 @@ from numpy.typing import ArrayLike, NDArray
 
 from fastloss import _inputs, _threads
 from fastloss._gradients import Wants, differentiable
-from fastloss._logits import Logits, Slopes, buffer_of, contiguous, losses, padded, without_zeros
+from fastloss._logits import Logits, Slopes, buffer_of, contiguous, losses, shifts, without_zeros
 from fastloss._native import sampled as _kernels
 from fastloss._native import tables as _table_kernels
 from fastloss._reductions import Reduction
@@ -154,7 +154,7 @@ def _logits(
     if subtract_log_q:
         _kernels.subtract_log(true, drawn.true_expected_count.reshape(-1))
         _kernels.subtract_log(offsets, drawn.sampled_expected_count)
-    shift = np.zeros(padded(k), x.dtype)
+    shift = shifts(k, x.dtype)
     with np.errstate(over="ignore"):
         shift[:k] = offsets
     for shard, rows, places in w.locate(flat):

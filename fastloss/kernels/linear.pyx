@@ -22,9 +22,8 @@ from fastloss.kernels.vmath cimport (
 cdef enum:
     SERIAL = 1 << 21        # multiply-adds below which a second thread costs more than it saves
 
-# the wrapper sizes scratch by these
-TILE, CHUNK, PITCH, ROW_STEP = FL_TILE, FL_CHUNK, FL_PITCH, ROWS
-STATE_ROWS, TOP_ROW, ARGMAX_ROW = FIELDS, TOP, ARGMAX
+TILE, PANEL, ROW_STEP = FL_TILE, STEP, ROWS    # blocks are multiples of these: of classes, if they can, and of rows
+ARGMAX_ROW = ARGMAX
 
 cdef enum:                  # tasks of one block
     PACK_TABLE
@@ -254,6 +253,26 @@ cdef void finish_row(const Ends* at, Py_ssize_t i, real dummy) noexcept nogil:
 
 
 # ------------------------------------------------------------------ called from Python
+
+def lanes(bint wide):
+    """Rows of the batch side by side: a block has a multiple of so many."""
+    return lanes_of(<double>0) if wide else lanes_of(<float>0)
+
+
+def sizes(bint wide, Py_ssize_t d, Py_ssize_t block, Py_ssize_t rows, Py_ssize_t pitch, bint dx, bint dw):
+    """Numbers in each piece of scratch for so many rows, `block` classes packed and `pitch` logits kept a row.
+
+    The pieces: logits, the table, the inputs, sums of their gradient, the inputs by columns, sums of the table's.
+    """
+    cdef Py_ssize_t side = lanes(wide), chunks = parts_of(d, FL_CHUNK) if d > 0 else 1
+    cdef Py_ssize_t columns = parts_of(d, side)*side if dw else 0
+    return (rows*pitch, chunks*block*FL_PITCH, rows*d, rows*chunks*FL_CHUNK if dx else 0, rows*columns, block*columns)
+
+
+def empty_state(bint wide, Py_ssize_t n):
+    """Shape of the sums of n rows, and which of its rows starts at -inf, the others at 0."""
+    return (FIELDS, parts_of(n, lanes(wide))*lanes(wide)), TOP
+
 
 cdef inline void* at(unsigned char[::1] memory):
     return &memory[0] if memory is not None else NULL
