@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import functools
 import inspect
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any, TypeVar
 
 import numpy as np
@@ -84,14 +84,14 @@ def differentiable(*names: str, hessians: tuple[str, ...] = ()) -> Callable[[Los
     return decorate
 
 
-def value_and_grad(loss: Callable[..., Any], wrt: str | tuple[str, ...] | None = None) -> Callable[..., Any]:
+def value_and_grad(loss: Callable[..., Any], wrt: str | Sequence[str] | None = None) -> Callable[..., Any]:
     """Turn a loss into a function that returns its value and its gradient, in one pass.
 
     Parameters
     ----------
     loss : function
         A loss of this package.
-    wrt : str or tuple of str, optional
+    wrt : str, or tuple or list of str, optional
         The argument or arguments to differentiate with respect to; the loss's main input (``logits``,
         ``predictions``, ``inputs``) by default.
 
@@ -102,18 +102,18 @@ def value_and_grad(loss: Callable[..., Any], wrt: str | tuple[str, ...] | None =
 
         cotangent : array_like, optional
             Shaped as the value; multiplies the gradients row by row.  Ones by default.
-        grad_out : array or tuple of arrays, optional
+        grad_out : array, or tuple or list of arrays, optional
             Where to write the gradients.  May be the logits themselves: then they are overwritten in place.
 
-        and returns ``(value, gradient)``, with a tuple of gradients, in order, where `wrt` is a tuple.  A gradient has
-        the dtype, shape and memory layout of its argument, and is the derivative of the (reduced) value.  Results over
-        32 MB lie where earlier ones lay that were dropped, for new memory takes longer than most losses: up to 1 GB is
-        kept, which the system takes back when it runs short.
+        and returns ``(value, gradient)``, with a tuple of gradients, in order, where `wrt` is a tuple or a list.  A
+        gradient has the dtype, shape and memory layout of its argument, and is the derivative of the (reduced) value.
+        Results over 32 MB lie where earlier ones lay that were dropped, for new memory takes longer than most losses:
+        up to 1 GB is kept, which the system takes back when it runs short.
 
     Raises
     ------
     TypeError
-        If `loss` is no loss of this package.
+        If `loss` is no loss of this package, or `wrt` neither a name nor several.
     ValueError
         If it has no gradient with respect to a name in `wrt`.
 
@@ -131,8 +131,10 @@ def value_and_grad(loss: Callable[..., Any], wrt: str | tuple[str, ...] | None =
     names = getattr(loss, "wrt", None)
     if names is None:
         raise TypeError(f"loss must be a loss of fastloss, got {loss!r}")
-    asked = (names[0],) if wrt is None else (wrt,) if isinstance(wrt, str) else tuple(wrt)
-    single = not isinstance(wrt, tuple)
+    single = wrt is None or isinstance(wrt, str)
+    if not single and not (isinstance(wrt, (tuple, list)) and all(isinstance(name, str) for name in wrt)):
+        raise TypeError(f"wrt must be a name, or a tuple or list of names, got {wrt!r:.80}")
+    asked: tuple[str, ...] = names[:1] if wrt is None else (wrt,) if isinstance(wrt, str) else tuple(wrt)
     main = asked == names[:1]
     for name in asked:
         if name not in names:
@@ -146,9 +148,9 @@ def value_and_grad(loss: Callable[..., Any], wrt: str | tuple[str, ...] | None =
         if single and grad_out is not None:
             buffers[asked[0]] = grad_out
         elif grad_out is not None:
-            if not isinstance(grad_out, tuple) or len(grad_out) != len(asked):
+            if not isinstance(grad_out, (tuple, list)) or len(grad_out) != len(asked):
                 got = type(grad_out).__name__
-                raise ValueError(f"grad_out must be a tuple of {len(asked)} arrays, as wrt, got {got}")
+                raise ValueError(f"grad_out must be a tuple or list of {len(asked)} arrays, as wrt, got {got}")
             buffers = dict(zip(asked, grad_out, strict=True))
         wants = Wants(asked, cotangent, buffers, main and cotangent is None)
         value = loss(*args, _wants=wants, **kwargs)

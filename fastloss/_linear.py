@@ -476,7 +476,7 @@ def linear_partials(
     y = _inputs.same_shape("labels", _inputs.integers("labels", labels), shape, "that of inputs without its last axis")
     _inputs.not_negative("labels", y)
     here = (y >= first) & (y < first + table.n_classes)
-    ids = np.where(here, y, first).astype(np.int64).reshape(-1, 1) - first
+    ids = y.astype(np.int64).reshape(-1, 1) - first
     ids[~here.reshape(-1)] = -1
     cap = 0.0 if softcap is None else _inputs.positive("softcap", softcap)
     heat = _inputs.positive("temperature", temperature)

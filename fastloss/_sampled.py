@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from typing import Any
 
 import numpy as np
@@ -173,6 +174,18 @@ def _target(buffer: Array, x: Array) -> Array:
     return buffer if fits and not np.may_share_memory(buffer, x) else np.empty_like(x)
 
 
+def _in_order(w: Table, labels: Array) -> Iterator[tuple[int, Array, Array | None]]:
+    """As Table.locate, but no two labels of a row at a time in several shards: its sums have the order of its labels."""
+    if len(w.arrays) == 1:
+        yield from w.locate(labels.reshape(-1))
+        return
+    size, num_true = labels.shape
+    for t in range(num_true):
+        of_rows = np.arange(size, dtype=np.int64) * num_true + t
+        for shard, rows, places in w.locate(labels[:, t]):
+            yield shard, rows, of_rows[places]
+
+
 def _finish(
     wants: Wants,
     w: Table,
@@ -195,7 +208,7 @@ def _finish(
     if slopes.sums is not None:
         wants.grads["biases"] = b.gradient(touched, np.concatenate([true, slopes.sums]))
     if slopes.x is not None:
-        for shard, rows, places in w.locate(flat):
+        for shard, rows, places in _in_order(w, labels):
             _table_kernels.add_true(_inputs.raw(w.arrays[shard]), rows, places, num_true, true, slopes.x)
         if scale is not None:
             slopes.x[scale.reshape(-1) == 0] = 0
