@@ -10,7 +10,7 @@ from typing import Any
 from numpy.typing import ArrayLike
 
 from fastloss import _inputs
-from fastloss._gradients import Wants
+from fastloss._gradients import Wants, call
 
 
 def value_grad_hess(loss: Callable[..., Any], hessian: str = "diagonal") -> Callable[..., Any]:
@@ -64,7 +64,7 @@ def value_grad_hess(loss: Callable[..., Any], hessian: str = "diagonal") -> Call
         *args: Any, cotangent: ArrayLike | None = None, grad_out: Any = None, hess_out: Any = None, **kwargs: Any
     ) -> Any:
         wants = Wants(names[:1], cotangent, {names[0]: grad_out, "hessian": hess_out}, False, kind)
-        value = loss(*args, _wants=wants, **{"reduction": "none", **kwargs})
+        value = call(loss, args, {"reduction": "none", **kwargs}, wants)
         return value, wants.grads[names[0]], wants.hessian
 
     signature = inspect.signature(loss)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import functools
 import inspect
 from collections.abc import Callable, Sequence
@@ -101,7 +102,8 @@ def value_and_grad(loss: Callable[..., Any], wrt: str | Sequence[str] | None = N
         Takes the arguments of `loss` and, by keyword,
 
         cotangent : array_like, optional
-            Shaped as the value; multiplies the gradients row by row.  Ones by default.
+            Shaped as the value; multiplies the gradients row by row, ones by default.  An infinite one makes those
+            entries infinite that are not 0.
         grad_out : array, or tuple or list of arrays, optional
             Where to write the gradients.  May be the logits themselves: then they are overwritten in place.
 
@@ -153,12 +155,61 @@ def value_and_grad(loss: Callable[..., Any], wrt: str | Sequence[str] | None = N
                 raise ValueError(f"grad_out must be a tuple or list of {len(asked)} arrays, as wrt, got {got}")
             buffers = dict(zip(asked, grad_out, strict=True))
         wants = Wants(asked, cotangent, buffers, main and cotangent is None)
-        value = loss(*args, _wants=wants, **kwargs)
+        value = call(loss, args, kwargs, wants)
         if single:
             return value, wants.grads[asked[0]]
         return value, tuple(wants.grads[name] for name in asked)
 
     return value_and_gradient
+
+
+def call(loss: Callable[..., Any], args: Any, kwargs: Any, wants: Wants) -> Any:
+    """The loss, its gradients left in `wants`; an infinite cotangent makes each of them infinite that is not 0.
+
+    Gradients are linear in the cotangent: those of its infinite entries, taken as 1 or -1, are made apart.  Multiplied
+    into a sum, infinities would meet as NaN.
+    """
+    c, infinite = _infinite(wants.cotangent)
+    if infinite is None:
+        return loss(*args, _wants=wants, **kwargs)
+    # random numbers are drawn twice, and must be the same
+    some = [copy.deepcopy(a) if _has_state(a) else a for a in args]
+    more = {k: copy.deepcopy(a) if _has_state(a) else a for k, a in kwargs.items() if k != "out"}
+    apart = Wants(wants.wrt, np.where(infinite, np.sign(c), 0), {}, False, wants.hessian_kind)
+    loss(*some, _wants=apart, **more)
+    wants.cotangent = np.where(infinite, 0, c)
+    value = loss(*args, _wants=wants, **kwargs)
+    _add_infinities([*wants.grads.values(), wants.hessian], [*apart.grads.values(), apart.hessian])
+    return value
+
+
+def _infinite(cotangent: ArrayLike | None) -> tuple[Array, Array | None]:
+    """The cotangent, and where it is infinite; None where it is nowhere."""
+    c = np.asarray(cotangent)
+    if cotangent is None or isinstance(cotangent, np.ma.MaskedArray) or not (
+        c.dtype.kind == "f" or _inputs.is_bfloat16(c.dtype)
+    ):  # fmt: skip
+        return c, None
+    with np.errstate(all="ignore"):
+        if np.isfinite(c.sum()):  # at the speed of memory
+            return c, None
+    infinite = np.isinf(c)
+    return c, infinite if infinite.any() else None
+
+
+def _has_state(a: Any) -> bool:
+    return not isinstance(a, (np.ndarray, list, tuple, str, int, float, type(None)))
+
+
+def _add_infinities(to: Any, of: Any) -> None:
+    """Gradients += infinity times others, 0 times which is 0."""
+    for a, b in zip(to, of, strict=True):
+        if isinstance(a, (list, tuple)):
+            _add_infinities(a, b)
+        elif a is not None:
+            a, b = getattr(a, "values", a), getattr(b, "values", b)  # of SparseRows
+            with np.errstate(all="ignore"):
+                np.add(a, b * b.dtype.type(np.inf), out=a, where=b != 0)
 
 
 def sum_back(grad: Array, shape: tuple[int, ...]) -> Array:

@@ -254,7 +254,7 @@ class _Call:
                     blocks.xp, blocks.xr, blocks.z, blocks.dx, blocks.wp, blocks.dw, state, marks, slopes, self.threads,
                 )  # fmt: skip
             if dx is not None:
-                _kernels.unpack(plan, blocks.wide, blocks.dx, _inputs.raw(dx), dx.ndim - 1, start, self.threads)
+                _kernels.unpack(plan, blocks.wide, blocks.dx, state, _inputs.raw(dx), dx.ndim - 1, start, self.threads)
         rows.loss[...] = loss.reshape(rows.loss.shape)
         if db is not None:
             db[...] = bias_sums

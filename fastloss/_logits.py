@@ -81,14 +81,22 @@ def losses(nce: bool, logits: Logits, rows: Reduction, slopes: Slopes | None, th
     rows.loss[...] = loss
 
 
-def without_zeros(x: Array, scale: Array | None) -> Array:
+def without_zeros(x: Array, rows: Reduction) -> Array:
     """A row that does not count must not reach a sum over rows, whatever it holds."""
-    nothing = None if scale is None else np.flatnonzero(scale == 0)
-    if nothing is None or not nothing.size:
-        return x
-    x = x.copy()
-    x[nothing] = 0
-    return x
+    return clear_zeros(x.copy(), rows) if _zeros(rows).size else x
+
+
+def clear_zeros(grad: Array, rows: Reduction) -> Array:
+    """Nor has it a gradient, whatever the candidates hold."""
+    grad[_zeros(rows)] = 0
+    return grad
+
+
+def _zeros(rows: Reduction) -> Array:
+    """Rows whose gradients are multiplied by 0."""
+    if rows.factor == 0 or rows.scale is None:
+        return np.arange(len(rows.loss) if rows.factor == 0 else 0)
+    return np.flatnonzero(rows.scale == 0)
 
 
 def contiguous(a: Array, dtype: np.dtype[Any]) -> Array:

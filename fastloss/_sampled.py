@@ -10,7 +10,7 @@ from numpy.typing import ArrayLike, NDArray
 
 from fastloss import _inputs, _threads
 from fastloss._gradients import Wants, differentiable
-from fastloss._logits import Logits, Slopes, buffer_of, contiguous, losses, shifts, without_zeros
+from fastloss._logits import Logits, Slopes, buffer_of, clear_zeros, contiguous, losses, shifts, without_zeros
 from fastloss._native import sampled as _kernels
 from fastloss._native import tables as _table_kernels
 from fastloss._reductions import Reduction
@@ -124,7 +124,7 @@ def _sampled(
     if given is None and subtract_log_q:
         _check_counts(drawn)
 
-    dense = without_zeros(contiguous(x, dtype), rows.scale)
+    dense = without_zeros(contiguous(x, dtype), rows)
     logits = _logits(dense, w, b, y, drawn, subtract_log_q, remove_accidental_hits)
     values = slopes = None
     if wants is not None:
@@ -139,7 +139,7 @@ def _sampled(
     losses(is_nce, logits, rows, slopes, threads)
     value = rows.value()
     if wants is not None and slopes is not None:
-        _finish(wants, w, b, y, drawn.sampled_candidates, logits, slopes, values, rows.scale)
+        _finish(wants, w, b, y, drawn.sampled_candidates, logits, slopes, values, rows)
         if d_inputs is not None and d_inputs is not slopes.x:
             d_inputs[...] = slopes.x
     return value
@@ -195,7 +195,7 @@ def _finish(
     logits: Logits,
     slopes: Slopes,
     values: Array | None,
-    scale: Array | None,
+    rows: Reduction,
 ) -> None:
     """The true classes' shares of the gradients; `values` for the table end with those to the candidates."""
     flat, true, num_true = labels.reshape(-1), slopes.true.reshape(-1), labels.shape[1]
@@ -208,10 +208,9 @@ def _finish(
     if slopes.sums is not None:
         wants.grads["biases"] = b.gradient(touched, np.concatenate([true, slopes.sums]))
     if slopes.x is not None:
-        for shard, rows, places in _in_order(w, labels):
-            _table_kernels.add_true(_inputs.raw(w.arrays[shard]), rows, places, num_true, true, slopes.x)
-        if scale is not None:
-            slopes.x[scale.reshape(-1) == 0] = 0
+        for shard, at, places in _in_order(w, labels):
+            _table_kernels.add_true(_inputs.raw(w.arrays[shard]), at, places, num_true, true, slopes.x)
+        clear_zeros(slopes.x, rows)
 
 
 @differentiable("inputs", "weights", "biases")

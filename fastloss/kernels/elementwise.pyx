@@ -344,7 +344,7 @@ cdef void scale_all(const real* v, double by, Py_ssize_t n, real* out) noexcept 
             out[k] = fma(v[k], high, v[k]*low)
     else:
         for k in range(n):
-            out[k] = <real>(v[k]*by)
+            out[k] = <real>(v[k]*by) if by != 0 else <real>0
 
 
 cdef void add_to(double* lane, double* v, Py_ssize_t n) noexcept nogil:
@@ -519,7 +519,7 @@ cdef double part(const Job* job, const Loss* loss, Py_ssize_t start, Py_ssize_t 
     fill(&a[POS_WEIGHT], n, q_)
     fill(&a[WEIGHT], n, w_)
     fill(&a[COTANGENT], n, c_)
-    ordinary = (a[POS_WEIGHT].lies == CONSTANT and 0 <= q_[0] < <double>INFINITY and a[HESSIAN].lies == ABSENT
+    ordinary = (a[POS_WEIGHT].lies == CONSTANT and 0 < q_[0] < <double>INFINITY and a[HESSIAN].lies == ABSENT
                 and a[LABEL_GRAD].lies == ABSENT and a[POS_WEIGHT_GRAD].lies == ABSENT)
     while i < stop:
         n = stop - i if stop - i < SPAN else SPAN

@@ -180,6 +180,7 @@ cdef void finish_row(const Ends* at, Py_ssize_t i, real dummy) noexcept nogil:
     cdef const double* z = at.marked + i*at.k
     cdef double* state = at.state + i
     cdef Py_ssize_t q, p, best = 0, rows = at.rows
+    cdef bint some = False          # targets that are not 0
     cdef int bias = bias_of(dummy)
     cdef real m = <real>state[TOP*rows]
     cdef double others, e, each, total, ratio, lse, weight, scale, slope, loss, sum_t = 0, other, u, v, entropy
@@ -193,6 +194,7 @@ cdef void finish_row(const Ends* at, Py_ssize_t i, real dummy) noexcept nogil:
         best = q if z[q] > z[best] else best
     for q in range(at.k):
         sum_t += t[q]
+        some = some or t[q] != 0
         if q != best:
             each += fl_exp_label(z[q] - terms.shift, terms.power, bias)
     terms.gap = z[best] - terms.shift
@@ -213,7 +215,7 @@ cdef void finish_row(const Ends* at, Py_ssize_t i, real dummy) noexcept nogil:
             entropy += u*v if u != 0 else 0.0
         at.entropy[i] = entropy
     # an ignored row, or one whose every target is 0
-    if y[0] < 0 or (sum_t == 0 and at.smooth_sum == 0 and other == 0 and weight == 0):
+    if y[0] < 0 or (not some and at.smooth_sum == 0 and other == 0 and weight == 0):
         at.loss[i] = 0
         state[SLOPE*rows] = state[SCALE*rows] = 0
         for q in range(at.k if at.slopes != NULL else 0):
@@ -318,7 +320,8 @@ def pack(tuple plan, bint wide, inputs, int axis, Py_ssize_t start, unsigned cha
         release(&held)
 
 
-def unpack(tuple plan, bint wide, unsigned char[::1] dx, inputs_grad, int axis, Py_ssize_t start, int n_threads):
+def unpack(tuple plan, bint wide, unsigned char[::1] dx, double[:, ::1] state, inputs_grad, int axis, Py_ssize_t start,
+           int n_threads):
     """The gradient of rows start .. start + n, from dx to where it goes."""
     cdef Job job
     cdef Held held
@@ -328,6 +331,7 @@ def unpack(tuple plan, bint wide, unsigned char[::1] dx, inputs_grad, int axis, 
         take(&held, inputs_grad, axis, True, &job.inputs_grad)
         job.start = start
         job.dx = at(dx)
+        job.state = &state[0, 0]
         n_threads = team(&job, 256, n_threads)
         with nogil:
             if wide:

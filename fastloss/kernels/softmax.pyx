@@ -12,6 +12,7 @@ from fastloss.kernels.arrays cimport (
     F64, I32, I64, NO_AXIS, Held, Rows, index_at, is_direct, load, release, row_at, stored, take,
 )
 from fastloss.kernels.parallel cimport blocks, cut
+from fastloss.kernels.softmax_amends cimport amend
 from fastloss.kernels.softmax_job cimport CROSS_ENTROPY, LOG_SOFTMAX, LOGSUMEXP, SOFTMAX, Job
 from fastloss.kernels.softmax_rows cimport index_rows, normal_rows, target_rows
 from fastloss.kernels.softmax_tiles cimport DENSE_TILE, index_tiles, normal_tiles, target_tiles
@@ -48,6 +49,7 @@ cdef void run_rows(const Job* job, Py_ssize_t start, Py_ssize_t stop, real* scra
         target_rows(job, start, stop, scratch)
     if job.stream:
         fl_stream_end()
+    amend(job, start, stop, scratch[0])
 
 
 cdef int run(Job* job, real dummy, int n_threads) except -1:
