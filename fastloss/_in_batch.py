@@ -9,7 +9,7 @@ from numpy.typing import ArrayLike, NDArray
 
 from fastloss import _inputs, _threads
 from fastloss._gradients import Wants, differentiable
-from fastloss._logits import Logits, Slopes, buffer_of, clear_zeros, contiguous, losses, shifts, without_zeros
+from fastloss._logits import Logits, Slopes, buffer_of, clear_zeros, contiguous, losses, shifts
 from fastloss._reductions import Reduction
 
 Array = NDArray[Any]
@@ -105,7 +105,7 @@ def in_batch_softmax_loss(
             if wrt in _wants.wrt:
                 buffers[wrt] = buffer_of(_wants, wrt, a, apart | {"out": rows.loss})
 
-    x, candidates = without_zeros(contiguous(q, dtype), rows), contiguous(k, dtype)
+    x, candidates = contiguous(q, dtype), contiguous(k, dtype)
     logits = Logits(
         x, n, candidates.__getitem__, shift, np.zeros((n, 1)), (None, items, None, None), slope, diagonal=True
     )

@@ -55,29 +55,29 @@ def losses(nce: bool, logits: Logits, rows: Reduction, slopes: Slopes | None, th
     if nce:
         _kernels.nce_targets(logits.true, loss, to_true, scale, rows.factor)
     width = _kernels.padded(k)
-    block, slabs, *parts = _kernels.sizes(
-        x.dtype.itemsize, n, k, d, to_x is not None, to_candidates is not None, KEPT
-    )
+    block, slabs, *parts = _kernels.sizes(x.dtype.itemsize, n, k, d, to_x is not None, to_candidates is not None, KEPT)
     by_rows, by_columns, kept, inputs = _memory.pieces(x.dtype, *parts)
     some = _kernels.GATHERED
     for first in range(0, k, some):
         candidates = logits.candidates(slice(first, min(first + some, k)))
         _kernels.pack_candidates(candidates, first, k, by_rows, by_columns)
     labels, *found = logits.hits
+    counting = x if to_candidates is None else without_zeros(x, rows)
     for start in range(0, n, block):
         at = slice(start, min(start + block, n))
         sums = None if to_shift is None else np.zeros((1 + slabs, width))  # what there is, and each slab's
+        columns = None if sums is None else sums[1:]
         _kernels.losses(
             nce, x[at], by_rows, by_columns, k, width, logits.slope, logits.shift, logits.true[at],
             None if labels is None else labels[at], *found, start if logits.diagonal else -1, loss[at],
             None if to_true is None else to_true[at], kept, None if to_x is None else to_x[at],
-            None if scale is None else scale[at], rows.factor * logits.slope, None if sums is None else sums[1:], threads,
+            None if scale is None else scale[at], rows.factor * logits.slope, columns, threads,
         )  # fmt: skip
         if to_shift is not None and sums is not None:
             sums[0, :k] = to_shift
             to_shift[...] = sums.sum(axis=0)[:k]  # slab by slab, whatever a block is
         if to_candidates is not None:
-            _kernels.table_gradient(kept, x[at], inputs, to_candidates, start > 0, threads)
+            _kernels.table_gradient(kept, counting[at], inputs, to_candidates, start > 0, threads)
     rows.loss[...] = loss
 
 

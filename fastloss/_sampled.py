@@ -124,7 +124,7 @@ def _sampled(
     if given is None and subtract_log_q:
         _check_counts(drawn)
 
-    dense = without_zeros(contiguous(x, dtype), rows)
+    dense = contiguous(x, dtype)
     logits = _logits(dense, w, b, y, drawn, subtract_log_q, remove_accidental_hits)
     values = slopes = None
     if wants is not None:
@@ -175,7 +175,7 @@ def _target(buffer: Array, x: Array) -> Array:
 
 
 def _in_order(w: Table, labels: Array) -> Iterator[tuple[int, Array, Array | None]]:
-    """As Table.locate, but no two labels of a row at a time in several shards: its sums have the order of its labels."""
+    """As Table.locate, but one label of a row at a time: its sums have their order, not that of the shards."""
     if len(w.arrays) == 1:
         yield from w.locate(labels.reshape(-1))
         return
@@ -203,7 +203,7 @@ def _finish(
     if values is not None:
         if not flat.size:  # no product has been written there
             values[...] = 0
-        _table_kernels.outer(true, num_true, logits.x, values[: true.size])
+        _table_kernels.outer(true, num_true, without_zeros(logits.x, rows), values[: true.size])
         wants.grads["weights"] = w.gradient(touched, values)
     if slopes.sums is not None:
         wants.grads["biases"] = b.gradient(touched, np.concatenate([true, slopes.sums]))

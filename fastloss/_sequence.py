@@ -436,7 +436,7 @@ def packed_sequence_loss(
 
     Notes
     -----
-    Differentiable in `logits`.
+    Differentiable in `logits`.  Where a perplexity overflows, so do the entries of its gradient that are not 0.
 
     Examples
     --------
@@ -476,8 +476,10 @@ def packed_sequence_loss(
         _kernels.packed_scales(w, denominator, np.where(large, 1, value), cotangent, ends, how, scale)
     _cross_entropies(x, marked, losses, grad, scale, n_threads)
     _kernels.packed(w, losses, ends, how, value, denominator)
-    for b in np.flatnonzero(large) if grad is not None and how == _kernels.PERPLEXITY else ():
+    for b in np.flatnonzero(large & (how == _kernels.PERPLEXITY)) if grad is not None else ():
+        assert grad is not None
         _multiply(grad[ends[b] : ends[b + 1]], value[b])
     result = np.empty(shape, dtype) if out is None else out
-    result[...] = value
+    with np.errstate(over="ignore"):
+        result[...] = value
     return result

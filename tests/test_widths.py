@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import functools
+
 import numpy as np
 import pytest
 
@@ -77,6 +79,11 @@ def sampled_case(rng, dtype, n, k, d, num_true):
     return x, w, b, labels, ids, sample
 
 
+def sampled_results(loss, *args):
+    value, (dx, dw, db) = fl.value_and_grad(loss, ("inputs", "weights", "biases"))(*args)
+    return value, (dx, dw.to_dense(), db.to_dense())
+
+
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
 @pytest.mark.parametrize("loss", [fl.sampled_softmax_loss, fl.nce_loss])
 def test_sampled(loss, dtype):
@@ -102,12 +109,7 @@ def test_sampled(loss, dtype):
             (slopes.T @ wide(x), sizes.T @ np.abs(wide(x))),
             (slopes.sum(0), sizes.sum(0)),
         ]
-
-        def call():
-            f = fl.value_and_grad(loss, ("inputs", "weights", "biases"))
-            value, (dx, dw, db) = f(w, b, labels, x, k, w.shape[0], num_true, sample)
-            return value, (dx, dw.to_dense(), db.to_dense())
-
+        call = functools.partial(sampled_results, loss, w, b, labels, x, k, len(w), num_true, sample)
         check(f"{loss.__name__} {d}", call, dtype, want)
 
 

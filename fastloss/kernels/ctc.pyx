@@ -169,9 +169,8 @@ cdef void backward(const Job* job, const Entry* it, Scratch* s) noexcept nogil:
 
 
 # ------------------------------------------------------------------ entries with masks
-# Where every alignment needs a logit of -1e16 or less, exponents are so large that they lose their units, and alpha beta
-# would be in another unit than the labelling's probability.  For the gradient, which does not depend on how large a mask
-# is, large exponents are brought down to where sums of them are exact.
+# Where every alignment needs a logit of -1e15 or less, exponents are so large that sums of them lose their units.  For
+# the gradient, which does not depend on how large a mask is, they are brought down to where sums are exact.
 
 cdef inline double shrunk(double e, double by) noexcept nogil:
     """An exponent beyond 2^32 times `by`, a whole number; nothing stays nothing."""

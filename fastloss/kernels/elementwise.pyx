@@ -422,6 +422,14 @@ cdef double part_in_place(const Job* job, const Loss* loss, Py_ssize_t start, Py
     return lanes_sum(lane)
 
 
+cdef bint any_nan(const real* x, Py_ssize_t n) noexcept nogil:
+    cdef Py_ssize_t k
+    cdef int any = 0
+    for k in range(n):
+        any |= x[k] != x[k]
+    return any
+
+
 cdef inline bint span(const Job* job, const Loss* loss, Py_ssize_t i, Py_ssize_t n, const real* x, const real* y,
                       const real* q, const double* w, const double* c, real* u, Sums* sums,
                       Ahead* ahead) noexcept nogil:
@@ -438,6 +446,9 @@ cdef inline bint span(const Job* job, const Loss* loss, Py_ssize_t i, Py_ssize_t
     cdef real* to = place_of(job, &a[LOSS], i, n, x, v)
     cdef const double* each = by if w != NULL or c != NULL else NULL
     cdef bint added = False, written = False
+    if Loss is OrdinaryCrossEntropy:
+        if q[0] == 0 and any_nan(x, n):     # times 0 it is 0, which only the general form looks at
+            return False
     exponentials(job, loss, x, u, m, ahead)
     if Loss is SigmoidCrossEntropy or Loss is OrdinaryCrossEntropy:
         if job.total and w == NULL and n % APART == 0:
@@ -519,7 +530,7 @@ cdef double part(const Job* job, const Loss* loss, Py_ssize_t start, Py_ssize_t 
     fill(&a[POS_WEIGHT], n, q_)
     fill(&a[WEIGHT], n, w_)
     fill(&a[COTANGENT], n, c_)
-    ordinary = (a[POS_WEIGHT].lies == CONSTANT and 0 < q_[0] < <double>INFINITY and a[HESSIAN].lies == ABSENT
+    ordinary = (a[POS_WEIGHT].lies == CONSTANT and 0 <= q_[0] < <double>INFINITY and a[HESSIAN].lies == ABSENT
                 and a[LABEL_GRAD].lies == ABSENT and a[POS_WEIGHT_GRAD].lies == ABSENT)
     while i < stop:
         n = stop - i if stop - i < SPAN else SPAN

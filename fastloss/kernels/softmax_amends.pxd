@@ -1,4 +1,4 @@
-"""Rows of which nothing counts, or of which `where` leaves no class: put right after the others, which they must not slow.
+"""Rows of which nothing counts, or of which `where` leaves no class: put right after the others, not to slow them.
 
 One rule: a term whose coefficient is exactly 0 adds exactly 0, to the value and to every gradient.  Where no class is
 left all probabilities are 0, and a label that counts has the loss of any other that is masked out: infinite.
