@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import functools
+import inspect
 from collections.abc import Callable
 from typing import Any
 
 from numpy.typing import ArrayLike
 
 from fastloss import _inputs
-from fastloss._gradients import Wants
+from fastloss._gradients import Wants, call
 
 
 def value_grad_hess(loss: Callable[..., Any], hessian: str = "diagonal") -> Callable[..., Any]:
@@ -27,7 +28,8 @@ def value_grad_hess(loss: Callable[..., Any], hessian: str = "diagonal") -> Call
     Returns
     -------
     function
-        Takes the arguments of `loss` and, by keyword,
+        Takes the arguments of `loss`, with ``reduction="none"`` by default whatever the loss's own is (boosters want
+        one derivative a row, not its share of a mean), and, by keyword,
 
         cotangent : array_like, optional
             Shaped as the value; multiplies the derivatives row by row.  Ones by default.
@@ -62,7 +64,10 @@ def value_grad_hess(loss: Callable[..., Any], hessian: str = "diagonal") -> Call
         *args: Any, cotangent: ArrayLike | None = None, grad_out: Any = None, hess_out: Any = None, **kwargs: Any
     ) -> Any:
         wants = Wants(names[:1], cotangent, {names[0]: grad_out, "hessian": hess_out}, False, kind)
-        value = loss(*args, _wants=wants, **kwargs)
+        value = call(loss, args, {"reduction": "none", **kwargs}, wants)
         return value, wants.grads[names[0]], wants.hessian
 
+    signature = inspect.signature(loss)
+    shown = [p.replace(default="none") if p.name == "reduction" else p for p in signature.parameters.values()]
+    value_gradient_hessian.__signature__ = signature.replace(parameters=shown)  # type: ignore[attr-defined]
     return value_gradient_hessian

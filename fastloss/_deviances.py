@@ -197,7 +197,7 @@ def kl_divergence(
     """Kullback-Leibler divergence, element by element.
 
     :math:`y (\\log y - x)` for a predicted log-probability :math:`x` and a probability :math:`y`; 0 where :math:`y`
-    is 0.
+    is 0, whatever :math:`x` is.
 
     Parameters
     ----------

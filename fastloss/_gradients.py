@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import copy
 import functools
 import inspect
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any, TypeVar
 
 import numpy as np
@@ -84,14 +85,14 @@ def differentiable(*names: str, hessians: tuple[str, ...] = ()) -> Callable[[Los
     return decorate
 
 
-def value_and_grad(loss: Callable[..., Any], wrt: str | tuple[str, ...] | None = None) -> Callable[..., Any]:
+def value_and_grad(loss: Callable[..., Any], wrt: str | Sequence[str] | None = None) -> Callable[..., Any]:
     """Turn a loss into a function that returns its value and its gradient, in one pass.
 
     Parameters
     ----------
     loss : function
         A loss of this package.
-    wrt : str or tuple of str, optional
+    wrt : str, or tuple or list of str, optional
         The argument or arguments to differentiate with respect to; the loss's main input (``logits``,
         ``predictions``, ``inputs``) by default.
 
@@ -101,18 +102,19 @@ def value_and_grad(loss: Callable[..., Any], wrt: str | tuple[str, ...] | None =
         Takes the arguments of `loss` and, by keyword,
 
         cotangent : array_like, optional
-            Shaped as the value; multiplies the gradients row by row.  Ones by default.
-        grad_out : array or tuple of arrays, optional
+            Shaped as the value; multiplies the gradients row by row, ones by default.  An infinite one makes those
+            entries infinite that are not 0.
+        grad_out : array, or tuple or list of arrays, optional
             Where to write the gradients.  May be the logits themselves: then they are overwritten in place.
 
-        and returns ``(value, gradient)``, with a tuple of gradients, in order, where `wrt` is a tuple.  A gradient has
-        the dtype, shape and memory layout of its argument, and is the derivative of the (reduced) value.  New memory of
-        over 32 MB takes longer than most losses, so hand over `grad_out` where that counts.
+        and returns ``(value, gradient)``, with a tuple of gradients, in order, where `wrt` is a tuple or a list.  A
+        gradient has the dtype, shape and memory layout of its argument, and is the derivative of the (reduced) value.
+        New memory of over 32 MB takes longer than most losses, so hand over `grad_out` where that counts.
 
     Raises
     ------
     TypeError
-        If `loss` is no loss of this package.
+        If `loss` is no loss of this package, or `wrt` neither a name nor several.
     ValueError
         If it has no gradient with respect to a name in `wrt`.
 
@@ -130,12 +132,12 @@ def value_and_grad(loss: Callable[..., Any], wrt: str | tuple[str, ...] | None =
     names = getattr(loss, "wrt", None)
     if names is None:
         raise TypeError(f"loss must be a loss of fastloss, got {_inputs.shown(loss)}")
-    if not (wrt is None or isinstance(wrt, str | tuple | list)):
-        raise TypeError(f"wrt must be a name or a tuple of names, got {_inputs.shown(wrt)}")
-    asked = (names[0],) if wrt is None else (wrt,) if isinstance(wrt, str) else tuple(wrt)
-    single = not isinstance(wrt, tuple)
+    single = wrt is None or isinstance(wrt, str)
+    if not single and not (isinstance(wrt, (tuple, list)) and all(isinstance(name, str) for name in wrt)):
+        raise TypeError(f"wrt must be a name, or a tuple or list of names, got {_inputs.shown(wrt)}")
+    asked: tuple[str, ...] = names[:1] if wrt is None else (wrt,) if isinstance(wrt, str) else tuple(wrt)
     for name in asked:
-        if not isinstance(name, str) or name not in names:
+        if name not in names:
             raise ValueError(f"wrt must be among {names}, got {_inputs.shown(name)}")
     if len(set(asked)) < len(asked):
         raise ValueError(f"wrt must not repeat a name, got {asked}")
@@ -147,17 +149,66 @@ def value_and_grad(loss: Callable[..., Any], wrt: str | tuple[str, ...] | None =
         if single and grad_out is not None:
             buffers[asked[0]] = grad_out
         elif grad_out is not None:
-            if not isinstance(grad_out, tuple) or len(grad_out) != len(asked):
+            if not isinstance(grad_out, (tuple, list)) or len(grad_out) != len(asked):
                 got = _inputs.shown(grad_out)
-                raise ValueError(f"grad_out must be a tuple of {len(asked)} arrays, as wrt, got {got}")
+                raise ValueError(f"grad_out must be a tuple or list of {len(asked)} arrays, as wrt, got {got}")
             buffers = dict(zip(asked, grad_out, strict=True))
         wants = Wants(asked, cotangent, buffers, main and cotangent is None)
-        value = loss(*args, _wants=wants, **kwargs)
+        value = call(loss, args, kwargs, wants)
         if single:
             return value, wants.grads[asked[0]]
         return value, tuple(wants.grads[name] for name in asked)
 
     return value_and_gradient
+
+
+def call(loss: Callable[..., Any], args: Any, kwargs: Any, wants: Wants) -> Any:
+    """The loss, its gradients left in `wants`; an infinite cotangent makes each of them infinite that is not 0.
+
+    Gradients are linear in the cotangent: those of its infinite entries, taken as 1 or -1, are made apart.  Multiplied
+    into a sum, infinities would meet as NaN.
+    """
+    c, infinite = _infinite(wants.cotangent)
+    if infinite is None:
+        return loss(*args, _wants=wants, **kwargs)
+    # random numbers are drawn twice, and must be the same
+    some = [copy.deepcopy(a) if _has_state(a) else a for a in args]
+    more = {k: copy.deepcopy(a) if _has_state(a) else a for k, a in kwargs.items() if k != "out"}
+    apart = Wants(wants.wrt, np.where(infinite, np.sign(c), 0), {}, False, wants.hessian_kind)
+    loss(*some, _wants=apart, **more)
+    wants.cotangent = np.where(infinite, 0, c)
+    value = loss(*args, _wants=wants, **kwargs)
+    _add_infinities([*wants.grads.values(), wants.hessian], [*apart.grads.values(), apart.hessian])
+    return value
+
+
+def _infinite(cotangent: ArrayLike | None) -> tuple[Array, Array | None]:
+    """The cotangent, and where it is infinite; None where it is nowhere."""
+    c = np.asarray(cotangent)
+    if cotangent is None or isinstance(cotangent, np.ma.MaskedArray) or not (
+        c.dtype.kind == "f" or _inputs.is_bfloat16(c.dtype)
+    ):  # fmt: skip
+        return c, None
+    with np.errstate(all="ignore"):
+        if np.isfinite(c.sum()):  # at the speed of memory
+            return c, None
+    infinite = np.isinf(c)
+    return c, infinite if infinite.any() else None
+
+
+def _has_state(a: Any) -> bool:
+    return not isinstance(a, (np.ndarray, list, tuple, str, int, float, type(None)))
+
+
+def _add_infinities(to: Any, of: Any) -> None:
+    """Gradients += infinity times others, 0 times which is 0."""
+    for a, b in zip(to, of, strict=True):
+        if isinstance(a, (list, tuple)):
+            _add_infinities(a, b)
+        elif a is not None:
+            a, b = getattr(a, "values", a), getattr(b, "values", b)  # of SparseRows
+            with np.errstate(all="ignore"):
+                np.add(a, b * b.dtype.type(np.inf), out=a, where=b != 0)
 
 
 def sum_back(grad: Array, shape: tuple[int, ...]) -> Array:

@@ -9,7 +9,7 @@ from numpy.typing import ArrayLike, NDArray
 
 from fastloss import _inputs, _memory, _threads
 from fastloss._gradients import Wants, differentiable
-from fastloss._logits import Logits, Slopes, buffer_of, contiguous, losses, padded, without_zeros
+from fastloss._logits import Logits, Slopes, buffer_of, clear_zeros, contiguous, losses, shifts
 from fastloss._reductions import Reduction, narrow
 
 Array = NDArray[Any]
@@ -92,7 +92,7 @@ def in_batch_softmax_loss(
     items = None if item_ids is None else _inputs.packed(_inputs.integers("item_ids", item_ids), np.int64)
     if items is not None:
         _inputs.same_shape("item_ids", items, (n,), "[batch]")
-    shift = np.zeros(padded(n), dtype)
+    shift = shifts(n, dtype)
     if log_q is not None:
         with np.errstate(over="ignore"):
             shift[:n] = -_inputs.finite("log_q", log_q, n)
@@ -106,7 +106,7 @@ def in_batch_softmax_loss(
             if wrt in _wants.wrt:
                 buffers[wrt] = buffer_of(_wants, wrt, a, apart | {"out": rows.loss})
 
-    x, candidates = without_zeros(contiguous(q, dtype), rows.scale), contiguous(k, dtype)
+    x, candidates = contiguous(q, dtype), contiguous(k, dtype)
     logits = Logits(
         x, n, candidates.__getitem__, shift, np.zeros((n, 1)), (None, items, None, None), slope, diagonal=True
     )
@@ -122,9 +122,7 @@ def in_batch_softmax_loss(
     value = rows.value()
     if slopes is not None:
         if slopes.x is not None:
-            if rows.scale is not None:
-                slopes.x[rows.scale.reshape(-1) == 0] = 0
-            narrow(buffers["queries"], slopes.x)
+            narrow(buffers["queries"], clear_zeros(slopes.x, rows))
         if slopes.candidates is not None:
             narrow(buffers["keys"], slopes.candidates)
     return value

@@ -361,7 +361,8 @@ def class_labels(
     bad = ((y < 0) | (y >= n_classes)) & ~skipped
     if bad.any():
         raise bad_label(name, y, int(np.argmax(bad)), n_classes, ignore)
-    ids = np.where(skipped, -1, y).astype(np.int64).reshape(-1, 1)
+    ids = y.astype(np.int64).reshape(-1, 1)  # first: no unsigned dtype holds -1
+    ids[skipped.reshape(-1)] = -1
     return ClassLabels(given, ids, None, tail, bool(skipped.any()))
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import math
 from collections.abc import Iterator, Sequence
 from typing import Any, NamedTuple
@@ -82,18 +83,16 @@ class _Blocks:
     ) -> None:
         size = table.dtype.itemsize
         self.wide = size == 8
-        self.lanes = 128 // size
-        tile, pitch = _kernels.TILE, _kernels.PITCH
-        chunks, panel = max(1, -(-d // _kernels.CHUNK)), -(-d // self.lanes) * self.lanes if dw is not None else 0
-        columns = chunks * _kernels.CHUNK if dx else 0
+        lanes, panel = _kernels.lanes(self.wide), _kernels.PANEL
         whole = dw is not None and any(a.dtype.itemsize < size for a in dw)
-        block = min(960, max(96, BLOCK_BYTES // (size * max(1, d)) // 96 * 96))  # in whole panels
-        self.block = min(block, -(-max(1, table.n_classes) // tile) * tile)
-        fixed = size * self.block * (chunks * pitch + panel)
-        row = size * (d + columns + panel)
-        all_rows = -(-n // self.lanes) * self.lanes
+        block = min(960, max(panel, BLOCK_BYTES // (size * max(1, d)) // panel * panel))
+        self.block = min(block, -(-max(1, table.n_classes) // _kernels.TILE) * _kernels.TILE)
+        sizes = functools.partial(_kernels.sizes, self.wide, d, self.block, dx=dx, dw=dw is not None)
+        fixed = size * sum(sizes(0, 0))
+        row = size * sum(sizes(1, 0)) - fixed
+        all_rows = -(-n // lanes) * lanes
         least = min(all_rows, _kernels.ROW_STEP)
-        self.pitch = table.n_classes + tile
+        self.pitch = table.n_classes + _kernels.TILE
         if max_memory is None:  # a third of what others need, and few enough passes over the table and its gradient
             usual = (4 if n >= 2048 else 3) * least
             max_memory = max(DEFAULT_MEMORY, fixed + usual * (row + size * self.pitch))
@@ -103,11 +102,8 @@ class _Blocks:
             self.pitch = self.block
             room = self._fit(max_memory - fixed, row + size * self.pitch, all_rows)
             self.rows = all_rows if whole else max(least, room)
-        self.turn = self._turn(dw[0], table.dtype) if dw and d % self.lanes == 0 else 0
-        scratch = _memory.pieces(
-            table.dtype, self.rows * self.pitch, chunks * self.block * pitch, self.rows * d, self.rows * columns,
-            self.rows * panel, self.block * panel,
-        )  # fmt: skip
+        self.turn = self._turn(dw[0], table.dtype) if dw and d % lanes == 0 else 0
+        scratch = _memory.pieces(table.dtype, *sizes(self.rows, self.pitch))
         self.z, self.wp, self.xp, inputs_sums, inputs_rows, table_sums = [a.view(np.uint8) for a in scratch]
         self.dx = inputs_sums if dx else None
         self.xr = None if dw is None else inputs_rows
@@ -130,8 +126,9 @@ class _Blocks:
 
     def state(self, n: int) -> Array:
         """Sums over no class, for the lanes of n rows."""
-        state = np.zeros((_kernels.STATE_ROWS, -(-n // self.lanes) * self.lanes))
-        state[_kernels.TOP_ROW] = -np.inf
+        shape, top = _kernels.empty_state(self.wide, n)
+        state = np.zeros(shape)
+        state[top] = -np.inf
         return state
 
 
@@ -256,7 +253,7 @@ class _Call:
                     blocks.xp, blocks.xr, blocks.z, blocks.dx, blocks.wp, blocks.dw, state, marks, slopes, self.threads,
                 )  # fmt: skip
             if dx is not None:
-                _kernels.unpack(plan, blocks.wide, blocks.dx, _inputs.raw(dx), dx.ndim - 1, start, self.threads)
+                _kernels.unpack(plan, blocks.wide, blocks.dx, state, _inputs.raw(dx), dx.ndim - 1, start, self.threads)
         narrow(rows.loss, loss.reshape(rows.loss.shape))
         if db is not None:
             narrow(db, bias_sums)
@@ -481,7 +478,7 @@ def linear_partials(
     y = y.copy()  # nobody changes it after it was checked
     _inputs.not_negative("labels", y)
     here = (y >= first) & (y < first + table.n_classes)
-    ids = np.where(here, y, first).astype(np.int64).reshape(-1, 1) - first
+    ids = y.astype(np.int64).reshape(-1, 1) - first
     ids[~here.reshape(-1)] = -1
     cap = 0.0 if softcap is None else _inputs.positive("softcap", softcap)
     heat = _inputs.positive("temperature", temperature)

@@ -15,7 +15,6 @@ from fastloss._reductions import Reduction
 
 Array = NDArray[Any]
 KEPT = 1 << 22  # gradients to logits held at a time, of whole rows, for that to the candidates
-SOME = 512  # candidates gathered at a time
 
 
 class Logits(NamedTuple):
@@ -24,7 +23,7 @@ class Logits(NamedTuple):
     x: Array  # [B, D], C-contiguous, in the dtype of the losses
     k: int
     candidates: Callable[[slice], Array]  # some of [K, D], likewise
-    shift: Array  # [padded(K)], added to each row
+    shift: Array  # see shifts(K), added to each row
     true: Array  # float64 [B, T]; where diagonal, filled by the kernel
     hits: tuple[Array | None, Array | None, Array | None, Array | None]  # labels to be masked among ids; heads, follows
     slope: float = 1.0  # multiplies the products
@@ -40,10 +39,9 @@ class Slopes(NamedTuple):
     sums: Array | None  # float64 [K], zeroed, to shift
 
 
-def padded(k: int) -> int:
-    """Columns in whole lanes; rows that are pages apart would share their place in the cache."""
-    width: int = _wholes(k, _kernels.LANES) * _kernels.LANES
-    return width if width % 1024 else width + _kernels.LANES
+def shifts(k: int, dtype: np.dtype[Any]) -> Array:
+    """Zeros to be added to a row of k logits, as long as the kernels keep it."""
+    return np.zeros(_kernels.padded(k), dtype)
 
 
 @np.errstate(all="ignore")  # an infinite input is no error, its row says so
@@ -56,50 +54,49 @@ def losses(nce: bool, logits: Logits, rows: Reduction, slopes: Slopes | None, th
     loss = _memory.empty(n)
     if nce:
         _kernels.nce_targets(logits.true, loss, to_true, scale, rows.factor)
-    width, slab, panels = padded(k), _kernels.SLAB_ROWS, _wholes(d, _kernels.LANES) * _kernels.LANES
-    block, kept_slabs = max(1, n), 0
-    if to_candidates is not None:
-        kept_slabs = min(_wholes(n, slab), max(1, KEPT // max(1, width * slab)))
-        block = max(1, kept_slabs) * slab
-    by_rows, by_columns, kept, inputs = _memory.pieces(
-        x.dtype,
-        _wholes(k, _kernels.LANES) * _kernels.LANES * d,
-        0 if to_x is None else k * panels,
-        kept_slabs * _wholes(k, _kernels.SLAB_COLUMNS) * _kernels.SLAB_SIZE,
-        kept_slabs * slab * panels,
-    )
-    for first in range(0, k, SOME):
-        _kernels.pack_candidates(logits.candidates(slice(first, min(first + SOME, k))), first, by_rows, by_columns)
+    width = _kernels.padded(k)
+    block, slabs, *parts = _kernels.sizes(x.dtype.itemsize, n, k, d, to_x is not None, to_candidates is not None, KEPT)
+    by_rows, by_columns, kept, inputs = _memory.pieces(x.dtype, *parts)
+    some = _kernels.GATHERED
+    for first in range(0, k, some):
+        candidates = logits.candidates(slice(first, min(first + some, k)))
+        _kernels.pack_candidates(candidates, first, k, by_rows, by_columns)
     labels, *found = logits.hits
+    counting = x if to_candidates is None else without_zeros(x, rows)
     for start in range(0, n, block):
         at = slice(start, min(start + block, n))
-        sums = None if to_shift is None else np.zeros((_wholes(at.stop - start, slab), width))
+        sums = None if to_shift is None else np.zeros((1 + slabs, width))  # what there is, and each slab's
+        columns = None if sums is None else sums[1:]
         _kernels.losses(
             nce, x[at], by_rows, by_columns, k, width, logits.slope, logits.shift, logits.true[at],
             None if labels is None else labels[at], *found, start if logits.diagonal else -1, loss[at],
             None if to_true is None else to_true[at], kept, None if to_x is None else to_x[at],
-            None if scale is None else scale[at], rows.factor * logits.slope, sums, threads,
+            None if scale is None else scale[at], rows.factor * logits.slope, columns, threads,
         )  # fmt: skip
         if to_shift is not None and sums is not None:
-            to_shift += sums.sum(axis=0)[:k]
+            sums[0, :k] = to_shift
+            to_shift[...] = sums.sum(axis=0)[:k]  # slab by slab, whatever a block is
         if to_candidates is not None:
-            _kernels.table_gradient(kept, x[at], inputs, to_candidates, start > 0, threads)
+            _kernels.table_gradient(kept, counting[at], inputs, to_candidates, start > 0, threads)
     rows.loss[...] = loss
 
 
-def _wholes(n: int, size: int) -> int:
-    """Parts of this size that n fill, the last one perhaps not wholly."""
-    return -(-n // size)
-
-
-def without_zeros(x: Array, scale: Array | None) -> Array:
+def without_zeros(x: Array, rows: Reduction) -> Array:
     """A row that does not count must not reach a sum over rows, whatever it holds."""
-    nothing = None if scale is None else np.flatnonzero(scale == 0)
-    if nothing is None or not nothing.size:
-        return x
-    x = x.copy()
-    x[nothing] = 0
-    return x
+    return clear_zeros(x.copy(), rows) if _zeros(rows).size else x
+
+
+def clear_zeros(grad: Array, rows: Reduction) -> Array:
+    """Nor has it a gradient, whatever the candidates hold."""
+    grad[_zeros(rows)] = 0
+    return grad
+
+
+def _zeros(rows: Reduction) -> Array:
+    """Rows whose gradients are multiplied by 0."""
+    if rows.factor == 0 or rows.scale is None:
+        return np.arange(len(rows.loss) if rows.factor == 0 else 0)
+    return np.flatnonzero(rows.scale == 0)
 
 
 @np.errstate(over="ignore")

@@ -75,7 +75,7 @@ class Reduction:
         self.loss: Array = out if out is not None and self._direct else _memory.empty(shape, dtype)
         self.total = self._denominator() if reduction == "mean" else 1.0
         self.scale: Array | None = None
-        self._factor = 0.0
+        self._factor = 1.0
         if wants is not None:
             self._set_scale(wants, shape)
 

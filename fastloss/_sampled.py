@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from typing import Any
 
 import numpy as np
@@ -9,7 +10,7 @@ from numpy.typing import ArrayLike, NDArray
 
 from fastloss import _inputs, _memory, _threads
 from fastloss._gradients import Wants, differentiable
-from fastloss._logits import Logits, Slopes, buffer_of, contiguous, losses, padded, without_zeros
+from fastloss._logits import Logits, Slopes, buffer_of, clear_zeros, contiguous, losses, shifts, without_zeros
 from fastloss._native import sampled as _kernels
 from fastloss._native import tables as _table_kernels
 from fastloss._reductions import Reduction, narrow
@@ -126,7 +127,7 @@ def _sampled(
     if given is None and subtract_log_q:
         _check_counts(drawn)
 
-    dense = without_zeros(contiguous(x, dtype), rows.scale)
+    dense = contiguous(x, dtype)
     logits = _logits(dense, w, b, y, drawn, subtract_log_q, remove_accidental_hits)
     values = slopes = None
     if wants is not None:
@@ -141,7 +142,7 @@ def _sampled(
     losses(is_nce, logits, rows, slopes, threads)
     value = rows.value()
     if wants is not None and slopes is not None:
-        _finish(wants, w, b, y, drawn.sampled_candidates, logits, slopes, values, rows.scale)
+        _finish(wants, w, b, y, drawn.sampled_candidates, logits, slopes, values, rows)
         if d_inputs is not None and d_inputs is not slopes.x:
             narrow(d_inputs, slopes.x)
     return value
@@ -157,7 +158,7 @@ def _logits(
     if subtract_log_q:
         _kernels.subtract_log(true, drawn.true_expected_count.reshape(-1))
         _kernels.subtract_log(offsets, drawn.sampled_expected_count)
-    shift = np.zeros(padded(k), x.dtype)
+    shift = shifts(k, x.dtype)
     with np.errstate(over="ignore"):
         shift[:k] = offsets
     for shard, rows, places in w.locate(flat):
@@ -176,6 +177,18 @@ def _target(buffer: Array, x: Array) -> Array:
     return buffer if fits and not np.may_share_memory(buffer, x) else _memory.empty_like(x)
 
 
+def _in_order(w: Table, labels: Array) -> Iterator[tuple[int, Array, Array | None]]:
+    """As Table.locate, but one label of a row at a time: its sums have their order, not that of the shards."""
+    if len(w.arrays) == 1:
+        yield from w.locate(labels.reshape(-1))
+        return
+    size, num_true = labels.shape
+    for t in range(num_true):
+        of_rows = np.arange(size, dtype=np.int64) * num_true + t
+        for shard, rows, places in w.locate(labels[:, t]):
+            yield shard, rows, of_rows[places]
+
+
 def _finish(
     wants: Wants,
     w: Table,
@@ -185,7 +198,7 @@ def _finish(
     logits: Logits,
     slopes: Slopes,
     values: Array | None,
-    scale: Array | None,
+    rows: Reduction,
 ) -> None:
     """The true classes' shares of the gradients; `values` for the table end with those to the candidates."""
     flat, true, num_true = labels.reshape(-1), slopes.true.reshape(-1), labels.shape[1]
@@ -193,15 +206,14 @@ def _finish(
     if values is not None:
         if not flat.size:  # no product has been written there
             values[...] = 0
-        _table_kernels.outer(true, num_true, logits.x, values[: true.size])
+        _table_kernels.outer(true, num_true, without_zeros(logits.x, rows), values[: true.size])
         wants.grads["weights"] = w.gradient(touched, values)
     if slopes.sums is not None:
         wants.grads["biases"] = b.gradient(touched, np.concatenate([true, slopes.sums]))
     if slopes.x is not None:
-        for shard, rows, places in w.locate(flat):
-            _table_kernels.add_true(_inputs.raw(w.arrays[shard]), rows, places, num_true, true, slopes.x)
-        if scale is not None:
-            slopes.x[scale.reshape(-1) == 0] = 0
+        for shard, at, places in _in_order(w, labels):
+            _table_kernels.add_true(_inputs.raw(w.arrays[shard]), at, places, num_true, true, slopes.x)
+        clear_zeros(slopes.x, rows)
 
 
 @differentiable("inputs", "weights", "biases")

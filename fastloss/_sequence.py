@@ -15,6 +15,7 @@ from fastloss._native import softmax as _softmax
 from fastloss._reductions import narrow
 
 Array = NDArray[Any]
+LARGE = 1e20  # a perplexity that is multiplied into gradients last: float32 ends at 3e38
 
 
 def _buffer(wants: Wants | None, name: str, a: Array, apart: dict[str, Array | None]) -> Array | None:
@@ -120,6 +121,13 @@ def _kind(average_time: bool, average_batch: bool, sum_time: bool, sum_batch: bo
         else _kernels.NONE
     )
     return kind, average_time or sum_time, average_batch or sum_batch
+
+
+@np.errstate(over="ignore")
+def _multiply(grad: Array, by: float) -> None:
+    """grad *= by, which may be infinite, and beyond the range of grad; 0 stays 0."""
+    some = grad != 0
+    grad[some] = (grad[some].astype(np.float64) * by).astype(grad.dtype)
 
 
 def _cotangent(a: ArrayLike, shape: tuple[int, ...]) -> Array:
@@ -452,7 +460,7 @@ def packed_sequence_loss(
 
     Notes
     -----
-    Differentiable in `logits`.
+    Differentiable in `logits`.  Where a perplexity overflows, so do the entries of its gradient that are not 0.
 
     Examples
     --------
@@ -481,15 +489,20 @@ def packed_sequence_loss(
     grad = _buffer(_wants, "logits", x, {"targets": y, "out": out, "weights": given})
     losses, value, denominator = np.zeros(x.shape[:1], dtype), _memory.empty(shape), _memory.empty(shape)
     scale = None
+    large = np.zeros(shape, bool)
     if _wants is not None:
         scale = _memory.empty(x.shape[0])
         cotangent = None if _wants.cotangent is None else _cotangent(_wants.cotangent, shape)
         if how == _kernels.PERPLEXITY:  # its gradient has its value as a factor, which comes first
             _cross_entropies(x, marked, losses, None, None, n_threads)
         _kernels.packed(w, losses, ends, how, value, denominator)
-        _kernels.packed_scales(w, denominator, value, cotangent, ends, how, scale)
+        large = value > LARGE
+        _kernels.packed_scales(w, denominator, np.where(large, 1, value), cotangent, ends, how, scale)
     _cross_entropies(x, marked, losses, grad, scale, n_threads)
     _kernels.packed(w, losses, ends, how, value, denominator)
+    for b in np.flatnonzero(large & (how == _kernels.PERPLEXITY)) if grad is not None else ():
+        assert grad is not None
+        _multiply(grad[ends[b] : ends[b + 1]], value[b])
     result = _memory.empty(shape, dtype) if out is None else out
     narrow(result, value)
     return result

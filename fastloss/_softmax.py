@@ -172,7 +172,8 @@ def sparse_softmax_cross_entropy_with_logits(
     label_smoothing : float, default 0
         In [0, 1]: mixes the labels with the uniform distribution over the classes that `where` keeps.
     where : array_like of bool, optional
-        Classes that take part; broadcasts to `logits`.  The others count as logits of ``-inf``.
+        Classes that take part; broadcasts to `logits`.  The others count as logits of ``-inf``.  Where none does, a
+        label that counts has the loss ``inf``.
     reduction : {"none", "sum", "mean"}
         The mean divides by the sum of the weights of the rows that count; it is 0 if none does.
     out : ndarray, optional
@@ -197,7 +198,8 @@ def sparse_softmax_cross_entropy_with_logits(
     Notes
     -----
     A ``-inf`` logit at the label gives ``inf`` and a finite gradient; ``+inf``, NaN or a row of ``-inf`` give NaN in
-    that row.  After ``tf.nn.sparse_softmax_cross_entropy_with_logits``.
+    that row, unless nothing in it counts: then its loss and gradient are 0.  After
+    ``tf.nn.sparse_softmax_cross_entropy_with_logits``.
 
     Examples
     --------
@@ -252,7 +254,8 @@ def softmax_cross_entropy_with_logits(
     .. math:: \\sum_k z_k \\Bigl(\\log \\sum_j e^{x_j} - x_k\\Bigr),
 
     computed as two sums without cancellation, around the row's maximum.  Terms whose target is exactly 0 contribute
-    exactly 0, also on a logit of ``-inf``.  The targets need not sum to 1, and the gradient is the true one then.
+    exactly 0, also on a logit of ``-inf``; a row of nothing but those is 0, whatever its logits are.  The targets
+    need not sum to 1, and the gradient is the true one then.
 
     Parameters
     ----------
@@ -369,7 +372,7 @@ def softmax(
     axis : int, tuple of int or None, default -1
         The axis or axes that sum to 1; None for all.
     where : array_like of bool, optional
-        Elements that take part; broadcasts to `x`.  The others are 0.
+        Elements that take part; broadcasts to `x`.  The others are 0, also where none takes part.
     out : ndarray, optional
         Where to write the result; may be `x` itself.
     n_threads : int, optional
@@ -410,7 +413,7 @@ def log_softmax(
     x, axis, out, n_threads
         As in :func:`softmax`.
     where : array_like of bool, optional
-        Elements that take part; broadcasts to `x`.  The others are ``-inf``.
+        Elements that take part; broadcasts to `x`.  The others are ``-inf``, also where none takes part.
 
     Returns
     -------

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import inspect
+
 import mpmath
 import numpy as np
 import pytest
@@ -112,6 +114,17 @@ def test_ignored_and_weightless_rows_are_zero():
         hess = f(labels=[0, 1, 4, 0, 1, 2], logits=x, **more)[2]
         assert not hess[2].any()
         assert (hess[[0, 1, 3, 4, 5]] > 0).all()
+
+
+@pytest.mark.parametrize("loss", ELEMENTWISE + SOFTMAX)
+def test_one_derivative_a_row_by_default(loss):
+    kwargs = arguments(loss, 5)
+    f = getattr(loss.function, "__wrapped__", loss.function)  # with the default of its own
+    assert inspect.signature(fl.value_grad_hess(f)).parameters["reduction"].default == "none"
+    got = fl.value_grad_hess(f)(**kwargs)
+    for a, b in zip(got, fl.value_grad_hess(f)(**kwargs, reduction="none"), strict=True):
+        assert a.tobytes() == b.tobytes()
+    assert got[0].shape == f(**kwargs, reduction="none").shape
 
 
 def test_what_is_refused():

@@ -208,7 +208,7 @@ def test_shards_however_they_lie(loss, strategy, tmp_path):
         assert isinstance(dw, tuple)
         assert all(part.shape == shard.shape for part, shard in zip(dw, split, strict=True))
         assert value.tobytes() == want[0].tobytes()
-        np.testing.assert_allclose(dx, want[1], rtol=1e-5, atol=1e-6)
+        assert dx.tobytes() == want[1].tobytes()  # of two true classes a row: added in their order
         np.testing.assert_array_equal(dense(dw, n, parts, strategy), want[2].to_dense())
         np.testing.assert_array_equal(db.to_dense(), want[3].to_dense())
 

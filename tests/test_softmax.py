@@ -421,10 +421,27 @@ def test_a_bad_label_leaves_every_buffer_alone():
         fl.value_and_grad(SPARSE)(labels=[0] * 4, logits=x, grad_out=np.zeros((4, 99), np.float32))
     with pytest.raises(TypeError, match="grad_out must be float32, got float64"):
         fl.value_and_grad(SPARSE)(labels=[0] * 4, logits=x, grad_out=np.zeros((4, 100)))
-    with pytest.raises(ValueError, match="grad_out must be a tuple of 2 arrays"):
+    with pytest.raises(ValueError, match="grad_out must be a tuple or list of 2 arrays"):
         fl.value_and_grad(DENSE, ("logits", "labels"))(labels=x, logits=x, grad_out=x)
     with pytest.raises(TypeError, match="loss must be a loss of fastloss"):
         fl.value_and_grad(np.sum)
+    for wrong in ({"logits"}, 0, ["logits", 1], b"logits", np.array(["logits"])):
+        with pytest.raises(TypeError, match="wrt must be a name, or a tuple or list of names, got"):
+            fl.value_and_grad(DENSE, wrong)
+
+
+def test_a_list_of_names_is_a_tuple_of_them():
+    kwargs = {"labels": np.full((3, 4), 0.25), "logits": np.arange(12.0).reshape(3, 4)}
+    value, want = fl.value_and_grad(DENSE, ("labels", "logits"))(**kwargs)
+    buffers = [np.empty((3, 4)), np.empty((3, 4))]
+    for more in ({}, {"grad_out": buffers}):
+        got = fl.value_and_grad(DENSE, ["labels", "logits"])(**kwargs, **more)
+        assert np.array_equal(got[0], value)
+        assert isinstance(got[1], tuple)
+        assert np.array_equal(got[1], want)
+    assert np.array_equal(buffers, want)
+    (one,) = fl.value_and_grad(DENSE, ["logits"])(**kwargs)[1]
+    assert np.array_equal(one, want[1])
 
 
 @pytest.mark.parametrize("f", [fl.softmax_cross_entropy_with_logits, fl.sigmoid_cross_entropy_with_logits])
@@ -571,6 +588,8 @@ def test_axes_where_out_and_layouts(name):
             with np.errstate(divide="ignore", invalid="ignore"):
                 lse = np.log(np.exp(masked).sum(axes, keepdims=True))
                 want = {"softmax": np.exp(masked - lse), "log_softmax": masked - lse, "logsumexp": lse}[name]
+            # where no class is left, all have probability 0
+            want = np.where(np.isneginf(lse), 0 if name == "softmax" else -np.inf, want)
             if name == "logsumexp":
                 kept = f(x, axis, where=where, keepdims=True)
                 np.testing.assert_allclose(kept, want, rtol=1e-13)

@@ -30,7 +30,7 @@ class Regression:
         self.both(**self.options, grad_out=self.buffers["grad_out"])
 
     def time_hessian(self, loss, dtype, n):
-        self.hessian(**self.options, **self.buffers)
+        self.hessian(**self.options, reduction="mean", **self.buffers)
 
 
 class Layout:

@@ -1,5 +1,5 @@
 """What CTC knows of an entry before its lattice: labels, moves, and the probabilities of its frames."""
-from libc.math cimport INFINITY
+from libc.math cimport INFINITY, fabs
 from libc.stdint cimport int64_t, uint64_t
 from libc.string cimport memset
 
@@ -16,6 +16,7 @@ cdef extern from "lattice.h" nogil:
     double FL_NOTHING
     double FL_TINY
     int64_t FL_PART(int64_t) noexcept
+    double fl_two_to(double) noexcept
     void fl_exp_wide(double, double*, double*) noexcept
     int64_t fl_gather(const double*, const int64_t*, int64_t, double, double*) noexcept
     ctypedef struct fl_rest:
@@ -206,7 +207,10 @@ cdef inline void widen(double p, double x, const Softmax* f, double* m, double* 
     if x - f.shift > -INFINITY:
         fl_exp_wide(x - f.shift, m, e)
         m[0] = m[0]*(f.c*2.0**FL_BIAS)
-        e[0] = e[0] - f.power
+        if e[0] > -2.0**50 or fabs(f.power) > 900:
+            e[0] = e[0] - f.power
+        else:                           # of a mask: its exponent has no units, and they count (see shrink in ctc.pyx)
+            m[0] = m[0]*fl_two_to(-f.power)
 
 
 cdef inline void fetch_ahead(const char* frame, Py_ssize_t size) noexcept nogil:

@@ -3,14 +3,14 @@
 An entry is one thread's.  Its frames become probabilities of the labels (and, in the gradient's own memory, of all
 classes); then the lattice of lattice.h is walked forward and, for the gradient, back.
 """
-from libc.math cimport INFINITY, NAN
+from libc.math cimport INFINITY, NAN, rint
 from libc.stdint cimport int64_t
 from libc.string cimport memcpy, memset
 
 from fastloss._parallel cimport for_blocks
 from fastloss.kernels.alignment cimport (
-    AHEAD, FL_NOTHING, FL_PART, FL_TINY, Entry, Job, Scratch, fetch_ahead, fill, find_classes, fl_rest, group_of,
-    lay_out, read_frames, read_labels, set_moves,
+    AHEAD, FL_NOTHING, FL_PART, FL_TINY, Entry, Job, Scratch, fetch_ahead, fill, find_classes, fl_rest, fl_two_to,
+    group_of, lay_out, read_frames, read_labels, set_moves,
 )
 from fastloss.kernels.arrays cimport F32, F64, NO_AXIS, Held, Rows, index_at, release, row_at, store, take
 from fastloss.kernels.frames cimport LANES, fl_sum, padded, take_frames, whole
@@ -19,7 +19,6 @@ from fastloss.kernels.scratch cimport Scratches, free_scratch, new_scratch, no_m
 from fastloss.kernels.vmath cimport fl_log, fl_log1p
 
 cdef extern from "lattice.h" nogil:
-    double fl_two_to(double) noexcept
     void fl_normal(double, double, double*, double*) noexcept
     double fl_sum2(double, double, double, double, double*) noexcept
     void fl_lattice_forward(int64_t, const double*, const double*, const double*, double, double, double,
@@ -171,6 +170,32 @@ cdef void backward(const Job* job, const Entry* it, Scratch* s) noexcept nogil:
                             s.mass + M)
         row, to = to, row
         put_slopes(job, it, s, t)
+
+
+# ------------------------------------------------------------------ entries with masks
+# Where every alignment needs a logit of -1e15 or less, exponents are so large that sums of them lose their units.  For
+# the gradient, which does not depend on how large a mask is, they are brought down to where sums are exact.
+
+cdef inline double shrunk(double e, double by) noexcept nogil:
+    """An exponent beyond 2^32 times `by`, a whole number; nothing stays nothing."""
+    if e > -2.0**32 or e <= 0.5*FL_NOTHING:
+        return e
+    e = rint(e*by)
+    return e if e > -2.0**47 else -2.0**47
+
+
+cdef bint shrink(Entry* it, Scratch* s) noexcept nogil:
+    """Whether exponents were too large, and now are not."""
+    cdef double by
+    cdef Py_ssize_t t, k
+    if it.e > -2.0**50:
+        return False
+    by = -2.0**45/it.e
+    for t in range(it.frames):
+        s.blank[2*t + 1] = shrunk(s.blank[2*t + 1], by)
+        for k in range(it.W if s.wide[t] else 0):
+            s.pe[t*it.W + k] = shrunk(s.pe[t*it.W + k], by)
+    return True
 
 
 # ------------------------------------------------------------------ confident entries, in plain probabilities
@@ -439,7 +464,7 @@ cdef void run_entry(const Job* job, Py_ssize_t b, Scratch* s) noexcept nogil:
         if it.confident:
             plain_backward(job, &it, s)
         elif not plain or not scaled_backward(job, &it, s):
-            if plain:
+            if plain or shrink(&it, s):
                 forward(&it, s, True)
             backward(job, &it, s)
 

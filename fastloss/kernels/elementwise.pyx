@@ -345,7 +345,7 @@ cdef void scale_all(const real* v, double by, Py_ssize_t n, real* out) noexcept 
             out[k] = fma(v[k], high, v[k]*low)
     else:
         for k in range(n):
-            out[k] = <real>(v[k]*by)
+            out[k] = <real>(v[k]*by) if by != 0 else <real>0
 
 
 cdef void add_to(double* lane, double* v, Py_ssize_t n) noexcept nogil:
@@ -423,6 +423,14 @@ cdef double part_in_place(const Job* job, const Loss* loss, Py_ssize_t start, Py
     return lanes_sum(lane)
 
 
+cdef bint any_nan(const real* x, Py_ssize_t n) noexcept nogil:
+    cdef Py_ssize_t k
+    cdef int any = 0
+    for k in range(n):
+        any |= x[k] != x[k]
+    return any
+
+
 cdef inline bint span(const Job* job, const Loss* loss, Py_ssize_t i, Py_ssize_t n, const real* x, const real* y,
                       const real* q, const double* w, const double* c, real* u, Sums* sums,
                       Ahead* ahead) noexcept nogil:
@@ -439,6 +447,9 @@ cdef inline bint span(const Job* job, const Loss* loss, Py_ssize_t i, Py_ssize_t
     cdef real* to = place_of(job, &a[LOSS], i, n, x, v)
     cdef const double* each = by if w != NULL or c != NULL else NULL
     cdef bint added = False, written = False
+    if Loss is OrdinaryCrossEntropy:
+        if q[0] == 0 and any_nan(x, n):     # times 0 it is 0, which only the general form looks at
+            return False
     exponentials(job, loss, x, u, m, ahead)
     if Loss is SigmoidCrossEntropy or Loss is OrdinaryCrossEntropy:
         if job.total and w == NULL and n % APART == 0:

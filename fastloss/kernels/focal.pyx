@@ -38,6 +38,16 @@ cdef void read_row(const Job* job, Py_ssize_t i, real* x) noexcept nogil:
             x[k] = x[k] if p[k*job.where.step] else <real>(-INFINITY)
 
 
+cdef bint nothing_left(const Job* job, Py_ssize_t i) noexcept nogil:
+    """Whether `where` leaves no class of row i."""
+    cdef const char* p = row_at(&job.where, i) if job.where.data != NULL else NULL
+    cdef Py_ssize_t k
+    for k in range(job.where.width if p != NULL else 0):
+        if p[k*job.where.step]:
+            return False
+    return p != NULL
+
+
 cdef double focal_row(const Job* job, double factor, Py_ssize_t y, real* x, real* e) noexcept nogil:
     """The loss; x becomes its gradient.  With s = -log p and T the sum of the others' exp, dloss/dx_k is e_k/T times
     (1 - p)^(gamma + 1) + gamma (1 - p)^gamma p s, which is finite whatever gamma and p are."""
@@ -83,6 +93,10 @@ cdef void run_rows(const Job* job, Py_ssize_t start, Py_ssize_t stop, real* scra
         v = 0
         if weight != 0:
             v = <real>(focal_row(job, factor, y, x, e)*weight)
+            if v != v and nothing_left(job, i):     # as for any label that is masked out
+                v = <real>(INFINITY*weight)
+                for k in range(c):
+                    x[k] = <real>(-factor) if k == y else <real>0
         if factor == 0:
             for k in range(c):
                 x[k] = 0

@@ -22,9 +22,8 @@ from fastloss.kernels.vmath cimport (
 cdef enum:
     SERIAL = 1 << 21        # multiply-adds below which a second thread costs more than it saves
 
-# the wrapper sizes scratch by these
-TILE, CHUNK, PITCH, ROW_STEP = FL_TILE, FL_CHUNK, FL_PITCH, ROWS
-STATE_ROWS, TOP_ROW, ARGMAX_ROW = FIELDS, TOP, ARGMAX
+TILE, PANEL, ROW_STEP = FL_TILE, STEP, ROWS    # blocks are multiples of these: of classes, if they can, and of rows
+ARGMAX_ROW = ARGMAX
 
 cdef enum:                  # tasks of one block
     PACK_TABLE
@@ -195,6 +194,7 @@ cdef void finish_row(const Ends* at, Py_ssize_t i, real dummy) noexcept nogil:
     cdef const double* z = at.marked + i*at.k
     cdef double* state = at.state + i
     cdef Py_ssize_t q, p, best = 0, rows = at.rows
+    cdef bint some = False          # targets that are not 0
     cdef int bias = bias_of(dummy)
     cdef real m = <real>state[TOP*rows]
     cdef double others, e, each, total, ratio, lse, weight, scale, slope, loss, sum_t = 0, other, u, v, entropy
@@ -208,6 +208,7 @@ cdef void finish_row(const Ends* at, Py_ssize_t i, real dummy) noexcept nogil:
         best = q if z[q] > z[best] else best
     for q in range(at.k):
         sum_t += t[q]
+        some = some or t[q] != 0
         if q != best:
             each += fl_exp_label(z[q] - terms.shift, terms.power, bias)
     terms.gap = z[best] - terms.shift
@@ -228,7 +229,7 @@ cdef void finish_row(const Ends* at, Py_ssize_t i, real dummy) noexcept nogil:
             entropy += u*v if u != 0 else 0.0
         at.entropy[i] = entropy
     # an ignored row, or one whose every target is 0
-    if y[0] < 0 or (sum_t == 0 and at.smooth_sum == 0 and other == 0 and weight == 0):
+    if y[0] < 0 or (not some and at.smooth_sum == 0 and other == 0 and weight == 0):
         at.loss[i] = 0
         state[SLOPE*rows] = state[SCALE*rows] = 0
         for q in range(at.k if at.slopes != NULL else 0):
@@ -268,6 +269,26 @@ cdef void finish_row(const Ends* at, Py_ssize_t i, real dummy) noexcept nogil:
 
 
 # ------------------------------------------------------------------ called from Python
+
+def lanes(bint wide):
+    """Rows of the batch side by side: a block has a multiple of so many."""
+    return lanes_of(<double>0) if wide else lanes_of(<float>0)
+
+
+def sizes(bint wide, Py_ssize_t d, Py_ssize_t block, Py_ssize_t rows, Py_ssize_t pitch, bint dx, bint dw):
+    """Numbers in each piece of scratch for so many rows, `block` classes packed and `pitch` logits kept a row.
+
+    The pieces: logits, the table, the inputs, sums of their gradient, the inputs by columns, sums of the table's.
+    """
+    cdef Py_ssize_t side = lanes(wide), chunks = parts_of(d, FL_CHUNK) if d > 0 else 1
+    cdef Py_ssize_t columns = parts_of(d, side)*side if dw else 0
+    return (rows*pitch, chunks*block*FL_PITCH, rows*d, rows*chunks*FL_CHUNK if dx else 0, rows*columns, block*columns)
+
+
+def empty_state(bint wide, Py_ssize_t n):
+    """Shape of the sums of n rows, and which of its rows starts at -inf, the others at 0."""
+    return (FIELDS, parts_of(n, lanes(wide))*lanes(wide)), TOP
+
 
 cdef inline void* at(unsigned char[::1] memory):
     return &memory[0] if memory is not None else NULL
@@ -313,7 +334,8 @@ def pack(tuple plan, bint wide, inputs, int axis, Py_ssize_t start, unsigned cha
         release(&held)
 
 
-def unpack(tuple plan, bint wide, unsigned char[::1] dx, inputs_grad, int axis, Py_ssize_t start, int n_threads):
+def unpack(tuple plan, bint wide, unsigned char[::1] dx, double[:, ::1] state, inputs_grad, int axis, Py_ssize_t start,
+           int n_threads):
     """The gradient of rows start .. start + n, from dx to where it goes."""
     cdef Job job
     cdef Held held
@@ -323,6 +345,7 @@ def unpack(tuple plan, bint wide, unsigned char[::1] dx, inputs_grad, int axis, 
         take(&held, inputs_grad, axis, True, &job.inputs_grad)
         job.start = start
         job.dx = at(dx)
+        job.state = &state[0, 0]
         n_threads = team(&job, 256, n_threads)
         with nogil:
             if wide:

@@ -110,12 +110,13 @@ cdef inline void unpack_inputs_group(const Job* job, Py_ssize_t g, real dummy) n
     cdef Py_ssize_t lanes = lanes_of(dummy), r
     cdef Py_ssize_t k, j, m
     cdef const real* p = <const real*>job.dx + g*job.chunks*FL_CHUNK*lanes
+    cdef const double* scale = job.state + (SCALE*job.groups + g)*lanes
     for r in range(least(lanes, job.n - g*lanes)):
         k = 0
         while k < job.d:
             m = least(256, job.d - k)
-            for j in range(m):
-                part[j] = p[(k + j)*lanes + r]
+            for j in range(m):      # of a row that does not count 0, whatever the table holds
+                part[j] = p[(k + j)*lanes + r] if scale[r] != 0 else <real>0
             store(row_at(&job.inputs_grad, job.start + g*lanes + r) + k*job.inputs_grad.step, job.inputs_grad.step,
                   job.inputs_grad.kind, part, m)
             k += m

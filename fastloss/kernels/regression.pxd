@@ -189,7 +189,7 @@ cdef inline Terms divergence(double x, double y) noexcept nogil:
     cdef Terms t
     cdef double log_y = fl_log_any(y)
     t.value = times(y, log_y - x)
-    t.slope = -y if x == x else x
-    t.curvature = zero(x + y)
+    t.slope = -y if x == x or y == 0 else x
+    t.curvature = zero(x + y) if y != 0 else 0.0
     t.label_slope = (log_y + 1) - x
     return t

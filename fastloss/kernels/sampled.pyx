@@ -30,8 +30,32 @@ cdef enum:
     NONE = -1
     SERIAL = 1 << 21    # multiply-adds below which a second thread costs more than it saves
 
-# the wrapper sizes scratch by these
-SLAB_ROWS, SLAB_COLUMNS, SLAB_SIZE, LANES = SLAB, FL_CHUNK, SLAB*FL_PITCH, L
+GATHERED = 512          # candidates packed at a time: whole lanes of either type
+
+
+# ------------------------------------------------------------------ sizes of what the wrapper hands in
+
+def padded(Py_ssize_t k):
+    """Columns in whole groups of L; rows that are pages apart would share their place in the cache."""
+    cdef Py_ssize_t width = parts_of(k, L)*L
+    return width if width % 1024 else width + L
+
+
+def sizes(Py_ssize_t itemsize, Py_ssize_t n, Py_ssize_t k, Py_ssize_t d, bint to_x, bint to_candidates,
+          Py_ssize_t most):
+    """How many rows `losses` takes at a time, slabs in them, and numbers in each piece of scratch.
+
+    The pieces: candidates by rows, by columns, slabs of gradients to the logits (at most about `most` numbers), columns
+    of x.
+    """
+    cdef Py_ssize_t lanes = lanes_of(<float>0) if itemsize == sizeof(float) else lanes_of(<double>0)
+    cdef Py_ssize_t columns = parts_of(d, lanes)*lanes, rows = n if n > 1 else 1, slabs = parts_of(rows, SLAB)
+    cdef Py_ssize_t some = most//(padded(k)*SLAB) if k > 0 else slabs
+    if to_candidates:
+        slabs = least(slabs, some if some > 1 else 1)
+        rows = slabs*SLAB
+    return (rows, slabs, parts_of(k, lanes)*lanes*d, k*columns if to_x else 0,
+            slabs*slab_size(k) if to_candidates else 0, slabs*SLAB*columns if to_candidates else 0)
 
 
 # ------------------------------------------------------------------ corrections
@@ -375,15 +399,14 @@ cdef int run(const Job* job, const Operands* at, int n_threads, real dummy) exce
     return 0
 
 
-def pack_candidates(const real[:, ::1] some, Py_ssize_t first, real[::1] rows, real[::1] columns):
-    """Candidates from the first on, a multiple of LANES: into panels of rows and, unless that is empty, of columns."""
-    cdef Py_ssize_t n = some.shape[0], d = some.shape[1], lanes = lanes_of(<real>0), whole
+def pack_candidates(const real[:, ::1] some, Py_ssize_t first, Py_ssize_t k, real[::1] rows, real[::1] columns):
+    """Candidates of k, from the first on, a multiple of GATHERED: into panels of rows and, unless empty, of columns."""
+    cdef Py_ssize_t n = some.shape[0], d = some.shape[1]
     with nogil:
         if n > 0 and d > 0:
             pack_rows(&some[0, 0], n, d, &rows[first*d])
             if columns.shape[0] > 0:
-                whole = columns.shape[0]//(parts_of(d, lanes)*lanes)
-                pack_columns(&some[0, 0], n, d, first, whole, &columns[0])
+                pack_columns(&some[0, 0], n, d, first, k, &columns[0])
 
 
 def losses(bint nce, const real[:, ::1] x, const real[::1] rows, const real[::1] columns, Py_ssize_t k,

@@ -138,7 +138,7 @@ def weight_slopes(const double[:, ::1] weights, const double[:, ::1] losses, con
                 for t in range(weights.shape[1]):
                     g = b*sb + t*st
                     v = 0
-                    if weights[b, t] != 0 and denominator[g] != 0:
+                    if weights[b, t] != 0 and denominator[g] != 0 and not (cotangent is not None and cotangent[g] == 0):
                         v = losses[b, t]
                         if kind == AVERAGE:
                             v = v - value[g]

@@ -88,6 +88,10 @@ cdef inline Terms weighted_cross_entropy(real x, real z, real q, real scaled) no
     t.value = fma(sum/unit, near, fma(k, m, rest))
     t.slope = top/v1
     t.curvature = (sum*scaled/v1)*(unit/v1)
+    sum = magnitude(a) + magnitude(c)                       # 0: neither term counts, whatever x is
+    t.value = t.value if sum != 0 else <real>0
+    t.slope = t.slope if sum != 0 else <real>0
+    t.curvature = t.curvature if sum != 0 else <real>0
     t.label_slope = fma(q - 1, s, times(q, -x) if x < 0 else -x)
     t.weight_slope = times(z, s + (low + (-x if x < 0 else <real>0)))
     return t
@@ -146,11 +150,11 @@ cdef inline Terms sigmoid_focal(const SigmoidFocal* p, double x, double z) noexc
     far = u*(far if u != 0 else 0.0)                        # from here on only p softplus: 0 at infinity
     near_slope = -near_power*(g*s + u)*d
     far_slope = -far_power*(g*far + 1)*d
-    t.slope = near_weight*near_slope - far_weight*far_slope
+    t.slope = times(near_weight, near_slope) - times(far_weight, far_slope)
     t.slope = -t.slope if x < 0 else t.slope
     near_curve = near_power*d*d*(g*s*(g - u) + (2*g + 1)*u)
     far_curve = far_power*d*d*(g*far*(g*u - 1) + (2*g + 1)*u)
-    t.curvature = near_weight*near_curve + far_weight*far_curve
+    t.curvature = times(near_weight, near_curve) + times(far_weight, far_curve)
     far = far_power*(s + m)
     near_power = near_power*s
     t.label_slope = p.positive*(far if x < 0 else near_power) - p.negative*(near_power if x < 0 else far)

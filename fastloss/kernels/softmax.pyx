@@ -13,6 +13,7 @@ from fastloss.kernels.arrays cimport (
 )
 from fastloss.kernels.parallel cimport blocks, cut, fl_set, pending, stopped, team
 from fastloss.kernels.scratch cimport no_memory
+from fastloss.kernels.softmax_amends cimport amend
 from fastloss.kernels.softmax_job cimport CROSS_ENTROPY, LOG_SOFTMAX, LOGSUMEXP, SOFTMAX, Job
 from fastloss.kernels.softmax_rows cimport index_rows, normal_rows, target_rows
 from fastloss.kernels.softmax_tiles cimport DENSE_TILE, index_tiles, normal_tiles, target_tiles
@@ -49,6 +50,7 @@ cdef void run_rows(const Job* job, Py_ssize_t start, Py_ssize_t stop, real* scra
         target_rows(job, start, stop, scratch)
     if job.stream:
         fl_stream_end()
+    amend(job, start, stop, scratch[0])
 
 
 cdef struct Run:
