@@ -2,8 +2,8 @@
 
 ctypedef void (*Body)(void* call, Py_ssize_t block, int thread) noexcept nogil
 
-# body(call, block, thread) for every block, in any order, by at most n_threads threads, of which each has a number
-# below that.  -1 with an exception where a signal's handler raised one: then blocks may be missing.
+# body(call, block, thread) for every block, in any order, by at most n_threads threads and as many as there are blocks,
+# each with a number below that.  -1 with an exception where a signal's handler raised one: then blocks may be missing.
 cdef int for_blocks(Body body, void* call, Py_ssize_t n_blocks, int n_threads) except -1 nogil
 
 # Whether to give up what is half done, for a signal's handler has raised an exception.  Looks at the clock, so ask

@@ -74,9 +74,9 @@ cdef int for_blocks(Body body, void* call, Py_ssize_t n_blocks, int n_threads) e
 
 cdef void run_team(fl_region* region, int n_threads) noexcept nogil:
     """By as many threads; and notes whether one alone would have been faster."""
-    cdef int t, alive = fl_alive
+    cdef int t, shares = <int>min(region.blocks, <int64_t>n_threads), alive = fl_alive
     cdef int64_t began = fl_now()
-    for t in prange(n_threads, schedule="static", chunksize=1, num_threads=n_threads):
+    for t in prange(shares, schedule="static", chunksize=1, num_threads=n_threads):    # libgomp likes its teams equal
         fl_work(region, t)
     if fl_by_default and fl_alive == alive and not region.stop:     # making threads is no loss of time that returns
         fl_judge(fl_now() - began, region.own + region.spent)

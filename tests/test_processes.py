@@ -113,6 +113,13 @@ other.join()
 )
 
 
+DEEP = """
+deep = fl.value_and_grad(fl.tweedie_loss)       # of all kernels the one with the most on its stack
+deep = [deep(labels=x*x, predictions=x*x, power=1.3, sample_weight=x*x, n_threads=k)[1].tobytes() for k in (1, 8)]
+assert deep[0] == deep[1]
+"""
+
+
 @openmp
 @pytest.mark.parametrize(
     "environment",
@@ -135,7 +142,7 @@ other.join()
     ids=lambda e: ",".join(f"{k}={v}" for k, v in e.items()),
 )
 def test_settings_of_openmp(environment):
-    assert python(LOSSES, **environment) == "True"
+    assert python(LOSSES + DEEP, **environment) == "True"
 
 
 def limits(what, size):

@@ -5,7 +5,7 @@ from libc.stdint cimport int64_t
 from fastloss._parallel cimport for_blocks
 from fastloss.kernels.arrays cimport NO_AXIS, Held, Rows, index_at, release, row_at, take
 from fastloss.kernels.frames cimport Frames, Softmax, fl_sum, read_terms, take_frames, whole
-from fastloss.kernels.parallel cimport blocks, stopped
+from fastloss.kernels.parallel cimport ASK, blocks, stopped
 from fastloss.kernels.scratch cimport Scratches, free_scratch, new_scratch, no_memory, scratch_of
 from fastloss.kernels.vmath cimport fl_log1p
 
@@ -378,13 +378,26 @@ def decode(logits, const int64_t[::1] length, int64_t blank, bint merge, Py_ssiz
 
 # ------------------------------------------------------------------ edit distance
 
+cdef inline int64_t advance(int64_t* row, const int64_t* y, int64_t x, Py_ssize_t start, Py_ssize_t stop,
+                            int64_t corner) noexcept nogil:
+    """Entries start + 1 .. stop of the row of one more element, x; `corner` and the result: what the old row had."""
+    cdef Py_ssize_t j
+    cdef int64_t v
+    for j in range(start, stop):
+        v = corner + (x != y[j])
+        corner = row[j + 1]
+        v = v if v < corner + 1 else corner + 1
+        row[j + 1] = v if v < row[j] + 1 else row[j] + 1
+    return corner
+
+
 cdef int64_t distance(const Rows* a, Py_ssize_t a_start, Py_ssize_t n, const Rows* b, Py_ssize_t b_start, Py_ssize_t m,
                       int64_t* memory) noexcept nogil:
     """Insertions, deletions and substitutions that make one of the other; memory: 2 m + 1 numbers."""
     cdef int64_t* row = memory              # distances from the first i of a to the first j of b
     cdef int64_t* y = memory + m + 1
-    cdef int64_t x, corner, v
-    cdef Py_ssize_t i, j, start, stop = 0, done = 0
+    cdef int64_t x, corner
+    cdef Py_ssize_t i, j, step = ASK, first = m if m < step else step, done = 0
     for j in range(m):
         y[j] = index_at(row_at(b, b_start + j), b.kind)
     for j in range(m + 1):
@@ -393,15 +406,13 @@ cdef int64_t distance(const Rows* a, Py_ssize_t a_start, Py_ssize_t n, const Row
         x = index_at(row_at(a, a_start + i), a.kind)
         corner = row[0]
         row[0] = i + 1
-        for start in range(0, m, 65536):        # a step, after which one may give up
-            stop = m if m - start < 65536 else start + 65536
-            for j in range(start, stop):
-                v = corner + (x != y[j])
-                corner = row[j + 1]
-                v = v if v < corner + 1 else corner + 1
-                row[j + 1] = v if v < row[j] + 1 else row[j] + 1
-            if stopped(&done, stop - start):
-                return 0
+        corner = advance(row, y, x, 0, first, corner)
+        j = first
+        while j < m and not stopped(&done, step):
+            corner = advance(row, y, x, j, j + step if m - j > step else m, corner)
+            j += step
+        if stopped(&done, first):
+            return 0
     return row[m]
 
 
@@ -414,18 +425,22 @@ cdef struct Pairs:
     const int64_t* b_length
     bint normalize
     double* out
+    Py_ssize_t n
+    Py_ssize_t step             # pairs of a block: one look at the clock for all
     Scratches scratch
 
 
-cdef void one_distance(void* call, Py_ssize_t k, int thread) noexcept nogil:
+cdef void some_distances(void* call, Py_ssize_t block, int thread) noexcept nogil:
     cdef Pairs* job = <Pairs*>call
-    cdef Py_ssize_t n = job.a_length[k], m = job.b_length[k]
+    cdef Py_ssize_t k, n, m
     cdef char* memory = scratch_of(&job.scratch, thread)
     if memory == NULL:
         return
-    job.out[k] = distance(&job.a, job.a_start[k], n, &job.b, job.b_start[k], m, <int64_t*>memory)
-    if job.normalize:
-        job.out[k] = job.out[k]/m if m else (INFINITY if n else 0)
+    for k in range(block*job.step, min((block + 1)*job.step, job.n)):
+        n, m = job.a_length[k], job.b_length[k]
+        job.out[k] = distance(&job.a, job.a_start[k], n, &job.b, job.b_start[k], m, <int64_t*>memory)
+        if job.normalize:
+            job.out[k] = job.out[k]/m if m else (INFINITY if n else 0)
 
 
 def edit_distances(a, const int64_t[::1] a_start, const int64_t[::1] a_length, b, const int64_t[::1] b_start,
@@ -449,10 +464,12 @@ def edit_distances(a, const int64_t[::1] a_start, const int64_t[::1] a_length, b
         job.b_start, job.b_length = &b_start[0], &b_length[0]
         job.normalize = normalize
         job.out = &out[0]
+        job.n = n
+        job.step = 1 + 8192//(work//n + 1)
         new_scratch(&job.scratch, n_threads, room)
         try:
             with nogil:
-                for_blocks(one_distance, &job, n, n_threads)
+                for_blocks(some_distances, &job, (n + job.step - 1)//job.step, n_threads)
         finally:
             free_scratch(&job.scratch)
     finally:
