@@ -70,6 +70,8 @@ class Call:
         """An argument, or its default."""
         if name in self.arguments:
             return self.arguments[name]
+        if name == "reduction" and self.hessian is not None:
+            return "none"
         return inspect.signature(getattr(fl, self.function)).parameters[name].default
 
     def plain(self) -> Call:

@@ -233,6 +233,7 @@ def expect_linear(call: Call, got: dict[str, Any]) -> dict[str, Expect]:
             error + zeta * row_weight * 2 * np.abs(lse) * (f.mean_error[:, 0] + 4 * e * (1 + np.abs(lse))) + 8 * e * add
         )
     ill = np.isnan(f.less).any(-1)
+    known = counts
     counts = counts & ((t != 0).any(-1) | (left != 0) | (zeta * row_weight != 0))  # else it is 0, whatever it holds
     loss = np.where(counts, np.where(ill, np.nan, loss), 0)
     free = (f.lse[:, 0] == np.inf) | alone
@@ -240,7 +241,7 @@ def expect_linear(call: Call, got: dict[str, Any]) -> dict[str, Expect]:
     found = {"value": tail.value(loss.reshape(shape), error.reshape(shape), dtype, free.reshape(shape))}
     if a.get("return_stats"):
         found["value[0]"] = found.pop("value")
-        found |= _stats(call, f, counts, got)
+        found |= _stats(call, f, known, got)
     if not call.wrt:
         return found
     scale = np.where(counts, tail.scale.reshape(-1), 0)[:, None]
@@ -284,7 +285,7 @@ def _stats(call: Call, f: _Layer, counts: Any, got: dict[str, Any]) -> dict[str,
     error = (f.p * (f.less_error + (1 + some) * (f.error + f.mean_error))).sum(-1) + 8 * e * size
     given = call.arguments["labels"]
     pair = isinstance(given, tuple)
-    ids = (given[0] if pair else given).astype(np.int64).reshape(len(lse), -1) * counts[:, None]
+    ids = (given[0] if pair else given).astype(np.int64).reshape(len(lse), given[0].shape[-1] if pair else 1) * counts[:, None]
     log_prob = np.where(counts[:, None], -np.take_along_axis(f.less, ids, 1), 0)
     log_error = np.take_along_axis(f.less_error, ids, 1) + 8 * unit(np.abs(log_prob) + np.abs(f.lse), f.dtype)
     finite = np.where(np.isfinite(f.z), np.abs(f.z), 0).max(-1, initial=0)

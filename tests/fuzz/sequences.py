@@ -227,7 +227,8 @@ def expect_packed(call: Call, got: dict[str, Any]) -> dict[str, Expect]:
             free[b] = abs(value[b] - top) < 2  # it may overflow or not
             value[b] = factor[b] = np.exp(value[b])
             error[b] = value[b] * (error[b] + 4 * eps(np.float64))
-        scale[rows] = np.where(d != 0, cotangent[b] * factor[b] * w[rows] / np.where(d != 0, d, 1), 0)
+        slope = cotangent[b] * w[rows] / np.where(d != 0, d, 1)
+        scale[rows] = np.where((d != 0) & (slope != 0), slope * factor[b], 0)
     found = {"value": Expect(value, error + unit(value, f.dtype), free != 0)}
     if call.wrt:
         noise = np.zeros(len(w), np.longdouble)

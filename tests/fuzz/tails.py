@@ -100,7 +100,7 @@ class Tail:
         self.noise = self.noise if self.reduction == "mean" else 0
         cotangent = np.longdouble(1) if call.cotangent is None else wide(call.cotangent)
         if self.reduction == "none":
-            self.scale = np.broadcast_to(cotangent, shape) * self.weight
+            self.scale = np.where(self.weight != 0, np.broadcast_to(cotangent, shape) * self.weight, 0)
         elif self.reduction == "sum":
             self.scale = cotangent * self.weight
         else:
