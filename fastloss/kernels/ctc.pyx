@@ -413,21 +413,30 @@ cdef void put_loss(const Job* job, Py_ssize_t b, double loss) noexcept nogil:
 
 
 cdef void run_entry(const Job* job, Py_ssize_t b, Scratch* s) noexcept nogil:
+    cdef Py_ssize_t frames = job.logit_length[b]
+    cdef char* grad = job.grad.data + b*job.grad.entry if job.grad.data != NULL else NULL
+    cdef double scale = job.factor*job.scale[b] if job.scale != NULL else job.factor
+    if grad != NULL:
+        fill(job, grad, frames, job.n_frames, 0.0)
+    evaluate(job, b, s, grad if scale != 0 else NULL, scale)
+    if grad != NULL and scale == 0:                 # last: it may lie over the logits
+        fill(job, grad, 0, frames, 0.0)
+
+
+cdef void evaluate(const Job* job, Py_ssize_t b, Scratch* s, char* grad, double scale) noexcept nogil:
+    """The loss of an entry and, where `grad` is, its gradient."""
     cdef Entry it
     cdef Py_ssize_t t, start, stop = 0, group = group_of(job), done = 0
-    cdef char* grad = job.grad.data + b*job.grad.entry if job.grad.data != NULL else NULL
     cdef double loss
     cdef bint plain = False
     it.frames = job.logit_length[b]
     it.m = it.e = 0
     it.logits = job.logits.data + b*job.logits.entry
-    it.scale = job.factor*job.scale[b] if job.scale != NULL else job.factor
-    it.grad = grad if it.scale != 0 else NULL
-    if grad != NULL:
-        fill(job, grad, it.frames if it.grad != NULL else 0, job.n_frames, 0.0)
+    it.scale = scale
+    it.grad = grad
     if job.skip_long and job.label_length[b] > it.frames:
         put_loss(job, b, 0.0)
-        if it.grad != NULL:
+        if grad != NULL:
             fill(job, grad, 0, it.frames, 0.0)
         return
     it.n = read_labels(job, b, s)

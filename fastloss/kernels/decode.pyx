@@ -43,7 +43,9 @@ cdef void decode_greedily(const Job* job, Py_ssize_t b, char* memory) noexcept n
             return
         if not read_terms(&job.logits, job.logits.data + b*job.logits.entry + t*job.logits.frame, c, x, e, &f):
             score = NAN
-            n = 0
+            while n > 0:
+                n -= 1
+                job.labels[b*job.room + n] = -1
             break
         k = fl_find(x, c, f.top)
         top = e[k]

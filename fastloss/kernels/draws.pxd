@@ -578,7 +578,10 @@ cdef inline void _run(const Law* w, fl_rng* g, const Ids* s, Job* job, int64_t b
 
 
 cdef inline int64_t _set_size(int64_t n, int64_t ids) noexcept nogil:
-    """Words for a set of ids in [0, n): one for each where that is not much larger than a table at most half full."""
+    """Words for a set of ids in [0, n): one for each where that is not much larger than a table at most half full.
+
+    Never fewer for more ids, so that scratch for the largest of several sets serves them all.
+    """
     cdef int64_t size = 8
     if ids > <int64_t>1 << 60:                      # more than there is memory for; no overflow below
         ids = <int64_t>1 << 60
@@ -588,7 +591,7 @@ cdef inline int64_t _set_size(int64_t n, int64_t ids) noexcept nogil:
         return n//64 + 1
     while size < (4*ids if 4*ids <= SMALL else 2*ids):      # emptier where that costs nothing
         size *= 2
-    return size
+    return size if size <= n//64 else n//64 + 1
 
 
 # --- bitmaps ----------------------------------------------------------------------------------------------------------

@@ -181,5 +181,5 @@ def packed_scales(const double[::1] weights, const double[::1] denominator, cons
             if kind == PERPLEXITY:
                 s = s*value[b]
             for i in range(offsets[b], offsets[b + 1]):
-                if denominator[b] != 0:
+                if denominator[b] != 0 and (weights is None or weights[i] != 0):
                     out[i] = s*(weights[i] if weights is not None else 1.0)/denominator[b]
