@@ -169,7 +169,7 @@ def call(loss: Callable[..., Any], args: Any, kwargs: Any, wants: Wants) -> Any:
     into a sum, infinities would meet as NaN.
     """
     c, infinite = _infinite(wants.cotangent)
-    if infinite is None:
+    if c is None or infinite is None:
         return loss(*args, _wants=wants, **kwargs)
     # random numbers are drawn twice, and must be the same
     some = [copy.deepcopy(a) if _has_state(a) else a for a in args]
@@ -182,12 +182,12 @@ def call(loss: Callable[..., Any], args: Any, kwargs: Any, wants: Wants) -> Any:
     return value
 
 
-def _infinite(cotangent: ArrayLike | None) -> tuple[Array, Array | None]:
+def _infinite(cotangent: ArrayLike | None) -> tuple[Array | None, Array | None]:
     """The cotangent, and where it is infinite; None where it is nowhere."""
-    c = np.asarray(cotangent)
-    if cotangent is None or isinstance(cotangent, np.ma.MaskedArray) or not (
-        c.dtype.kind == "f" or _inputs.is_bfloat16(c.dtype)
-    ):  # fmt: skip
+    if cotangent is None:
+        return None, None
+    c = _inputs.numbers("cotangent", cotangent)
+    if c.dtype.kind in "iub":
         return c, None
     with np.errstate(all="ignore"):
         if np.isfinite(c.sum()):  # at the speed of memory
