@@ -39,6 +39,7 @@ enum {
     FL_STACK = 128 << 10,       /* bytes of stack that a thread of a team must have; kernels use 64 KB */
     FL_LOOK = 50000000,         /* nanoseconds between two looks at pending signals */
     FL_LONG = 500000,           /* of one thread in one region: from here on it may have been kept from its processor */
+    FL_WAKING = 200000,         /* what the first region after a pause may lose, as it wakes the team */
     FL_SHORTEST = 10000000,     /* pause after a region that lost time, */
     FL_LONGEST = 1000000000     /* and the longest after several */
 };
@@ -144,6 +145,7 @@ static void fl_watch(void) {
 
 static int64_t fl_resume;       /* atomic: until then calls with a default number of threads take one */
 static int64_t fl_pause;        /* atomic: how long the last pause was; 0 after a region that gained */
+static int64_t fl_asleep;       /* atomic: no region came after it yet */
 
 /* Notes how a region went: `whole` is its time, `work` what one thread would have taken. */
 static void fl_judge(int64_t whole, int64_t work) {
@@ -152,11 +154,16 @@ static void fl_judge(int64_t whole, int64_t work) {
         if (fl_get(&fl_pause)) fl_put(&fl_pause, 0);
         return;
     }
+    if (lost < FL_WAKING && fl_get(&fl_asleep)) {
+        fl_put(&fl_asleep, 0);
+        return;
+    }
     pause = 2*fl_get(&fl_pause);
     pause = pause > 10*lost ? pause : 10*lost;          /* so that at most a tenth of the time is lost by trying */
     pause = pause > FL_SHORTEST ? pause : FL_SHORTEST;
     pause = pause < FL_LONGEST ? pause : FL_LONGEST;
     fl_put(&fl_pause, pause);
+    fl_put(&fl_asleep, 1);
     fl_put(&fl_resume, fl_now() + pause);
 }
 

@@ -273,8 +273,8 @@ print(median(1), median(None), median(1), median(None))
 # ------------------------------------------------------------------ Ctrl-C
 
 LONG = {
-    "ctc_loss": "x = r.standard_normal((2000, 16, 128), np.float32); y = r.integers(1, 128, (16, 600)); "
-    "n, m = [600]*16, [2000]*16; "
+    "ctc_loss": "x = np.broadcast_to(r.standard_normal((2000, 1, 128), np.float32), (2000, 400, 128)); "
+    "y = r.integers(1, 128, (400, 600)); n, m = [600]*400, [2000]*400; "
     "f = lambda: fl.value_and_grad(fl.ctc_loss)(labels=y, logits=x, label_length=n, logit_length=m, **k)",
     "one long entry": "x = r.standard_normal((20000, 1, 64), np.float32); y = r.integers(1, 64, (1, 4000)); "
     "f = lambda: fl.ctc_loss(labels=y, logits=x, label_length=[4000], logit_length=[20000], **k)",
