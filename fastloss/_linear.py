@@ -311,7 +311,8 @@ def linear_cross_entropy(
         Rows with this label have loss and gradient 0 and do not count in the mean.
     tail : {"drop", "renormalize", "other"}
         What becomes of the probability that the k best leave: nothing; they are divided by their sum; or all other
-        classes together are one more class, which has it (then no `label_smoothing` or `class_weight`).
+        classes together are one more class, which has it (then no `label_smoothing` or `class_weight`; infinite where
+        the model leaves them less than e^-700).
     softcap : float, optional
         Logits become ``softcap * tanh(logits / softcap)``.
     temperature : float, default 1

@@ -477,10 +477,11 @@ def test_bits_do_not_depend_on_the_layout(dtype):
     assert same_bits(got_grad, want_grad)
 
 
+@pytest.mark.parametrize("cotangent", [None, [0.0, 1.0], [0.0, 0.0]])
 @pytest.mark.parametrize("labels", [[1, 2], [2, 2]])
-def test_gradient_in_place(labels):
+def test_gradient_in_place(labels, cotangent):
     x = np.random.default_rng(3).standard_normal((6, 2, 4)).astype(np.float32)
-    kwargs = {"labels": [labels, labels], "label_length": 2, "logit_length": [6, 2]}
+    kwargs = {"labels": [labels, labels], "label_length": 2, "logit_length": [6, 2], "cotangent": cotangent}
     want, want_grad = value_and_grad(**kwargs, logits=x)
     value, grad = value_and_grad(**kwargs, logits=x, grad_out=x)
     assert grad is x

@@ -170,6 +170,7 @@ def test_bad_frames(poison):
         assert np.isnan(first[1])
         assert np.isfinite(first[[0, 2]]).all()
         assert not found.label_length[1].any()
+        assert (found.labels[1] == -1).all()
 
 
 def test_forbidden_classes_are_not_found():

@@ -495,6 +495,14 @@ def test_sets_of_any_size():
     assert kernels.set_size(2**63 - 1, 1) == 8
 
 
+@pytest.mark.parametrize("n", [1, 64, 511, 3000, 4096, 10**5, 10**6, 2**24 + 1, 2**40])
+def test_a_set_of_more_ids_takes_no_fewer_words(n):
+    """Scratch for the largest set of several serves them all."""
+    sizes = [kernels.set_size(n, k) for k in (*range(1, 3000), *(2**b + d for b in range(12, 40) for d in (-1, 0, 1)))]
+    assert sizes[:2999] == sorted(sizes[:2999])
+    assert sizes[2999:] == sorted(sizes[2999:])
+
+
 def test_no_warnings_are_given():
     with warnings.catch_warnings():
         warnings.simplefilter("error")

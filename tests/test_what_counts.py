@@ -314,3 +314,12 @@ def test_perplexity_that_overflows(dtype):
     assert is_zero(grad[:, 4])
     if dtype == np.float64:
         np.testing.assert_allclose(grad[6:, 1], -value[1] / 6, rtol=1e-12)
+
+
+def test_a_token_of_weight_0_beside_a_perplexity_of_nan():
+    x = np.zeros((3, 2), np.float32)
+    x[0] = np.nan
+    f = fl.value_and_grad(fl.packed_sequence_loss)
+    value, grad = f(x, [0, 1, 1], [0, 3], [1.0, 0.0, 1.0], reduction="perplexity")
+    assert np.isnan(value).all()
+    assert is_zero(grad[1])

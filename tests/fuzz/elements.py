@@ -89,7 +89,8 @@ def _log_cosh(y: Any, x: Any) -> Terms:
         d < 4, np.log1p(2 * np.sinh(small / 2) ** 2), d - np.log(np.longdouble(2)) + np.log1p(np.exp(-2 * d))
     )
     t = np.sign(x - y) * -np.expm1(-2 * d) / (1 + np.exp(-2 * d))
-    return Terms((loss,), (t,), (-t,), (4 * np.exp(-2 * d) / (1 + np.exp(-2 * d)) ** 2,), bend=1 + d)
+    # the difference is rounded before its square is taken
+    return Terms((loss,), (t,), (-t,), (4 * np.exp(-2 * d) / (1 + np.exp(-2 * d)) ** 2,), growth=1.25, bend=1 + d)
 
 
 def _quantile(y: Any, x: Any, quantile: Any = 0.5) -> Terms:

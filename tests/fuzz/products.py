@@ -285,7 +285,9 @@ def _stats(call: Call, f: _Layer, counts: Any, got: dict[str, Any]) -> dict[str,
     error = (f.p * (f.less_error + (1 + some) * (f.error + f.mean_error))).sum(-1) + 8 * e * size
     given = call.arguments["labels"]
     pair = isinstance(given, tuple)
-    ids = (given[0] if pair else given).astype(np.int64).reshape(len(lse), given[0].shape[-1] if pair else 1) * counts[:, None]
+    ids = (given[0] if pair else given).astype(np.int64).reshape(len(lse), given[0].shape[-1] if pair else 1) * counts[
+        :, None
+    ]
     log_prob = np.where(counts[:, None], -np.take_along_axis(f.less, ids, 1), 0)
     log_error = np.take_along_axis(f.less_error, ids, 1) + 8 * unit(np.abs(log_prob) + np.abs(f.lse), f.dtype)
     finite = np.where(np.isfinite(f.z), np.abs(f.z), 0).max(-1, initial=0)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import pickle
@@ -107,8 +108,11 @@ class Run:
                 if now != last:
                     last, since = now, time.monotonic()
                 elif time.monotonic() - since > HANGS + 3 * self.shrinking:
-                    process.kill()
                     self.ending = f"hung for {HANGS:.0f} s"
+                    process.send_signal(signal.SIGABRT)  # so that it says where
+                    with contextlib.suppress(subprocess.TimeoutExpired):
+                        process.wait(5)
+                    process.kill()
                     break
         except BaseException:
             process.kill()
@@ -118,6 +122,8 @@ class Run:
         said = (process.stderr.read() or "").strip().splitlines()
         process.stdout.close()
         process.stderr.close()
+        if self.ending:
+            self.ending += ": " + " | ".join(line for line in said if line.lstrip().startswith("File"))[:600]
         if not done and not self.ending:
             name = signal.Signals(-code).name if code < 0 else f"exit status {code}"
             self.ending = f"{name}: " + " | ".join(said[-12:])[-600:]
