@@ -5,11 +5,10 @@ from libc.math cimport INFINITY, pow
 from libc.stdint cimport int64_t
 
 from fastloss.kernels.arrays cimport F64, NO_AXIS, Held, Rows, index_at, load, release, row_at, store, take
-from fastloss.kernels.due cimport Due, nothing_due
 from fastloss.kernels.parallel cimport blocks, cut
 from fastloss.kernels.special cimport fl_product_rest
 from fastloss.kernels.terms cimport (
-    L, Terms, label_of_terms, log_ratios, reference_of, row_terms, sum_rest,
+    L, Row, Terms, label_of_terms, log_ratios, reference_of, row_terms, sum_rest,
 )
 from fastloss.kernels.vmath cimport real
 
@@ -41,11 +40,14 @@ cdef double focal_row(const Job* job, double factor, Py_ssize_t y, real* x, real
     """The loss; x becomes its gradient.  With s = -log p and T the sum of the others' exp, dloss/dx_k is e_k/T times
     (1 - p)^(gamma + 1) + gamma (1 - p)^gamma p s, which is finite whatever gamma and p are."""
     cdef Terms terms
-    cdef Due nothing
+    cdef Row logits
     cdef double s, total, label, rest, lost, power, common
     cdef Py_ssize_t k, c = job.logits.width
-    nothing_due(&nothing, sizeof(real))
-    row_terms(x, c, y, reference_of(x, c, y), e, &terms, &nothing)
+    logits.x = x
+    logits.n = c
+    logits.out = y
+    logits.ahead = NULL
+    row_terms(&logits, reference_of(x, c, y), e, &terms, NULL)
     log_ratios(1, &terms, &s, e[0])
     label = label_of_terms(&terms, e[0])
     total = terms.others + label

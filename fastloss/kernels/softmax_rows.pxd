@@ -3,26 +3,23 @@ from libc.math cimport INFINITY, fabs
 from libc.stdint cimport int64_t, uint16_t, uintptr_t
 
 from fastloss.kernels.arrays cimport BF16, F16, Rows, is_direct, load, row_at
-from fastloss.kernels.due cimport Due, defer, nothing_due, put_due, put_tail, settle
-from fastloss.kernels.exps cimport steps_magic_of
+from fastloss.kernels.due cimport Deferred, defer, flush, nothing_deferred, put_next, put_tail, what_is
 from fastloss.kernels.softmax_job cimport (
     LOG_SOFTMAX, RESIDUAL, SOFTMAX, UPPER, Job, Slope, fetch, label_of, labels_of, put, put_one, put_run, put_zeros,
     scale_of, slope_of, target, targets,
 )
 from fastloss.kernels.special cimport fma
 from fastloss.kernels.terms cimport (
-    BLOCK, PAIRS, ROWS, Groups, L, Terms, add_block, add_part, exp_lanes, exp_row_of_halves, find, fl_late,
-    label_of_terms, lanes_sum, late_of, log_ratios, reference_of, reference_of_halves, row_max, row_terms,
-    row_terms_from, settled, total_of,
+    BLOCK, PAIRS, ROWS, L, Reference, Row, Source, Terms, add_block, add_part, exp_lanes, exp_row_of_halves, find,
+    label_of_terms, lanes_sum, log_ratios, next_block, open_source, reference_at, reference_of, reference_of_halves,
+    row_max, row_terms, row_terms_from, settled, terms_at, total_of,
 )
-from fastloss.kernels.vmath cimport FL_PREFETCH, FL_PREFETCH_FAR, lo_of, magnitude, power_of, real, scaled, shift_of
+from fastloss.kernels.vmath cimport FL_PREFETCH, FL_PREFETCH_FAR, magnitude, real, scaled
 
 cdef extern from "block.h" nogil:
     enum:
         FL_HAS_BLOCK
-    void fl_target_blockf(const float*, const float*, Py_ssize_t, Py_ssize_t, Py_ssize_t, const float*, const float*,
-                          const float*, const float*, const float*, const float*, float, float, float, float*, double*,
-                          Py_ssize_t, fl_late*) noexcept
+    void fl_target_blockf(const Source*, const Source*, const Reference*, float*, double*, Deferred*) noexcept
 
 cdef enum:
     AHEAD = 12288       # bytes after which logits and targets are fetched into the second level: maxima come first
@@ -51,11 +48,17 @@ cdef inline void put_scaled(const Rows* out, Py_ssize_t i, const real* e, Slope 
         b += n
 
 
-cdef inline void put_terms(const Job* job, Py_ssize_t i, const real* e, Py_ssize_t c, Slope s, Due* due) noexcept nogil:
+cdef inline void put_terms(const Job* job, Py_ssize_t i, const real* e, Py_ssize_t c, Slope s, Deferred* due) noexcept nogil:
     """Row i of the gradient = e times the slope: later, if it can wait."""
-    settle(due, False, e[0])
+    flush(due, False, e[0])
     if s.apart == 1 and is_direct(&job.grad, e[0]):
-        defer(due, False, <void*>row_at(&job.grad, i), e, c, s.c, s.rest, <const real*>NULL, 0, 0, 0, job.stream)
+        due.target = row_at(&job.grad, i)
+        due.terms = e
+        due.n = c
+        due.slope = s.c
+        due.rest = s.rest
+        due.past = job.stream
+        defer(due, False, e[0])
     else:
         put_scaled(&job.grad, i, e, s)
 
@@ -93,23 +96,25 @@ cdef inline void index_rows(const Job* job, Py_ssize_t start, Py_ssize_t stop, r
     cdef int64_t y[ROWS]
     cdef Py_ssize_t i = start, c = job.logits.width, n, r, fetched
     cdef real* e = scratch              # the terms of this row; of short rows another's may wait in the other half
-    cdef Due due
+    cdef Deferred due = nothing_deferred()
+    cdef Row logits
     cdef real loss[ROWS]
     cdef real m, next_m = 0
     cdef double total, s
-    cdef const uint16_t* halves = NULL
-    cdef bint brain = job.logits.kind == BF16, as_it_lies = real is float and lies_in_halves(job)
-    nothing_due(&due, job.logits.itemsize)
+    cdef bint bfloat16 = job.logits.kind == BF16, as_it_lies = real is float and lies_in_halves(job)
+    logits.n = c
+    logits.pace = L*job.logits.itemsize
     while i < stop:
         n = stop - i if stop - i < job.group else job.group
         labels_of(job, i, n, y, weight)
         fetched = 0
         for r in range(n):
             m = next_m
+            logits.out = y[r]
             if as_it_lies:
-                halves = <const uint16_t*>row_at(&job.logits, i + r)
+                logits.x = row_at(&job.logits, i + r)
                 row[r] = scratch + job.fetched
-                m = reference_of_halves(halves, brain, c, y[r])
+                m = reference_of_halves(&logits, bfloat16)
             elif r == fetched:
                 fetched = fetch_from(job, i, r, n, scratch, row)
                 m = reference_of(row[r], c, y[r])
@@ -118,19 +123,20 @@ cdef inline void index_rows(const Job* job, Py_ssize_t start, Py_ssize_t stop, r
             s = scale_of(job, i + r)*weight[r]
             if weight[r] == 0:
                 terms[r].others = terms[r].gap = terms[r].power = 0
-            elif not (as_it_lies and exp_row_of_halves(halves, brain, c, y[r], <float>m,
+            elif not (as_it_lies and exp_row_of_halves(&logits, bfloat16, <float>m,
                                                        <float*>e if job.grad.data != NULL else NULL, &terms[r], &due)):
                 if as_it_lies:
-                    load(scratch + job.fetched, <const char*>halves, 2, c, job.logits.kind)
-                due.ahead = source_of(job, i + r + job.together, stop, e[0])
-                row_terms(row[r], c, y[r], m, e if job.grad.data != NULL else NULL, &terms[r], &due)
+                    load(scratch + job.fetched, <const char*>logits.x, 2, c, job.logits.kind)
+                logits.x = row[r]
+                logits.ahead = source_of(job, i + r + job.together, stop, e[0])
+                row_terms(&logits, m, e if job.grad.data != NULL else NULL, &terms[r], &due)
             if job.grad.data == NULL:
                 continue
             if s == 0:
                 put_zeros(&job.grad, i + r)
                 continue
             if c >= LONG:
-                settle(&due, False, e[0])               # nothing is left, unless row_terms gave up
+                flush(&due, False, e[0])               # nothing is left, unless row_terms gave up
             total = total_of(&terms[r], e[0])
             e[y[r]] = <real>-terms[r].others        # p - 1 times the total, without cancellation
             put_terms(job, i + r, e, c, slope_of(s, total, 1/total, e[0]), &due)
@@ -143,7 +149,7 @@ cdef inline void index_rows(const Job* job, Py_ssize_t start, Py_ssize_t stop, r
             loss[r] = <real>(ratio[r]*weight[r]) if weight[r] != 0 else 0
         put_run(&job.loss, i, n, loss)
         i += n
-    settle(&due, False, e[0])
+    flush(&due, False, e[0])
 
 
 # ------------------------------------------------------------------ row by row: a target for every class
@@ -166,37 +172,34 @@ cdef inline void flush_growing(const target* part, double* total, double* carry)
         total[j] = z
 
 
-cdef inline void target_block(const real* x, const target* t, Py_ssize_t n_groups, Groups at, const real* out_x,
-                              const target* out_t, const real* tail_x, const target* tail_t, real m, real shift,
-                              real lo, real magic, real* e, Sums* sums, Due* due) noexcept nogil:
+cdef inline void target_block(const Source* logits, const Source* targets, const Reference* reference, real* e,
+                              Sums* sums, Deferred* due, target dummy) noexcept nogil:
     """The sums of a block, all in the shape of exp_block's; the terms are kept in e unless it is NULL."""
     cdef real part[L]
     cdef real v[L]
     cdef real w[L]
     cdef target dot[L]
     cdef target rest[L]
-    cdef real empty_x[L]
-    cdef target empty_t[L]
     cdef double exps[L]
     cdef double exp_carry[L]
     cdef double dots[L]
     cdef double dot_carry[L]
     cdef double rests[L]
     cdef double rest_carry[L]
-    cdef Py_ssize_t g = 0, g_end, j
+    cdef Source here = logits[0], there = targets[0]
+    cdef const real* x = <const real*>here.elements
+    cdef const target* t = <const target*>there.elements
+    cdef Py_ssize_t g = 0, g_end, j, n_groups = here.n_groups
     cdef const real* p
     cdef const real* q
     cdef const target* r
     cdef const target* s
-    cdef const real* no_x = empty_x
-    cdef const target* no_t = empty_t
-    cdef target a, b, top = m
-    cdef Due now = due[0]
+    cdef real shift = <real>reference.shift, lo = <real>reference.lo, magic = <real>reference.magic
+    cdef target a, b, top = <target>reference.m
+    cdef Deferred now = what_is(due)
     for j in range(L):
         dot[j] = rest[j] = 0
         exps[j] = exp_carry[j] = dots[j] = dot_carry[j] = rests[j] = rest_carry[j] = 0
-        empty_x[j] = -INFINITY
-        empty_t[j] = 0
     while g < n_groups:
         g_end = g + (2*PAIRS if real is float else 4)
         if g_end > n_groups:
@@ -206,23 +209,25 @@ cdef inline void target_block(const real* x, const target* t, Py_ssize_t n_group
             if target is float:
                 dot[j] = rest[j] = 0
         while g < g_end:
-            p = tail_x if g == at.tail else x + g*L
-            p = out_x if g == at.out else p
-            q = tail_x if g + 1 == at.tail else x + (g + 1)*L
-            q = out_x if g + 1 == at.out else q
-            q = no_x if g + 1 == n_groups else q
-            r = tail_t if g == at.tail else t + g*L
-            r = out_t if g == at.out else r
-            s = tail_t if g + 1 == at.tail else t + (g + 1)*L
-            s = out_t if g + 1 == at.out else s
-            s = no_t if g + 1 == n_groups else s
+            p = <const real*>here.tail_group if g == here.tail else x + g*L
+            p = <const real*>here.out_group if g == here.out else p
+            q = <const real*>here.tail_group if g + 1 == here.tail else x + (g + 1)*L
+            q = <const real*>here.out_group if g + 1 == here.out else q
+            q = <const real*>here.empty_group if g + 1 == n_groups else q
+            r = <const target*>there.tail_group if g == here.tail else t + g*L
+            r = <const target*>there.out_group if g == here.out else r
+            s = <const target*>there.tail_group if g + 1 == here.tail else t + (g + 1)*L
+            s = <const target*>there.out_group if g + 1 == here.out else s
+            s = <const target*>there.empty_group if g + 1 == n_groups else s
             for j in range(0, 2*L*<Py_ssize_t>sizeof(real), 64):
                 FL_PREFETCH_FAR(<const char*>(x + g*L) + AHEAD + j)
             for j in range(0, 2*L*<Py_ssize_t>sizeof(target), 64):
                 FL_PREFETCH_FAR(<const char*>(t + g*L) + AHEAD + j)
                 FL_PREFETCH(<const char*>(t + g*L) + NEAR + j)
-            exp_lanes(p, shift, lo, magic, v, NULL, NULL, NULL)
-            exp_lanes(q, shift, lo, magic, w, NULL, v, part)
+            exp_lanes(p, shift, lo, magic, v, <real*>NULL)
+            exp_lanes(q, shift, lo, magic, w, <real*>NULL)
+            for j in range(L):
+                part[j] = part[j] + (v[j] + w[j])
             for j in range(L):
                 a = r[j]*(top - <target>p[j])
                 a = a if r[j] != 0 else <target>0
@@ -234,7 +239,7 @@ cdef inline void target_block(const real* x, const target* t, Py_ssize_t n_group
                 for j in range(L):
                     e[g*L + j] = v[j]
                     e[(g + 1)*L + j] = w[j]
-                put_due(&now, True, shift)
+                put_next(&now, True, shift)
             if target is double and (g & 2 or g + 2 >= n_groups):
                 flush_growing(dot, dots, dot_carry)
                 flush_growing(rest, rests, rest_carry)
@@ -245,70 +250,49 @@ cdef inline void target_block(const real* x, const target* t, Py_ssize_t n_group
         if target is float:
             flush_growing(dot, dots, dot_carry)
             flush_growing(rest, rests, rest_carry)
-    due.done = now.done
+    if e != NULL and due != NULL:
+        due.done = now.done
     sums.exps = lanes_sum(exps, exp_carry, real is double)
     sums.dots = lanes_sum(dots, dot_carry, target is double)
     sums.rest = lanes_sum(rests, rest_carry, target is double)
 
 
-cdef inline void target_sums(const real* x, const target* t, Py_ssize_t c, Py_ssize_t top, real m, real* e,
-                             Terms* terms, Sums* sums, Due* due) noexcept nogil:
-    """Sums of a row whose maximum is x[top] = m; e (room for c + 2 L, or NULL): the terms, e[top] = 0.
+cdef inline void target_sums(const Row* row, const target* t, real m, real* e, Terms* terms, Sums* sums,
+                             Deferred* due) noexcept nogil:
+    """Sums of a row whose maximum is m, the element left out; e (room for n + 2 L, or NULL): the terms, 0 for it.
 
-    Meanwhile writes what is due, if terms are kept.
+    Writes the deferred gradient, if terms are kept.
     """
-    cdef real out_x[L]
-    cdef target out_t[L]
-    cdef real tail_x[L]
-    cdef target tail_t[L]
-    cdef real empty_x[L]
-    cdef target empty_t[L]
-    cdef real shift = shift_of(m), power = power_of(m, shift), lo = lo_of(power), magic = steps_magic_of(power)
-    cdef Groups row, at
+    cdef real x_copies[3*L]
+    cdef target t_copies[3*L]
+    cdef const real* x = <const real*>row.x
+    cdef Source logits, targets
+    cdef Reference at = reference_at(m)
     cdef Sums block, carry
-    cdef fl_late late
-    cdef Py_ssize_t b = 0, n_groups, k
-    row.out = top//L
-    row.tail = c//L if c % L else -1
-    for k in range(L if row.tail >= 0 else 0):
-        tail_x[k] = x[row.tail*L + k] if row.tail*L + k < c else <real>(-INFINITY)
-        tail_t[k] = t[row.tail*L + k] if row.tail*L + k < c else <target>0
-    for k in range(L):
-        out_x[k] = tail_x[k] if row.out == row.tail else x[row.out*L + k]
-        out_t[k] = tail_t[k] if row.out == row.tail else t[row.out*L + k]
-    out_x[top - row.out*L] = -INFINITY
-    out_t[top - row.out*L] = 0
-    for k in range(L):
-        empty_x[k] = -INFINITY
-        empty_t[k] = 0
+    cdef Py_ssize_t left = (row.n + L - 1)//L
+    open_source(&logits, x, row.n, row.out, x_copies, <real>-INFINITY)
+    open_source(&targets, t, row.n, row.out, t_copies, <target>0)
+    logits.ahead = logits.elements + AHEAD
+    logits.n_groups = targets.n_groups = 0
     sums.exps = sums.dots = sums.rest = carry.exps = carry.dots = carry.rest = 0
-    while b < c:
-        n_groups = ((c - b if c - b < BLOCK else BLOCK) + L - 1)//L
-        at.out = row.out - b//L
-        at.tail = row.tail - b//L
-        if real is float and target is float and FL_HAS_BLOCK and shift == 0:
-            late = late_of(due)
-            fl_target_blockf(<const float*>x + b, <const float*>t + b, n_groups, at.out, at.tail, <float*>out_x,
-                             <float*>out_t, <float*>tail_x, <float*>tail_t, <float*>empty_x, <float*>empty_t, m, lo,
-                             magic, <float*>e + b if e != NULL else NULL, &block.exps, AHEAD, &late)
-            if e != NULL and due.target != NULL:
-                due.done = late.terms - <const float*>due.terms
+    while left > 0:
+        next_block(&logits, left, sizeof(real))
+        next_block(&targets, left, sizeof(target))
+        if real is float and target is float and FL_HAS_BLOCK and at.shift == 0:
+            fl_target_blockf(&logits, &targets, &at, <float*>e, &block.exps, due)
         elif e == NULL:
-            target_block(x + b, t + b, n_groups, at, out_x, out_t, tail_x, tail_t, m, shift, lo, magic, NULL, &block,
-                         due)
+            target_block(&logits, &targets, &at, <real*>NULL, &block, due, t[0])
         else:
-            target_block(x + b, t + b, n_groups, at, out_x, out_t, tail_x, tail_t, m, shift, lo, magic, e + b, &block,
-                         due)
+            target_block(&logits, &targets, &at, e, &block, due, t[0])
         add_block(&sums.exps, &carry.exps, block.exps)
         add_block(&sums.dots, &carry.dots, block.dots)
         add_block(&sums.rest, &carry.rest, block.rest)
-        b += n_groups*L
+        left -= logits.n_groups
+        e = e + logits.n_groups*L if e != NULL else e
     sums.dots = settled(sums.dots, carry.dots)
     sums.rest = settled(sums.rest, carry.rest)
     terms.others = settled(sums.exps, carry.exps)
-    terms.gap = <double>m - <double>shift
-    terms.power = power
-    terms.shift = shift
+    terms_at(terms, &at, m)
 
 
 cdef inline void put_target_grad(const Job* job, Py_ssize_t i, const real* e, const target* t, Slope s,
@@ -381,18 +365,22 @@ cdef inline void put_labels_grad(const Job* job, Py_ssize_t i, const real* x, re
 
 
 cdef inline void target_row(const Job* job, Py_ssize_t i, const real* x, const target* t, real* e, Terms* terms,
-                            double* dots, double* weight, Due* due) noexcept nogil:
+                            double* dots, double* weight, Deferred* due) noexcept nogil:
     """Gradients of row i, around its maximum; its loss is dots + weight times the log ratio of its terms.
 
     The gradient may be left due, and then needs e.
     """
     cdef Sums sums
     cdef Slope slope
+    cdef Row logits
     cdef Py_ssize_t c = job.logits.width, top
     cdef real m = row_max(x, c)
     cdef double total, ratio, s = scale_of(job, i), top_slope
     top = find(x, c, m)
-    target_sums(x, t, c, top, m, e if job.grad.data != NULL else NULL, terms, &sums, due)
+    logits.x = x
+    logits.n = c
+    logits.out = top
+    target_sums(&logits, t, m, e if job.grad.data != NULL else NULL, terms, &sums, due)
     dots[0] = sums.dots
     weight[0] = sums.rest + t[top]
     if job.labels_grad.data != NULL:
@@ -408,10 +396,19 @@ cdef inline void target_row(const Job* job, Py_ssize_t i, const real* x, const t
     total = total_of(terms, m)
     top_slope = sums.rest*(label_of_terms(terms, m)/total) - t[top]*(terms.others/total)
     slope = slope_of(s*weight[0], total, 1/total, m)
-    settle(due, True, m)
+    flush(due, True, m)
     if can_wait(job, i, t, slope, m):
-        defer(due, True, <void*>row_at(&job.grad, i), e, c, slope.c, slope.rest, <const real*>t, s, top,
-              top_slope*s, job.stream)
+        due.target = row_at(&job.grad, i)
+        due.terms = e
+        due.labels = t
+        due.n = c
+        due.slope = slope.c
+        due.rest = slope.rest
+        due.scale = s
+        due.at = top
+        due.entry = top_slope*s
+        due.past = job.stream
+        defer(due, True, m)
         return
     put_target_grad(job, i, e, t, slope, s)
     put_one(&job.grad, i, top, <real>(top_slope*s))
@@ -437,8 +434,7 @@ cdef inline void target_rows(const Job* job, Py_ssize_t start, Py_ssize_t stop, 
     cdef Py_ssize_t i = start, n, r, fetched
     cdef double* built = <double*>scratch   # the row's targets, where they are not read as they lie
     cdef real* e = scratch + job.built  # the terms of this row; another row's may wait in the other half
-    cdef Due due
-    nothing_due(&due, job.logits.itemsize)
+    cdef Deferred due = nothing_deferred()
     everything.data = NULL
     while i < stop:
         n = stop - i if stop - i < job.group else job.group
@@ -463,7 +459,7 @@ cdef inline void target_rows(const Job* job, Py_ssize_t start, Py_ssize_t stop, 
             loss[r] = <real>(dots[r] + weight[r]*ratio[r])
         put_run(&job.loss, i, n, loss)
         i += n
-    settle(&due, True, e[0])
+    flush(&due, True, e[0])
 
 
 # ------------------------------------------------------------------ row by row: softmax, log-softmax, log-sum-exp
@@ -483,33 +479,38 @@ cdef inline void normal_rows(const Job* job, Py_ssize_t start, Py_ssize_t stop, 
     cdef const real* row[ROWS]
     cdef real w[BLOCK + L]
     cdef Terms terms
-    cdef Due due
-    cdef Py_ssize_t i = start, c = job.logits.width, n, r, fetched, top
+    cdef Deferred due = nothing_deferred()
+    cdef Row logits
+    cdef Py_ssize_t i = start, c = job.logits.width, n, r, fetched
     cdef real* e = scratch
     cdef real m
     cdef double total, ratio
-    nothing_due(&due, job.logits.itemsize)
+    logits.n = c
+    logits.pace = L*job.logits.itemsize
     while i < stop:
         n = stop - i if stop - i < job.group else job.group
         fetched = 0
         for r in range(n):
             if r == fetched:
                 fetched = fetch_from(job, i, r, n, scratch, row)
+            logits.x = row[r]
+            logits.ahead = NULL
             if job.what == SOFTMAX:
-                due.ahead = source_of(job, i + r + job.together, stop, e[0])
-                row_terms(row[r], c, 0, reference_of(row[r], c, 0), e, &terms, &due)
+                logits.out = 0
+                logits.ahead = source_of(job, i + r + job.together, stop, e[0])
+                row_terms(&logits, reference_of(row[r], c, 0), e, &terms, &due)
                 total = total_of(&terms, e[0])
                 e[0] = <real>label_of_terms(&terms, e[0])
                 put_terms(job, i + r, e, c, slope_of(1.0, total, 1/total, e[0]), &due)
                 e = scratch + job.kept if e == scratch else scratch
                 continue
             m = row_max(row[r], c)
-            top = find(row[r], c, m)
-            row_terms_from(row[r], c, top, m, NULL, &terms, &due)
+            logits.out = find(row[r], c, m)
+            row_terms_from(&logits, m, <real*>NULL, &terms, NULL)
             log_ratios(1, &terms, &ratio, m)
             if job.what == LOG_SOFTMAX:
                 put_log_softmax(&job.grad, i + r, row[r], c, m, ratio, w, job.stream)
             else:
                 put_one(&job.loss, i + r, 0, log_sum(row[r], 1, c, m, ratio))
         i += n
-    settle(&due, False, e[0])
+    flush(&due, False, e[0])

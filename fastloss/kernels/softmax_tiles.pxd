@@ -9,7 +9,7 @@ from fastloss.kernels.softmax_job cimport (
 )
 from fastloss.kernels.softmax_rows cimport log_sum, put_labels_grad
 from fastloss.kernels.tiles cimport (
-    LANES, TILE, TILE_SIZE, Asks, Lanes, S, ask_for, lanes_of, load_tile, rows_of_tile, store_tile, strip_sums,
+    LANES, TILE, TILE_SIZE, Asks, Lanes, S, ask_for, at, lanes_of, load_tile, rows_of_tile, store_tile, strip_sums,
     tile_argmax, tile_max, tile_ratios, tile_terms,
 )
 from fastloss.kernels.vmath cimport magnitude, real, scaled
@@ -28,7 +28,7 @@ cdef inline void load_masked(const Job* job, Py_ssize_t i, Py_ssize_t n, real* b
             p = row_at(&job.where, i + r)
             for k in range(c):
                 if not p[k*job.where.step]:
-                    b[r//S*S*c + k*S + r % S] = -INFINITY
+                    b[at(r, k, c)] = -INFINITY
 
 
 cdef inline void asks_of(const Job* job, Asks* asks, const real* otherwise) noexcept nogil:
@@ -168,7 +168,7 @@ cdef inline void put_curvatures(const Job* job, Py_ssize_t i, Py_ssize_t n, cons
     for r in range(n):
         if factor[r] == 0:
             for k in range(c):
-                h[r//S*S*c + k*S + r % S] = 0
+                h[at(r, k, c)] = 0
     store_tile(&job.hess, i, n, h)
 
 
@@ -207,7 +207,7 @@ cdef inline void target_tiles(const Job* job, Py_ssize_t start, Py_ssize_t stop,
             for r in range(n):
                 targets(job, i + r, targets_row)
                 for k in range(c):
-                    built[r//S*S*c + k*S + r % S] = targets_row[k]
+                    built[at(r, k, c)] = targets_row[k]
             dot_tile(b, built, c, lanes, m, top, dot, t_top, rest)
             for k in range(c*lanes):
                 t[k] = <real>built[k]
@@ -232,7 +232,7 @@ cdef inline void target_tiles(const Job* job, Py_ssize_t start, Py_ssize_t stop,
         if job.labels_grad.data != NULL:
             for r in range(n):
                 for k in range(c):
-                    row[k] = x[r//S*S*c + k*S + r % S]
+                    row[k] = x[at(r, k, c)]
                 put_labels_grad(job, i + r, row, m[r], rows.ratio[r], scale[r])
         if job.grad.data != NULL:
             for j in range(lanes):
@@ -254,7 +254,7 @@ cdef inline void target_tiles(const Job* job, Py_ssize_t start, Py_ssize_t stop,
             for r in range(n):
                 if scale[r] == 0:
                     for k in range(c):
-                        b[r//S*S*c + k*S + r % S] = 0
+                        b[at(r, k, c)] = 0
             store_tile(&job.grad, i, n, b)
             if job.hess.data != NULL and job.hessian == RESIDUAL:
                 for k in range(c*lanes):
@@ -298,7 +298,7 @@ cdef inline void normal_tiles(const Job* job, Py_ssize_t start, Py_ssize_t stop,
         tile_ratios(lanes, &rows, False, m[0])
         if job.what == LOGSUMEXP:
             for r in range(n):
-                l[r] = log_sum(x + r//S*S*c + r % S, S, c, m[r], rows.ratio[r])
+                l[r] = log_sum(x + at(r, 0, c), S, c, m[r], rows.ratio[r])
             put_run(&job.loss, i, n, l)
         else:
             for j in range(lanes):

@@ -1,6 +1,6 @@
 """Few classes: tiles of up to LANES rows, transposed so that a row is a lane.
 
-A tile is cut into strips of S lanes, class by class: element k of row r stands at b[r//S*S*c + k*S + r % S].  Loops
+A tile is cut into strips of S lanes, class by class: element k of row r stands at b[at(r, k, c)].  Loops
 over a strip have a constant length, so that what is kept for each lane stays in registers.  Every lane has its own
 reference; no sum runs across lanes, so a row's bits do not depend on its neighbours.
 """
@@ -31,6 +31,11 @@ cdef inline Py_ssize_t rows_of_tile(Py_ssize_t left, real dummy) noexcept nogil:
     if real is double:
         most = LANES//2
     return left if left < most else most
+
+
+cdef inline Py_ssize_t at(Py_ssize_t r, Py_ssize_t k, Py_ssize_t c) noexcept nogil:
+    """Where element k of row r stands in a tile of c classes."""
+    return r//S*S*c + k*S + r % S
 
 
 cdef inline Py_ssize_t lanes_of(Py_ssize_t n) noexcept nogil:
