@@ -8,6 +8,7 @@ from fastloss.kernels.softmax_job cimport (
     LOG_SOFTMAX, RESIDUAL, SOFTMAX, UPPER, Job, Slope, fetch, label_of, labels_of, put, put_one, put_run, put_zeros,
     scale_of, slope_of, target, targets,
 )
+from fastloss.kernels.softmax_laws cimport CrossEntropy, Law, Worth, worth_of_row
 from fastloss.kernels.special cimport fma
 from fastloss.kernels.terms cimport (
     BLOCK, PAIRS, ROWS, L, Reference, Row, Source, Terms, add_block, add_part, exp_lanes, exp_row_of_halves, find,
@@ -88,7 +89,20 @@ cdef inline bint lies_in_halves(const Job* job) noexcept nogil:
             and job.logits.step == 2 and bits % 2 == 0)
 
 
-cdef inline void index_rows(const Job* job, Py_ssize_t start, Py_ssize_t stop, real* scratch) noexcept nogil:
+cdef inline void put_worth(const Job* job, Py_ssize_t i, real* e, Py_ssize_t y, const Terms* terms, const Worth* worth,
+                           double scale) noexcept nogil:
+    """Row i of the gradient, of any law: by one factor, but for the label."""
+    cdef Deferred nothing = nothing_deferred()
+    cdef double label = label_of_terms(terms, e[0]), total = terms.others + label
+    cdef double q = terms.others/total, slope = (worth.mass/q if q != 0 else 0.0) + worth.push
+    e[y] = <real>-terms.others          # minus the sum of the others
+    put_scaled(&job.grad, i, e, slope_of(scale*slope, total, 1/total, e[0]))
+    if worth.push != 0:
+        put_one(&job.grad, i, y, <real>((label/total*worth.push - worth.mass)*scale))
+
+
+cdef inline void index_rows(const Job* job, const Law* law, Py_ssize_t start, Py_ssize_t stop,
+                            real* scratch) noexcept nogil:
     cdef const real* row[ROWS]
     cdef Terms terms[ROWS]
     cdef double ratio[ROWS]
@@ -101,6 +115,8 @@ cdef inline void index_rows(const Job* job, Py_ssize_t start, Py_ssize_t stop, r
     cdef real loss[ROWS]
     cdef real m, next_m = 0
     cdef double total, s
+    cdef Worth worth
+    cdef bint plain = Law is CrossEntropy and job.z_loss == 0     # the loss is the log ratio, by many at once
     cdef bint bfloat16 = job.logits.kind == BF16, as_it_lies = real is float and lies_in_halves(job)
     logits.n = c
     logits.pace = L*job.logits.itemsize
@@ -130,10 +146,16 @@ cdef inline void index_rows(const Job* job, Py_ssize_t start, Py_ssize_t stop, r
                 logits.x = row[r]
                 logits.ahead = source_of(job, i + r + job.together, stop, e[0])
                 row_terms(&logits, m, e if job.grad.data != NULL else NULL, &terms[r], &due)
+            if not plain:
+                worth = worth_of_row(law, job.z_loss, &terms[r], e[0])
+                ratio[r] = worth.value
             if job.grad.data == NULL:
                 continue
             if s == 0:
                 put_zeros(&job.grad, i + r)
+                continue
+            if not plain:
+                put_worth(job, i + r, e, y[r], &terms[r], &worth, s)
                 continue
             if c >= LONG:
                 flush(&due, False, e[0])               # nothing is left, unless row_terms gave up
@@ -144,7 +166,8 @@ cdef inline void index_rows(const Job* job, Py_ssize_t start, Py_ssize_t stop, r
                 put_tail(&due, e[0])
             elif c < LONG:
                 e = scratch + job.kept if e == scratch else scratch
-        log_ratios(n, terms, ratio, scratch[0])
+        if plain:
+            log_ratios(n, terms, ratio, scratch[0])
         for r in range(n):
             loss[r] = <real>(ratio[r]*weight[r]) if weight[r] != 0 else 0
         put_run(&job.loss, i, n, loss)

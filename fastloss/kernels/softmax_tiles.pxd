@@ -7,12 +7,13 @@ from fastloss.kernels.arrays cimport row_at
 from fastloss.kernels.softmax_job cimport (
     LOGSUMEXP, RESIDUAL, SOFTMAX, UPPER, Job, Slope, label_of, labels_of, put_run, scale_of, slope_of, target, targets,
 )
+from fastloss.kernels.softmax_laws cimport CrossEntropy, Law, Worth, lse_of, worth_of_sums
 from fastloss.kernels.softmax_rows cimport log_sum, put_labels_grad
 from fastloss.kernels.tiles cimport (
     LANES, TILE, TILE_SIZE, Asks, Lanes, S, ask_for, at, lanes_of, load_tile, rows_of_tile, store_tile, strip_sums,
     tile_argmax, tile_max, tile_ratios, tile_terms,
 )
-from fastloss.kernels.vmath cimport magnitude, real, scaled
+from fastloss.kernels.vmath cimport bias_of, magnitude, real, scaled, shift_of
 
 cdef enum:
     DENSE_TILE = 32             # with a target for every class row by row is faster from here on
@@ -37,8 +38,8 @@ cdef inline void asks_of(const Job* job, Asks* asks, const real* otherwise) noex
     asks.grad = ask_for(&job.grad, job.logits.width, otherwise)
 
 
-cdef inline void scale_tile(real* b, Py_ssize_t c, Py_ssize_t lanes, const double* scale, const double* inverse,
-                            const double* total, const real* out, const double* entry) noexcept nogil:
+cdef inline void scale_tile(real* b, Py_ssize_t c, Py_ssize_t lanes, const double* scale, const Lanes* rows,
+                            const real* out, const double* entry) noexcept nogil:
     """b times each lane's slope, but entry at class out; all 0 where the scale is 0."""
     cdef real f[S]
     cdef real rest[S]
@@ -55,7 +56,7 @@ cdef inline void scale_tile(real* b, Py_ssize_t c, Py_ssize_t lanes, const doubl
         p = b + s*c
         unusual = 0
         for j in range(S):
-            slope = slope_of(scale[s + j], total[s + j], inverse[s + j], b[0])
+            slope = slope_of(scale[s + j], rows.total[s + j], rows.inverse[s + j], b[0])
             f[j] = <real>slope.c
             rest[j] = <real>slope.rest
             apart[j] = <real>slope.apart
@@ -78,18 +79,51 @@ cdef inline void scale_tile(real* b, Py_ssize_t c, Py_ssize_t lanes, const doubl
                 p[k*S + j] = put[j] if skip[j] == <real>k else v
 
 
-cdef inline void index_tiles(const Job* job, Py_ssize_t start, Py_ssize_t stop, real dummy) noexcept nogil:
+cdef inline void worth_of_lanes(const Job* job, const Law* law, const real* m, Lanes* rows, Worth* worth,
+                                Py_ssize_t n) noexcept nogil:
+    """Of n lanes; their ratios become values."""
+    cdef Py_ssize_t r
+    cdef double lse
+    cdef real shift
+    for r in range(n):
+        shift = shift_of(m[r])
+        lse = lse_of(rows.ratio[r], rows.gap[r] + shift, rows.total[r], rows.power[r], shift, bias_of(m[0]))
+        worth[r] = worth_of_sums(law, job.z_loss, rows.ratio[r], rows.others[r], rows.label[r], rows.total[r], lse)
+        rows.ratio[r] = worth[r].value
+
+
+cdef inline void slopes_of_lanes(real* b, Py_ssize_t c, const Lanes* rows, const Worth* worth, double* weight,
+                                 real* label, double* entry, Py_ssize_t n) noexcept nogil:
+    """What scale_tile takes, from the weights of n lanes: an entry that is but minus the sum of the others is a term."""
+    cdef Py_ssize_t r
+    cdef double q, slope
+    for r in range(n):
+        q = rows.others[r]/rows.total[r]
+        slope = (worth[r].mass/q if q != 0 else 0.0) + worth[r].push
+        if worth[r].push == 0:
+            b[at(r, <Py_ssize_t>label[r], c)] = <real>-rows.others[r]
+            label[r] = TILE
+        else:
+            entry[r] = (rows.label[r]/rows.total[r]*worth[r].push - worth[r].mass)*weight[r]
+            slope = slope if slope != 0 else 1e-300     # of 0 the entry would be 0, too
+        weight[r] = weight[r]*slope if weight[r] != 0 else 0.0      # whatever the row holds
+
+
+cdef inline void index_tiles(const Job* job, const Law* law, Py_ssize_t start, Py_ssize_t stop,
+                             real dummy) noexcept nogil:
     cdef real b[TILE_SIZE]
     cdef real m[LANES]
     cdef real label[LANES]
     cdef int64_t y[LANES]
     cdef double weight[LANES]
     cdef double entry[LANES]
+    cdef Worth worth[LANES]
     cdef Lanes rows
     cdef Asks asks
     cdef Py_ssize_t i = start, c = job.logits.width, n, r
     cdef Py_ssize_t lanes, j
     cdef real v
+    cdef bint plain = Law is CrossEntropy and job.z_loss == 0
     for j in range(LANES):
         y[j] = 0
         weight[j] = 0
@@ -104,6 +138,8 @@ cdef inline void index_tiles(const Job* job, Py_ssize_t start, Py_ssize_t stop, 
         tile_max(b, c, lanes, m)
         tile_terms(b, c, lanes, m, label, &rows, &asks, i, n)
         tile_ratios(lanes, &rows, job.grad.data != NULL, m[0])
+        if not plain:
+            worth_of_lanes(job, law, m, &rows, worth, n)
         for j in range(lanes):
             v = <real>(rows.ratio[j]*weight[j])
             m[j] = v if weight[j] != 0 else <real>0
@@ -116,7 +152,9 @@ cdef inline void index_tiles(const Job* job, Py_ssize_t start, Py_ssize_t stop, 
                     weight[r] *= job.scale[i + r]
             for j in range(lanes):
                 entry[j] = -(rows.others[j]*rows.inverse[j])*weight[j]
-            scale_tile(b, c, lanes, weight, rows.inverse, rows.total, label, entry)
+            if not plain:
+                slopes_of_lanes(b, c, &rows, worth, weight, label, entry, n)
+            scale_tile(b, c, lanes, weight, &rows, label, entry)
             store_tile(&job.grad, i, n, b)
         i += n
 
@@ -246,7 +284,7 @@ cdef inline void target_tiles(const Job* job, Py_ssize_t start, Py_ssize_t stop,
                     at_top[j] = (rows.label[j]*rows.inverse[j])*(rows.others[j]*rows.inverse[j])
                     factor[j] = dot[j]*(2 if job.hessian == UPPER else 1)
                 put_curvatures(job, i, n, b, x, lanes, top, rows.inverse, factor, at_top)
-            scale_tile(b, c, lanes, dot, rows.inverse, rows.total, top, entry)
+            scale_tile(b, c, lanes, dot, &rows, top, entry)
             for s in range(0, lanes, 32):
                 for k in range(c):
                     for j in range(S):          # t is 0 at the maximum
@@ -291,7 +329,7 @@ cdef inline void normal_tiles(const Job* job, Py_ssize_t start, Py_ssize_t stop,
             for j in range(lanes):
                 rows.inverse[j] = 1/rows.total[j]
                 entry[j] = rows.label[j]*rows.inverse[j]
-            scale_tile(b, c, lanes, ones, rows.inverse, rows.total, top, entry)
+            scale_tile(b, c, lanes, ones, &rows, top, entry)
             store_tile(&job.grad, i, n, b)
             i += n
             continue

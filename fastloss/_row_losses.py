@@ -1,0 +1,190 @@
+"""What the losses of softmax rows share: arguments checked, one kernel call, value and gradients out."""
+
+from __future__ import annotations
+
+import functools
+import math
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+import numpy as np
+from numpy.typing import ArrayLike, NDArray
+
+from fastloss import _inputs, _memory, _threads
+from fastloss._gradients import Loss, Wants, sum_back
+from fastloss._native import softmax as _kernels
+from fastloss._reductions import Reduction
+
+Array = NDArray[Any]
+HESSIANS = ("diagonal", "upper", "residual")  # in the order of the kernel's numbers
+PLAIN = frozenset({"labels", "logits", "axis", "n_threads", "_wants"})
+
+
+class Law(NamedTuple):
+    """What a row with one label is worth: one of the kernel's numbers, and its parameters."""
+
+    number: int
+    parameters: tuple[float, ...] = ()
+
+
+CROSS_ENTROPY = Law(_kernels.CROSS_ENTROPY)
+
+
+def quick_if_plain(index: bool) -> Callable[[Loss], Loss]:
+    """For a cross entropy: a call with no keyword that is not in PLAIN takes the short way, if `_plain` can."""
+
+    def decorate(loss: Loss) -> Loss:
+        @functools.wraps(loss)
+        def call(**arguments: Any) -> Any:
+            if arguments.keys() <= PLAIN:
+                value = _plain(index, **arguments)
+                if value is not None:
+                    return value
+            return loss(**arguments)
+
+        return call  # type: ignore[return-value]
+
+    return decorate
+
+
+def _plain(
+    index: bool,
+    labels: Any = None,
+    logits: Any = None,
+    axis: int = -1,
+    n_threads: int | None = None,
+    _wants: Wants | None = None,
+) -> Any:
+    """row_loss without options: what a call on a few rows costs is Python, so this is all of it.  None: it cannot."""
+    if type(logits) is not np.ndarray or logits.dtype.kind != "f" or labels is None:
+        return None
+    dtype = _inputs.loss_dtype("logits", logits.dtype)
+    axis = _inputs.axis_index(axis, logits.ndim)
+    shape = _inputs.without(logits.shape, axis)
+    y = _inputs.integers("labels", labels) if index else _inputs.numbers("labels", labels)
+    if y.shape != (shape if index else logits.shape) or (not index and (y.dtype.kind == "V" or not y.size)):
+        return None
+    if _wants is not None and not _wants.is_plain(logits, y):
+        return None
+    threads = _threads.resolve(n_threads, logits.size)
+    loss = np.empty(shape, dtype)
+    grad = None if _wants is None else _wants.plain_buffer(logits)
+    bad = _kernels.plain(logits, y, axis, index, loss, grad, threads)
+    if bad >= 0:
+        raise _inputs.bad_label("labels", y, bad, logits.shape[axis])
+    return loss if shape else loss[()]
+
+
+def row_loss(
+    wants: Wants | None,
+    law: Law,
+    logits: Array,
+    labels: Array,
+    index: bool,
+    axis: int,
+    *,
+    ignore_index: int | None,
+    sample_weight: ArrayLike | None,
+    class_weight: ArrayLike | None,
+    label_smoothing: float,
+    where: ArrayLike | None,
+    reduction: str,
+    out: Array | None,
+    n_threads: int | None,
+    z_loss: float = 0.0,
+    softcap: float | None = None,
+    temperature: float = 1.0,
+) -> Any:
+    """The loss by a law; `labels` are class indices of the right shape, or targets; `axis` is counted from the front."""
+    dtype = _inputs.loss_dtype("logits", logits.dtype)
+    shape, n_classes = _inputs.without(logits.shape, axis), logits.shape[axis]
+    threads = _threads.resolve(n_threads, logits.size)
+    mask = None if where is None else _inputs.mask("where", where, logits.shape)
+    weights = None if class_weight is None else _inputs.vector("class_weight", class_weight, n_classes)
+    smoothing = _inputs.scalar("label_smoothing", label_smoothing, 0, 1)
+    z = _inputs.scalar("z_loss", z_loss, 0, math.inf)
+    cap = math.inf if softcap is None else _inputs.positive("softcap", softcap)
+    heat = _inputs.positive("temperature", temperature)
+    ignore = _inputs.ignored(ignore_index)
+    full = labels if index else _inputs.broadcast("labels", labels, logits.shape)
+    x, y = _inputs.raw(logits), _inputs.raw(full)
+
+    row_weight = None
+    if reduction == "mean" and (weights is not None or ignore is not None):
+        row_weight = np.empty(shape)
+        bad = _kernels.class_weights(y, axis, index, weights, ignore, n_classes, row_weight.reshape(-1))
+        if bad >= 0:
+            raise _inputs.bad_label("labels", labels, bad, n_classes, ignore)
+    apart = {"logits": logits, "labels": labels, "where": mask}
+    rows = Reduction(reduction, sample_weight, out, shape, dtype, apart, row_weight, wants, threads)
+    grad = labels_grad = hess = None
+    kind = 0
+    if wants is not None:
+        if wants.hessian_kind == "upper" and (z != 0 or cap < math.inf):
+            raise ValueError("hessian must be 'diagonal' or 'residual' where z_loss or softcap is given, got 'upper'")
+        grad, labels_grad = _gradient_buffers(wants, logits, labels, full, rows.loss)
+        hess = wants.hessian_buffer(logits, {**apart, "out": rows.loss})
+        kind = HESSIANS.index(wants.hessian_kind or HESSIANS[0])
+
+    def run(grad: Array | None, labels_grad: Array | None, mean: float = 0.0) -> None:
+        bad = _kernels.losses(
+            x,
+            y,
+            axis,
+            index,
+            rows.loss,
+            threads,
+            law=law.number,
+            parameters=law.parameters,
+            grad=_inputs.raw(grad),
+            labels_grad=_inputs.raw(labels_grad),
+            hess=_inputs.raw(hess),
+            hessian=kind,
+            class_weight=weights,
+            scale=None if rows.scale is None else rows.scale.reshape(-1),
+            factor=rows.factor,
+            smoothing=smoothing,
+            where=mask,
+            ignore=ignore,
+            mean=mean,
+            z_loss=z,
+            softcap=0.0 if cap == math.inf else cap,
+            temperature=heat,
+        )
+        if bad >= 0:
+            raise _inputs.bad_label("labels", labels, bad, n_classes, ignore)
+
+    if n_classes == 0:
+        rows.loss[...] = 0
+    if labels_grad is not None and row_weight is not None:
+        run(None, None)  # labels move the mean's denominator too: its value comes first
+        value = rows.value()
+        run(grad, labels_grad, float(value))
+    else:
+        run(grad, labels_grad)
+        value = rows.value()
+    if labels_grad is not None and wants is not None and wants.grads["labels"] is not labels_grad:
+        wants.grads["labels"][...] = sum_back(labels_grad, labels.shape)
+    return value
+
+
+def _gradient_buffers(
+    wants: Wants, logits: Array, labels: Array, full: Array, loss: Array
+) -> tuple[Array | None, Array | None]:
+    """Where the kernel writes; wants.grads has what the caller gets, labels in their own shape and dtype."""
+    grad = labels_grad = None
+    for name in wants.wrt:
+        a = logits if name == "logits" else labels
+        _inputs.differentiable(name, a)
+        apart: dict[str, Array | None] = {"logits": logits, "labels": labels, "out": loss}
+        apart |= {f"the buffer for {other}": buffer for other, buffer in wants.grads.items()}
+        alias = logits if name == "logits" else None
+        buffer = _inputs.output("grad_out", wants.buffers.get(name), a.shape, a.dtype, apart, alias)
+        if buffer is None:
+            buffer = _memory.empty_like(a)
+        wants.grads[name] = buffer
+        if name == "logits":
+            grad = buffer
+        else:
+            labels_grad = buffer if full.shape == a.shape else np.empty(full.shape)
+    return grad, labels_grad
