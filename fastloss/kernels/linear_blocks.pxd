@@ -15,7 +15,7 @@ from fastloss.kernels.product cimport (
     FL_CHUNK, FL_PITCH, FL_TILE, LANES, lanes_of, least, parts_of, tile_columns, tile_lanes, tile_rows,
 )
 from fastloss.kernels.special cimport tanh_of
-from fastloss.kernels.terms cimport sum_rest
+from fastloss.kernels.sums cimport sum_rest
 from fastloss.kernels.vmath cimport (
     FL_LN2, FL_PREFETCH, bias_of, exp_of, fl_exp_label, lo_of, magic_of, power_of, real, shift_of,
 )

@@ -16,9 +16,10 @@ from fastloss.kernels.product cimport (
     products_across, slab_size,
 )
 from fastloss.kernels.scratch cimport free_scratch, new_scratch, scratch_of
+from fastloss.kernels.sums cimport L, add_block, row_max, settled
 from fastloss.kernels.terms cimport (
-    HEADROOM, HEADROOMF, L, ROWS, Reference, Source, Terms, add_block, block_sum, label_of_terms, log_ratios,
-    next_block, reference_at, row_max, settled, terms_at, whole_groups,
+    HEADROOM, HEADROOMF, ROWS, Reference, Source, Terms, block_sum, label_of_terms, log_ratios, next_block,
+    reference_at, terms_at, whole_groups,
 )
 from fastloss.kernels.vmath cimport FL_LN2, bias_of, fl_exp_label, fl_log, fl_log1p, real
 

@@ -1,7 +1,8 @@
 """Softmax cross entropy, softmax, log-softmax and log-sum-exp of rows.
 
-Two shapes of the same work: row by row (terms.pxd), and for few classes tiles of transposed rows (tiles.pxd).  Which
-one is taken depends on the number of classes alone, so a row's bits depend on nothing but the row.
+Two shapes of the same work: row by row (terms.pxd), and for few classes tiles of transposed rows (tiles.pxd); and a
+slower loop in float64 for what these two do not know (softmax_wide.pxd).  Which one is taken depends on options and the
+number of classes alone, so a row's bits depend on nothing but the row.
 """
 from cpython.mem cimport PyMem_RawFree, PyMem_RawMalloc
 from cython.parallel cimport prange
@@ -14,10 +15,12 @@ from fastloss.kernels.arrays cimport (
 from fastloss.kernels.parallel cimport blocks, cut
 from fastloss.kernels.softmax_job cimport LOG_SOFTMAX, LOGSUMEXP, LOSS, SOFTMAX, Job
 from fastloss.kernels.softmax_laws cimport CrossEntropy, Focal, Law, Poly1
-from fastloss.kernels.softmax_rows cimport index_rows, normal_rows, target_rows
+from fastloss.kernels.softmax_rows cimport index_rows, normal_rows
+from fastloss.kernels.softmax_targets cimport target_rows
 from fastloss.kernels.softmax_tiles cimport DENSE_TILE, index_tiles, normal_tiles, target_tiles
 from fastloss.kernels.softmax_wide cimport WIDE_ARRAYS, wide_room, wide_rows
-from fastloss.kernels.terms cimport ROWS, L
+from fastloss.kernels.sums cimport L
+from fastloss.kernels.terms cimport ROWS
 from fastloss.kernels.tiles cimport TILE
 from fastloss.kernels.vmath cimport real
 

@@ -7,7 +7,8 @@ e_k/T mass + p_k push, that of the label -mass + p push. Losses with a target fo
 from libc.math cimport ldexp, log, pow
 
 from fastloss.kernels.special cimport fl_product_rest
-from fastloss.kernels.terms cimport Terms, label_of_terms, log_ratios, sum_rest
+from fastloss.kernels.sums cimport sum_rest
+from fastloss.kernels.terms cimport Terms, label_of_terms, log_ratios
 from fastloss.kernels.vmath cimport FL_LN2, bias_of, real
 
 cdef struct Label:      # what is known of a row's label, or of any class

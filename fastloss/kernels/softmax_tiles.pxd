@@ -8,7 +8,8 @@ from fastloss.kernels.softmax_job cimport (
     LOGSUMEXP, RESIDUAL, SOFTMAX, UPPER, Job, Slope, label_of, labels_of, put_run, scale_of, slope_of, target, targets,
 )
 from fastloss.kernels.softmax_laws cimport CrossEntropy, Law, Worth, lse_of, worth_of_sums
-from fastloss.kernels.softmax_rows cimport log_sum, put_labels_grad
+from fastloss.kernels.softmax_rows cimport log_sum
+from fastloss.kernels.softmax_targets cimport put_labels_grad
 from fastloss.kernels.tiles cimport (
     LANES, TILE, TILE_SIZE, Asks, Lanes, S, ask_for, at, lanes_of, load_tile, rows_of_tile, store_tile, strip_sums,
     tile_argmax, tile_max, tile_ratios, tile_terms,

@@ -11,9 +11,8 @@ from fastloss.kernels.softmax_job cimport (
 )
 from fastloss.kernels.softmax_laws cimport Label, Law, Worth, quotient, worth
 from fastloss.kernels.special cimport fl_exp_minus, tanh_of
-from fastloss.kernels.terms cimport (
-    L, Row, Terms, find, label_of_terms, log_ratios, row_max, row_terms_from, sum_groups,
-)
+from fastloss.kernels.sums cimport L, find, row_max, sum_groups
+from fastloss.kernels.terms cimport Row, Terms, label_of_terms, log_ratios, row_terms_from
 
 cdef enum:
     WIDE_ARRAYS = 8     # of WideRow
