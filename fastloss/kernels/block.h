@@ -20,8 +20,8 @@ typedef struct {
 /* The power of two that exps are taken against, near m: exp(x - shift) 2^power, see vmath.h. */
 typedef struct { double m, shift, power, lo, magic; } fl_reference;
 
-/* A gradient that is still to be written: target = terms (slope + rest) - labels scale, unless there are no labels; with
- * labels `entry` at `at`. */
+/* A gradient that is still to be written: target = terms (slope + rest), or with labels
+ * target = terms (slope + rest) - labels scale, but `entry` at `at`. */
 typedef struct {
     void *target;                                         /* NULL: nothing is deferred */
     const void *terms, *labels;
@@ -149,10 +149,11 @@ FL_INLINE __m512 fl_load16(const char *x, int kind) {
     return _mm512_castsi512_ps(_mm512_slli_epi32(_mm512_cvtepu16_epi32(halves), 16));
 }
 
-/* Sums exp over groups of logits, and finds the largest. Unless e is NULL it also keeps the exps there, and writes as much
- * of the deferred gradient. */
+/* Sums exp over groups of logits, and finds the largest. Unless e is NULL it also keeps the exps there, and writes as
+ * much of the deferred gradient. */
 FL_INLINE double fl_exp_block_of(
-        const fl_source *from, int kind, const fl_reference *reference, float *e, float *top_out, fl_deferred *deferred) {
+        const fl_source *from, int kind, const fl_reference *reference, float *e, float *top_out,
+        fl_deferred *deferred) {
     const ptrdiff_t half = kind == FL_FLOATS ? 64 : 32, size = 2 * half;        /* bytes of a group */
     const ptrdiff_t n_groups = from->n_groups, out = from->out, tail = from->tail, pace = from->pace;
     const char *x = from->elements, *out_group = from->out_group, *tail_group = from->tail_group;

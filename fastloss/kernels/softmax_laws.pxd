@@ -1,7 +1,7 @@
 """The laws of softmax losses: what a row with one label is worth, from its sums.
 
-A law is a tag (a struct that holds its parameters, all double) and an inline function from what a row's sums give exactly to its
-value and derivatives. With T the sum of exp over the other classes, the gradient of another class k is
+A law is a tag (a struct that holds its parameters, all double) and an inline function from what a row's sums give
+exactly to its value and derivatives. With T the sum of exp over the other classes, the gradient of another class k is
 e_k/T mass + p_k push, that of the label -mass + p push. Losses with a target for every class are sums of laws.
 """
 from libc.math cimport ldexp, log, pow
@@ -106,6 +106,16 @@ cdef inline Worth worth_of_sums(const Law* law, double z, double s, double other
     if z != 0:
         add_z_loss(&w, z, lse)
     return w
+
+
+cdef inline double slope_of_law(const Worth* w, double q) noexcept nogil:
+    """What each other class's gradient has by its probability."""
+    return (w.mass/q if q != 0 else 0.0) + w.push
+
+
+cdef inline double entry_of_law(const Worth* w, double p) noexcept nogil:
+    """The label's gradient."""
+    return p*w.push - w.mass
 
 
 cdef inline double lse_of(double s, double x, double total, double power, double shift, int bias) noexcept nogil:

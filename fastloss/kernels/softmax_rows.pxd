@@ -7,7 +7,7 @@ from fastloss.kernels.due cimport Deferred, defer, flush, nothing_deferred, put_
 from fastloss.kernels.softmax_job cimport (
     LOG_SOFTMAX, SOFTMAX, Job, Slope, fetch, labels_of, put, put_one, put_run, put_zeros, scale_of, slope_of,
 )
-from fastloss.kernels.softmax_laws cimport CrossEntropy, Law, Worth, worth_of_row
+from fastloss.kernels.softmax_laws cimport CrossEntropy, Law, Worth, entry_of_law, slope_of_law, worth_of_row
 from fastloss.kernels.sums cimport L, find, row_max
 from fastloss.kernels.terms cimport (
     BLOCK, FL_HAS_BLOCK, ROWS, Row, Terms, exp_row_of_halves, label_of_terms, log_ratios, reference_of,
@@ -40,19 +40,20 @@ cdef inline void put_scaled(const Rows* out, Py_ssize_t i, const real* e, Slope 
         b += n
 
 
-cdef inline void put_terms(const Job* job, Py_ssize_t i, const real* e, Py_ssize_t c, Slope s, Deferred* due) noexcept nogil:
+cdef inline void put_terms(const Rows* grad, Py_ssize_t i, const real* e, Slope s, Deferred* due,
+                           bint stream) noexcept nogil:
     """Row i of the gradient = e times the slope: later, if it can wait."""
     flush(due, False, e[0])
-    if s.apart == 1 and is_direct(&job.grad, e[0]):
-        due.target = row_at(&job.grad, i)
+    if s.apart == 1 and is_direct(grad, e[0]):
+        due.target = row_at(grad, i)
         due.terms = e
-        due.n = c
+        due.n = grad.width
         due.slope = s.c
         due.rest = s.rest
-        due.past = job.stream
+        due.past = stream
         defer(due, False, e[0])
     else:
-        put_scaled(&job.grad, i, e, s)
+        put_scaled(grad, i, e, s)
 
 
 cdef inline const char* source_of(const Job* job, Py_ssize_t i, Py_ssize_t stop, real dummy) noexcept nogil:
@@ -80,15 +81,18 @@ cdef inline bint lies_in_halves(const Job* job) noexcept nogil:
             and job.logits.step == 2 and bits % 2 == 0)
 
 
-cdef inline void put_worth(const Job* job, Py_ssize_t i, real* e, Py_ssize_t y, const Terms* terms, const Worth* worth,
-                           double scale) noexcept nogil:
-    """Row i of the gradient, of any law: by one factor, but for the label."""
+cdef inline Slope slope_by_law(real* e, const Terms* terms, const Worth* worth, double scale,
+                               bint* whole) noexcept nogil:
+    """The row's one factor, and e of the label for it; not the whole gradient where that would be too large a number."""
     cdef double label = label_of_terms(terms, e[0]), total = terms.others + label
-    cdef double q = terms.others/total, slope = (worth.mass/q if q != 0 else 0.0) + worth.push
-    e[y] = <real>-terms.others          # minus the sum of the others
-    put_scaled(&job.grad, i, e, slope_of(scale*slope, total, 1/total, e[0]))
+    cdef double slope = slope_of_law(worth, terms.others/total), entry
+    e[0] = <real>-terms.others          # minus the sum of the others
+    whole[0] = True
     if worth.push != 0:
-        put_one(&job.grad, i, y, <real>((label/total*worth.push - worth.mass)*scale))
+        entry = entry_of_law(worth, label/total)
+        whole[0] = fabs(slope) > 1e-3*fabs(entry)
+        e[0] = <real>(total*(entry/slope)) if whole[0] else <real>0
+    return slope_of(scale*slope, total, 1/total, e[0])
 
 
 cdef inline void index_rows(const Job* job, const Law* law, Py_ssize_t start, Py_ssize_t stop,
@@ -106,6 +110,8 @@ cdef inline void index_rows(const Job* job, const Law* law, Py_ssize_t start, Py
     cdef real m, next_m = 0
     cdef double total, s
     cdef Worth worth
+    cdef Slope slope
+    cdef bint whole
     cdef bint plain = Law is CrossEntropy and job.z_loss == 0     # the loss is the log ratio, by many at once
     cdef bint bfloat16 = job.logits.kind == BF16, as_it_lies = real is float and lies_in_halves(job)
     logits.n = c
@@ -144,14 +150,21 @@ cdef inline void index_rows(const Job* job, const Law* law, Py_ssize_t start, Py
             if s == 0:
                 put_zeros(&job.grad, i + r)
                 continue
-            if not plain:
-                put_worth(job, i + r, e, y[r], &terms[r], &worth, s)
-                continue
             if c >= LONG:
                 flush(&due, False, e[0])               # nothing is left, unless row_terms gave up
-            total = total_of(&terms[r], e[0])
-            e[y[r]] = <real>-terms[r].others        # p - 1 times the total, without cancellation
-            put_terms(job, i + r, e, c, slope_of(s, total, 1/total, e[0]), &due)
+            if plain:
+                total = total_of(&terms[r], e[0])
+                e[y[r]] = <real>-terms[r].others        # p - 1 times the total, without cancellation
+                slope = slope_of(s, total, 1/total, e[0])
+            else:
+                slope = slope_by_law(&e[y[r]], &terms[r], &worth, s, &whole)
+                if not whole:
+                    put_scaled(&job.grad, i + r, e, slope)
+                    total = total_of(&terms[r], e[0])
+                    s = entry_of_law(&worth, label_of_terms(&terms[r], e[0])/total)*s
+                    put_one(&job.grad, i + r, y[r], <real>s)
+                    continue
+            put_terms(&job.grad, i + r, e, slope, &due, job.stream)
             if c >= LONG and due.target != NULL:
                 put_tail(&due, e[0])
             elif c < LONG:
@@ -178,10 +191,10 @@ cdef inline real log_sum(const real* x, Py_ssize_t step, Py_ssize_t c, real m, d
     return m + v
 
 
-cdef inline void put_log_softmax(const Rows* out, Py_ssize_t i, const real* x, Py_ssize_t c, real m, double ratio,
-                                 real* w, bint stream) noexcept nogil:
+cdef inline void put_log_softmax(const Rows* out, Py_ssize_t i, const real* x, real m, double ratio, real* w,
+                                 bint stream) noexcept nogil:
     """Row i of out = (x - m) - ratio: no difference of large numbers beside the first, which is exact enough."""
-    cdef Py_ssize_t b = 0, n, k
+    cdef Py_ssize_t b = 0, n, k, c = out.width
     cdef real above = <real>ratio
     while b < c:
         n = c - b if c - b < BLOCK else BLOCK
@@ -217,7 +230,7 @@ cdef inline void normal_rows(const Job* job, Py_ssize_t start, Py_ssize_t stop, 
                 row_terms(&logits, reference_of(row[r], c, 0), e, &terms, &due)
                 total = total_of(&terms, e[0])
                 e[0] = <real>label_of_terms(&terms, e[0])
-                put_terms(job, i + r, e, c, slope_of(1.0, total, 1/total, e[0]), &due)
+                put_terms(&job.grad, i + r, e, slope_of(1.0, total, 1/total, e[0]), &due, job.stream)
                 e = scratch + job.kept if e == scratch else scratch
                 continue
             m = row_max(row[r], c)
@@ -225,7 +238,7 @@ cdef inline void normal_rows(const Job* job, Py_ssize_t start, Py_ssize_t stop, 
             row_terms_from(&logits, m, <real*>NULL, &terms, NULL)
             log_ratios(1, &terms, &ratio, m)
             if job.what == LOG_SOFTMAX:
-                put_log_softmax(&job.grad, i + r, row[r], c, m, ratio, w, job.stream)
+                put_log_softmax(&job.grad, i + r, row[r], m, ratio, w, job.stream)
             else:
                 put_one(&job.loss, i + r, 0, log_sum(row[r], 1, c, m, ratio))
         i += n

@@ -10,8 +10,8 @@ from fastloss.kernels.softmax_rows cimport fetch_from
 from fastloss.kernels.special cimport fma
 from fastloss.kernels.sums cimport PAIRS, L, add_block, add_part, find, lanes_sum, row_max, settled
 from fastloss.kernels.terms cimport (
-    BLOCK, FL_HAS_BLOCK, ROWS, Reference, Row, Source, Terms, exp_lanes, label_of_terms, log_ratios, next_block, open_source,
-    reference_at, terms_at, total_of,
+    BLOCK, FL_HAS_BLOCK, ROWS, Reference, Row, Source, Terms, exp_lanes, label_of_terms, log_ratios, next_block,
+    open_source, reference_at, terms_at, total_of,
 )
 from fastloss.kernels.vmath cimport FL_PREFETCH, FL_PREFETCH_FAR, magnitude, real, scaled
 
@@ -220,12 +220,18 @@ cdef inline void put_labels_grad(const Job* job, Py_ssize_t i, const real* x, re
         put_one(&job.labels_grad, i, k, <real>(v*w*scale))
 
 
-cdef inline void target_row(const Job* job, Py_ssize_t i, const real* x, const target* t, real* e, Terms* terms,
-                            double* dots, double* weight, Deferred* due) noexcept nogil:
-    """Gradients of row i, around its maximum; its loss is dots + weight times the log ratio of its terms.
+cdef struct TargetLoss:     # of a row: dots + weight times the log ratio of its terms
+    double dots
+    double weight
+
+
+cdef inline TargetLoss target_row(const Job* job, Py_ssize_t i, const real* x, const target* t, real* e, Terms* terms,
+                                  Deferred* due) noexcept nogil:
+    """Gradients of row i, around its maximum, and its loss.
 
     The gradient may be left due, and then needs e.
     """
+    cdef TargetLoss loss
     cdef Sums sums
     cdef Slope slope
     cdef Row logits
@@ -237,21 +243,21 @@ cdef inline void target_row(const Job* job, Py_ssize_t i, const real* x, const t
     logits.n = c
     logits.out = top
     target_sums(&logits, t, m, e if job.grad.data != NULL else NULL, terms, &sums, due)
-    dots[0] = sums.dots
-    weight[0] = sums.rest + t[top]
+    loss.dots = sums.dots
+    loss.weight = sums.rest + t[top]
     if job.labels_grad.data != NULL:
         log_ratios(1, terms, &ratio, m)
         put_labels_grad(job, i, x, m, ratio, s)
     if job.grad.data == NULL:
-        return
+        return loss
     if s == 0:
         put_zeros(&job.grad, i)
         put_zeros(&job.hess, i)
-        return
+        return loss
     # the maximum's entry apart, as two terms that cancel only where the truth does
     total = total_of(terms, m)
     top_slope = sums.rest*(label_of_terms(terms, m)/total) - t[top]*(terms.others/total)
-    slope = slope_of(s*weight[0], total, 1/total, m)
+    slope = slope_of(s*loss.weight, total, 1/total, m)
     flush(due, True, m)
     if can_wait(job, i, t, slope, m):
         due.target = row_at(&job.grad, i)
@@ -265,17 +271,18 @@ cdef inline void target_row(const Job* job, Py_ssize_t i, const real* x, const t
         due.entry = top_slope*s
         due.past = job.stream
         defer(due, True, m)
-        return
+        return loss
     put_target_grad(job, i, e, t, slope, s)
     put_one(&job.grad, i, top, <real>(top_slope*s))
     if job.hess.data == NULL:
-        return
+        return loss
     if job.hessian == RESIDUAL:
         put_one(&job.hess, i, top, magnitude(<real>(top_slope*s)))
-        return
-    s = s*weight[0]*(2 if job.hessian == UPPER else 1)
+        return loss
+    s = s*loss.weight*(2 if job.hessian == UPPER else 1)
     put_curvature(job, i, e, 1/total, s)
     put_one(&job.hess, i, top, <real>((label_of_terms(terms, m)/total)*(terms.others/total)*s))
+    return loss
 
 
 cdef inline void target_rows(const Job* job, Py_ssize_t start, Py_ssize_t stop, real* scratch) noexcept nogil:
@@ -283,8 +290,7 @@ cdef inline void target_rows(const Job* job, Py_ssize_t start, Py_ssize_t stop, 
     cdef const real* t
     cdef Rows everything                # no mask
     cdef Terms terms[ROWS]
-    cdef double dots[ROWS]
-    cdef double weight[ROWS]
+    cdef TargetLoss part[ROWS]
     cdef double ratio[ROWS]
     cdef real loss[ROWS]
     cdef Py_ssize_t i = start, n, r, fetched
@@ -299,20 +305,20 @@ cdef inline void target_rows(const Job* job, Py_ssize_t start, Py_ssize_t stop, 
             if r == fetched:
                 fetched = fetch_from(job, i, r, n, scratch, row)
             if job.index and label_of(job, i + r) < 0:
-                terms[r].others = terms[r].gap = terms[r].power = dots[r] = weight[r] = 0
+                terms[r].others = terms[r].gap = terms[r].power = part[r].dots = part[r].weight = 0
                 put_zeros(&job.grad, i + r)
                 put_zeros(&job.hess, i + r)
             elif job.soft:
                 targets(job, i + r, built)
-                target_row(job, i + r, row[r], built, e, &terms[r], &dots[r], &weight[r], &due)
+                part[r] = target_row(job, i + r, row[r], built, e, &terms[r], &due)
             else:
                 fetch(&job.labels, &everything, i + r, 1, <real*>built, &t)
-                target_row(job, i + r, row[r], t, e, &terms[r], &dots[r], &weight[r], &due)
+                part[r] = target_row(job, i + r, row[r], t, e, &terms[r], &due)
                 if due.terms == e:
                     e = scratch + job.built + (job.kept if e == scratch + job.built else 0)
         log_ratios(n, terms, ratio, e[0])
         for r in range(n):
-            loss[r] = <real>(dots[r] + weight[r]*ratio[r])
+            loss[r] = <real>(part[r].dots + part[r].weight*ratio[r])
         put_run(&job.loss, i, n, loss)
         i += n
     flush(&due, True, e[0])

@@ -177,7 +177,7 @@ cdef inline void put_labels_slopes(const Job* job, const Law* law, Py_ssize_t i,
 
 cdef inline void put_derivatives(const Job* job, Py_ssize_t i, const WideRow* row, const Worth* best,
                           double scale) noexcept nogil:
-    """Gradient and Hessian diagonal: sums over the classes but one k, and k's own, which cancel only as the truth does."""
+    """Gradient and Hessian diagonal: sums over all classes but k, and k's own, which cancel only where the truth does."""
     cdef Py_ssize_t c = job.logits.width, k, top = row.top
     cdef double slopes = sum_of(row.slope, c), bends, push = 2*row.z*row.lse
     cdef double each = 1/row.others if row.others != 0 else 0.0, p, q, r, s, h
@@ -214,7 +214,8 @@ cdef inline void put_derivatives(const Job* job, Py_ssize_t i, const WideRow* ro
     put(&job.hess, i, 0, row.bend, c, False)
 
 
-cdef inline void wide_rows(const Job* job, const Law* law, Py_ssize_t start, Py_ssize_t stop, double* scratch) noexcept nogil:
+cdef inline void wide_rows(const Job* job, const Law* law, Py_ssize_t start, Py_ssize_t stop,
+                           double* scratch) noexcept nogil:
     cdef Py_ssize_t i, c = job.logits.width
     cdef WideRow row
     cdef Worth best

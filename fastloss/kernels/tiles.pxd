@@ -53,6 +53,7 @@ cdef struct Asks:           # of a tile's gradient, and of the next tile's logit
     Ask logits
     Ask labels
     Ask grad
+    Py_ssize_t i            # the tile's first row
 
 
 cdef inline Ask ask_for(const Rows* rows, Py_ssize_t c, const real* otherwise) noexcept nogil:
@@ -226,9 +227,9 @@ cdef inline void tile_argmax(const real* b, Py_ssize_t c, Py_ssize_t lanes, real
             top[s + j] = at[j]
 
 
-cdef inline void tile_terms(real* b, Py_ssize_t c, Py_ssize_t lanes, const real* m, const real* out, Lanes* rows,
-                            const Asks* asks, Py_ssize_t i, Py_ssize_t n) noexcept nogil:
-    """b becomes exp(b) in the unit of each lane's maximum m, 0 at class out[r]; sums of every lane, ratios not."""
+cdef inline void tile_terms(real* b, Py_ssize_t c, Py_ssize_t n, const real* m, const real* out, Lanes* rows,
+                            const Asks* asks) noexcept nogil:
+    """b becomes exp(b) in the unit of each row's maximum m, 0 at class out[r]; sums of every lane, but not ratios."""
     cdef real shift[S]
     cdef real power[S]
     cdef real lo[S]
@@ -240,11 +241,11 @@ cdef inline void tile_terms(real* b, Py_ssize_t c, Py_ssize_t lanes, const real*
     cdef real v, e
     cdef real* p
     cdef Py_ssize_t k
-    cdef Py_ssize_t s, j
+    cdef Py_ssize_t s, j, lanes = lanes_of(n)
     cdef int bias = bias_of(b[0])
-    cdef const char* logits = asks.logits.base + (i + n)*asks.logits.stride
-    cdef const char* labels = asks.labels.base + (i + n)*asks.labels.stride
-    cdef const char* grad = asks.grad.base + i*asks.grad.stride
+    cdef const char* logits = asks.logits.base + (asks.i + n)*asks.logits.stride
+    cdef const char* labels = asks.labels.base + (asks.i + n)*asks.labels.stride
+    cdef const char* grad = asks.grad.base + asks.i*asks.grad.stride
     for s in range(0, lanes, 32):
         p = b + s*c
         for j in range(S):
