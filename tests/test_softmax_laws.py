@@ -143,6 +143,21 @@ def test_infinite_and_nan_logits(f, dtype, padding, options):
     assert np.isnan(grad[2:]).any(1).all()
 
 
+@pytest.mark.parametrize("c", [5, 100])
+@pytest.mark.parametrize("dtype", FLOATS)
+def test_a_z_loss_that_cancels_the_cross_entropys_slope(dtype, c):
+    """Where 2 z lse = -1 the classes have no gradient, but the label has."""
+    x = np.full((3, c), -1 - np.log(c), dtype)
+    x[1] += dtype(1e-3)
+    x[2, 0] = -30
+    labels = np.zeros(3, int)
+    value, grad = fl.value_and_grad(SPARSE)(labels=labels, logits=x, z_loss=0.5)
+    loss, want, _ = reference.cross_entropy(labels, x, z_loss=0.5)
+    assert reference.ulps(value, loss).max() <= 4
+    np.testing.assert_allclose(grad, want.astype(float), rtol=1e-5, atol=4 * np.finfo(dtype).eps / c)
+    np.testing.assert_allclose(grad[:, 0], want[:, 0].astype(float), rtol=4 * np.finfo(dtype).eps)
+
+
 def test_softcap_and_temperature_mean_what_they_mean_of_a_linear_layer():
     rng = np.random.default_rng(1)
     x, w = rng.standard_normal((6, 4)), 4 * rng.standard_normal((90, 4))
