@@ -17,7 +17,6 @@ from fastloss._reductions import Reduction
 
 Array = NDArray[Any]
 HESSIANS = ("diagonal", "upper", "residual")  # in the order of the kernel's numbers
-PLAIN = frozenset({"labels", "logits", "axis", "n_threads", "_wants"})
 
 
 class Law(NamedTuple):
@@ -31,30 +30,31 @@ CROSS_ENTROPY = Law(_kernels.CROSS_ENTROPY)
 
 
 def quick_if_plain(index: bool) -> Callable[[Loss], Loss]:
-    """For a cross entropy: a call with no keyword that is not in PLAIN takes the short way, if `_plain` can."""
+    """For a cross entropy: a call without any other keyword than these takes the short way, if `_plain` can."""
 
     def decorate(loss: Loss) -> Loss:
         @functools.wraps(loss)
-        def call(**arguments: Any) -> Any:
-            if arguments.keys() <= PLAIN:
-                value = _plain(index, **arguments)
+        def call(
+            *,
+            labels: Any = None,
+            logits: Any = None,
+            axis: int = -1,
+            n_threads: int | None = None,
+            _wants: Wants | None = None,
+            **options: Any,
+        ) -> Any:
+            if not options:
+                value = _plain(index, labels, logits, axis, n_threads, _wants)
                 if value is not None:
                     return value
-            return loss(**arguments)
+            return loss(labels=labels, logits=logits, axis=axis, n_threads=n_threads, _wants=_wants, **options)
 
         return call  # type: ignore[return-value]
 
     return decorate
 
 
-def _plain(
-    index: bool,
-    labels: Any = None,
-    logits: Any = None,
-    axis: int = -1,
-    n_threads: int | None = None,
-    _wants: Wants | None = None,
-) -> Any:
+def _plain(index: bool, labels: Any, logits: Any, axis: int, n_threads: int | None, wants: Wants | None) -> Any:
     """row_loss without options: what a call on a few rows costs is Python, so this is all of it.  None: it cannot."""
     if type(logits) is not np.ndarray or logits.dtype.kind != "f" or labels is None:
         return None
@@ -64,11 +64,11 @@ def _plain(
     y = _inputs.integers("labels", labels) if index else _inputs.numbers("labels", labels)
     if y.shape != (shape if index else logits.shape) or (not index and (y.dtype.kind == "V" or not y.size)):
         return None
-    if _wants is not None and not _wants.is_plain(logits, y):
+    if wants is not None and not wants.is_plain(logits, y):
         return None
     threads = _threads.resolve(n_threads, logits.size)
     loss = np.empty(shape, dtype)
-    grad = None if _wants is None else _wants.plain_buffer(logits)
+    grad = None if wants is None else wants.plain_buffer(logits)
     bad = _kernels.plain(logits, y, axis, index, loss, grad, threads)
     if bad >= 0:
         raise _inputs.bad_label("labels", y, bad, logits.shape[axis])
@@ -95,16 +95,21 @@ def row_loss(
     softcap: float | None = None,
     temperature: float = 1.0,
 ) -> Any:
-    """The loss by a law; `labels` are class indices of the right shape, or targets; `axis` is counted from the front."""
+    """The loss by a law; `labels` are class indices of the right shape, or targets; `axis` counts from the front."""
     dtype = _inputs.loss_dtype("logits", logits.dtype)
     shape, n_classes = _inputs.without(logits.shape, axis), logits.shape[axis]
     threads = _threads.resolve(n_threads, logits.size)
     mask = None if where is None else _inputs.mask("where", where, logits.shape)
     weights = None if class_weight is None else _inputs.vector("class_weight", class_weight, n_classes)
-    smoothing = _inputs.scalar("label_smoothing", label_smoothing, 0, 1)
-    z = _inputs.scalar("z_loss", z_loss, 0, math.inf)
-    cap = math.inf if softcap is None else _inputs.positive("softcap", softcap)
-    heat = _inputs.positive("temperature", temperature)
+    options: dict[str, Any] = {}  # for the kernel: what is not as it is by default
+    if label_smoothing != 0:
+        options["smoothing"] = _inputs.scalar("label_smoothing", label_smoothing, 0, 1)
+    if z_loss != 0:
+        options["z_loss"] = _inputs.scalar("z_loss", z_loss, 0, math.inf)
+    if softcap is not None and _inputs.positive("softcap", softcap) < math.inf:
+        options["softcap"] = float(softcap)
+    if temperature != 1:
+        options["temperature"] = _inputs.positive("temperature", temperature)
     ignore = _inputs.ignored(ignore_index)
     full = labels if index else _inputs.broadcast("labels", labels, logits.shape)
     x, y = _inputs.raw(logits), _inputs.raw(full)
@@ -118,39 +123,31 @@ def row_loss(
     apart = {"logits": logits, "labels": labels, "where": mask}
     rows = Reduction(reduction, sample_weight, out, shape, dtype, apart, row_weight, wants, threads)
     grad = labels_grad = hess = None
-    kind = 0
     if wants is not None:
-        if wants.hessian_kind == "upper" and (z != 0 or cap < math.inf):
+        if wants.hessian_kind == "upper" and not options.keys().isdisjoint(("z_loss", "softcap")):
             raise ValueError("hessian must be 'diagonal' or 'residual' where z_loss or softcap is given, got 'upper'")
         grad, labels_grad = _gradient_buffers(wants, logits, labels, full, rows.loss)
         hess = wants.hessian_buffer(logits, {**apart, "out": rows.loss})
-        kind = HESSIANS.index(wants.hessian_kind or HESSIANS[0])
+        if hess is not None:
+            options |= {"hess": _inputs.raw(hess), "hessian": HESSIANS.index(str(wants.hessian_kind))}
+        if rows.scale is not None:
+            options["scale"] = rows.scale.reshape(-1)
+        options["factor"] = rows.factor
+    if law.number != CROSS_ENTROPY.number:
+        options |= {"law": law.number, "parameters": law.parameters}
+    if weights is not None:
+        options["class_weight"] = weights
+    if mask is not None:
+        options["where"] = mask
+    if ignore is not None:
+        options["ignore"] = ignore
 
     def run(grad: Array | None, labels_grad: Array | None, mean: float = 0.0) -> None:
-        bad = _kernels.losses(
-            x,
-            y,
-            axis,
-            index,
-            rows.loss,
-            threads,
-            law=law.number,
-            parameters=law.parameters,
-            grad=_inputs.raw(grad),
-            labels_grad=_inputs.raw(labels_grad),
-            hess=_inputs.raw(hess),
-            hessian=kind,
-            class_weight=weights,
-            scale=None if rows.scale is None else rows.scale.reshape(-1),
-            factor=rows.factor,
-            smoothing=smoothing,
-            where=mask,
-            ignore=ignore,
-            mean=mean,
-            z_loss=z,
-            softcap=0.0 if cap == math.inf else cap,
-            temperature=heat,
-        )
+        if grad is not None:
+            options["grad"] = _inputs.raw(grad)
+        if labels_grad is not None:
+            options.update(labels_grad=_inputs.raw(labels_grad), mean=mean)
+        bad = _kernels.losses(x, y, axis, index, rows.loss, threads, **options)
         if bad >= 0:
             raise _inputs.bad_label("labels", labels, bad, n_classes, ignore)
 

@@ -17,50 +17,24 @@ typedef struct {
     ptrdiff_t pace;                                       /* bytes of it for each group */
 } fl_source;
 
-/* The power of two that exps are taken against, near m: exp(x - shift) 2^power, see vmath.h. */
-typedef struct { double m, shift, power, lo, magic; } fl_reference;
+/* Of a reference (terms.pxd) what float exps need, where nothing is shifted. */
+typedef struct { float m, lo, magic; } fl_unit;
 
-/* A gradient that is still to be written: target = terms (slope + rest), or with labels
- * target = terms (slope + rest) - labels scale, but `entry` at `at`. */
+/* Of a deferred gradient (due.pxd) what is to be written of floats: target = terms slope - labels scale, if there are
+ * labels, but `entry` at `at`; in pairs of groups, as many as are left. */
 typedef struct {
-    void *target;                                         /* NULL: nothing is deferred */
-    const void *terms, *labels;
-    double slope, rest, scale, entry;
-    ptrdiff_t at, n, done;                                /* done: elements written */
+    float *target;
+    const float *terms, *labels;
+    float slope, scale, entry;
+    ptrdiff_t at, left;
     int past;                                             /* the caches */
-} fl_deferred;
+} fl_pending;
 
 #if defined(__AVX512F__) && defined(__AVX512DQ__) && defined(__GNUC__)
 #define FL_HAS_BLOCK 1
 #define FL_BLOCK_NEAR 2048      /* bytes after which lines are asked for into the first level, from the second */
 
 typedef struct { __m512 lo, magic; __m512i roots, rests; } fl_exps;
-
-/* fl_deferred of floats without rest, in whole pairs of groups, as many as are left */
-typedef struct {
-    float *target;
-    const float *terms, *labels;
-    float slope, scale, entry;
-    ptrdiff_t at, left;
-    int past;
-} fl_pending;
-
-FL_INLINE fl_pending fl_pending_of(const fl_deferred *d) {
-    fl_pending p = {0};
-    if (!d || !d->target) return p;
-    p.target = (float *)d->target + d->done;
-    p.terms = (const float *)d->terms + d->done;
-    p.labels = d->labels ? (const float *)d->labels + d->done : NULL;
-    p.slope = (float)d->slope, p.scale = (float)d->scale, p.entry = (float)d->entry;
-    p.at = d->at - d->done;
-    p.left = (d->n - d->done) / 64;
-    p.past = d->past;
-    return p;
-}
-
-FL_INLINE void fl_flushed(fl_deferred *d, const fl_pending *p) {
-    if (d && d->target) d->done = p->terms - (const float *)d->terms;
-}
 
 /* fl_exp_firstf, fl_exp_rootsf and fl_exp_lastf, operation by operation */
 FL_INLINE __m512 fl_exp16(__m512 x, const fl_exps *k) {
@@ -152,14 +126,13 @@ FL_INLINE __m512 fl_load16(const char *x, int kind) {
 /* Sums exp over groups of logits, and finds the largest. Unless e is NULL it also keeps the exps there, and writes as
  * much of the deferred gradient. */
 FL_INLINE double fl_exp_block_of(
-        const fl_source *from, int kind, const fl_reference *reference, float *e, float *top_out,
-        fl_deferred *deferred) {
+        const fl_source *from, int kind, const fl_unit *unit, float *e, float *top_out, fl_pending *pending) {
     const ptrdiff_t half = kind == FL_FLOATS ? 64 : 32, size = 2 * half;        /* bytes of a group */
     const ptrdiff_t n_groups = from->n_groups, out = from->out, tail = from->tail, pace = from->pace;
     const char *x = from->elements, *out_group = from->out_group, *tail_group = from->tail_group;
     const char *empty_group = from->empty_group, *ahead = from->ahead;
-    fl_pending late = e ? fl_pending_of(deferred) : (fl_pending){0};
-    const fl_exps k = fl_exps_of((float)reference->lo, (float)reference->magic);
+    fl_pending late = e ? *pending : (fl_pending){0};
+    const fl_exps k = fl_exps_of(unit->lo, unit->magic);
     __m512 top = _mm512_set1_ps(-INFINITY), more = top;
     fl_lanes total = fl_no_lanes();
     ptrdiff_t g = 0;
@@ -196,15 +169,15 @@ FL_INLINE double fl_exp_block_of(
         fl_add_part(&total, part, rest);
     }
     *top_out = _mm512_reduce_max_ps(_mm512_max_ps(top, more));
-    if (e) fl_flushed(deferred, &late);
+    if (e) *pending = late;
     return fl_lanes_sum(&total);
 }
 
 #define FL_EXP_BLOCK(name, kind)                                                                                         \
     static __attribute__((noinline)) double name(                                                                        \
-            const fl_source *from, const fl_reference *at, float *e, float *top, fl_deferred *deferred) {                \
-        if (e) return fl_exp_block_of(from, kind, at, e, top, deferred);                                                 \
-        return fl_exp_block_of(from, kind, at, NULL, top, NULL);                                                         \
+            const fl_source *from, const fl_unit *unit, float *e, float *top, fl_pending *pending) {                     \
+        if (e) return fl_exp_block_of(from, kind, unit, e, top, pending);                                                \
+        return fl_exp_block_of(from, kind, unit, NULL, top, NULL);                                                       \
     }
 FL_EXP_BLOCK(fl_exp_blockf, FL_FLOATS)
 FL_EXP_BLOCK(fl_exp_block_halves, FL_HALVES)
@@ -216,17 +189,17 @@ FL_INLINE __m512 fl_dot16(__m512 t, __m512 m, __m512 x) {                       
 
 /* likewise with targets t: sums of exp, of t (m - x), and of t */
 FL_INLINE void fl_target_block_of(
-        const fl_source *logits, const fl_source *targets, const fl_reference *reference, float *e, double *sums,
-        fl_deferred *deferred) {
+        const fl_source *logits, const fl_source *targets, const fl_unit *unit, float *e, double *sums,
+        fl_pending *pending) {
     const ptrdiff_t n_groups = logits->n_groups, out = logits->out, tail = logits->tail;
     const ptrdiff_t ahead = logits->ahead - logits->elements;
     const float *x = (const float *)logits->elements, *t = (const float *)targets->elements;
     const float *out_x = (const float *)logits->out_group, *out_t = (const float *)targets->out_group;
     const float *tail_x = (const float *)logits->tail_group, *tail_t = (const float *)targets->tail_group;
     const float *empty_x = (const float *)logits->empty_group, *empty_t = (const float *)targets->empty_group;
-    fl_pending late = e ? fl_pending_of(deferred) : (fl_pending){0};
-    const fl_exps k = fl_exps_of((float)reference->lo, (float)reference->magic);
-    const __m512 m = _mm512_set1_ps((float)reference->m);
+    fl_pending late = e ? *pending : (fl_pending){0};
+    const fl_exps k = fl_exps_of(unit->lo, unit->magic);
+    const __m512 m = _mm512_set1_ps(unit->m);
     fl_lanes exps = fl_no_lanes(), dots = exps, rests = exps;
     ptrdiff_t g = 0;
     while (g < n_groups) {
@@ -276,13 +249,13 @@ FL_INLINE void fl_target_block_of(
     sums[0] = fl_lanes_sum(&exps);
     sums[1] = fl_lanes_sum(&dots);
     sums[2] = fl_lanes_sum(&rests);
-    if (e) fl_flushed(deferred, &late);
+    if (e) *pending = late;
 }
 
 static __attribute__((noinline)) void fl_target_blockf(
-        const fl_source *x, const fl_source *t, const fl_reference *at, float *e, double *sums, fl_deferred *deferred) {
-    if (e) fl_target_block_of(x, t, at, e, sums, deferred);
-    else fl_target_block_of(x, t, at, NULL, sums, NULL);
+        const fl_source *x, const fl_source *t, const fl_unit *unit, float *e, double *sums, fl_pending *pending) {
+    if (e) fl_target_block_of(x, t, unit, e, sums, pending);
+    else fl_target_block_of(x, t, unit, NULL, sums, NULL);
 }
 #else
 #define FL_HAS_BLOCK 0

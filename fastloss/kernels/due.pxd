@@ -18,19 +18,18 @@ cdef enum:
     LINE = 64           # bytes
     AHEAD = 2048        # bytes
 
-cdef extern from "block.h" nogil:
-    ctypedef struct Deferred "fl_deferred":
-        void* target        # NULL: nothing is deferred
-        const void* terms
-        const void* labels
-        double slope        # target = terms (slope + rest) - labels scale; labels as `dense` says
-        double rest
-        double scale
-        double entry        # but this one, if dense
-        Py_ssize_t at       # here
-        Py_ssize_t n
-        Py_ssize_t done     # elements written
-        bint past           # the caches
+cdef struct Deferred:
+    void* target        # NULL: nothing is deferred
+    const void* terms
+    const void* labels
+    double slope        # target = terms (slope + rest) - labels scale; labels as `dense` says
+    double rest
+    double scale
+    double entry        # but this one, if dense
+    Py_ssize_t at       # here
+    Py_ssize_t n
+    Py_ssize_t done     # elements written
+    bint past           # the caches
 
 
 cdef inline void write_group(real* target, const real* terms, const real* labels, const Deferred* due,

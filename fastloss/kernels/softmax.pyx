@@ -61,7 +61,7 @@ cdef void run_rows(const Job* job, Py_ssize_t start, Py_ssize_t stop, real* scra
     elif job.wide or (job.index and not job.soft):
         if job.law == FOCAL:
             run_law(job, <const Focal*>job.parameters, start, stop, scratch)
-        elif job.law == POLY1:
+        elif job.law == POLY1 or job.z_loss != 0:       # a cross entropy with z_loss: of epsilon 0, and as exact
             run_law(job, <const Poly1*>job.parameters, start, stop, scratch)
         else:
             run_law(job, <const CrossEntropy*>job.parameters, start, stop, scratch)
@@ -178,6 +178,7 @@ cdef void no_options(Job* job, bint index) noexcept:
     """The plain sum of cross entropies, without anything that is optional."""
     job.what = LOSS
     job.law = CROSS_ENTROPY
+    job.parameters[0] = 0
     job.index = index
     job.soft = job.wide = job.has_ignore = False
     job.ignore = 0

@@ -11,7 +11,7 @@ from fastloss.kernels.softmax_laws cimport CrossEntropy, Law, Worth, entry_of_la
 from fastloss.kernels.sums cimport L, find, row_max
 from fastloss.kernels.terms cimport (
     BLOCK, FL_HAS_BLOCK, ROWS, Row, Terms, exp_row_of_halves, label_of_terms, log_ratios, reference_of,
-    reference_of_halves, row_terms, row_terms_from, total_of,
+    reference_of_halves, row_terms, total_of,
 )
 from fastloss.kernels.vmath cimport FL_PREFETCH, real, scaled
 
@@ -112,7 +112,6 @@ cdef inline void index_rows(const Job* job, const Law* law, Py_ssize_t start, Py
     cdef Worth worth
     cdef Slope slope
     cdef bint whole
-    cdef bint plain = Law is CrossEntropy and job.z_loss == 0     # the loss is the log ratio, by many at once
     cdef bint bfloat16 = job.logits.kind == BF16, as_it_lies = real is float and lies_in_halves(job)
     logits.n = c
     logits.pace = L*job.logits.itemsize
@@ -142,7 +141,7 @@ cdef inline void index_rows(const Job* job, const Law* law, Py_ssize_t start, Py
                 logits.x = row[r]
                 logits.ahead = source_of(job, i + r + job.together, stop, e[0])
                 row_terms(&logits, m, e if job.grad.data != NULL else NULL, &terms[r], &due)
-            if not plain:
+            if Law is not CrossEntropy:
                 worth = worth_of_row(law, job.z_loss, &terms[r], e[0])
                 ratio[r] = worth.value
             if job.grad.data == NULL:
@@ -152,7 +151,7 @@ cdef inline void index_rows(const Job* job, const Law* law, Py_ssize_t start, Py
                 continue
             if c >= LONG:
                 flush(&due, False, e[0])               # nothing is left, unless row_terms gave up
-            if plain:
+            if Law is CrossEntropy:
                 total = total_of(&terms[r], e[0])
                 e[y[r]] = <real>-terms[r].others        # p - 1 times the total, without cancellation
                 slope = slope_of(s, total, 1/total, e[0])
@@ -169,7 +168,7 @@ cdef inline void index_rows(const Job* job, const Law* law, Py_ssize_t start, Py
                 put_tail(&due, e[0])
             elif c < LONG:
                 e = scratch + job.kept if e == scratch else scratch
-        if plain:
+        if Law is CrossEntropy:                         # by many at once
             log_ratios(n, terms, ratio, scratch[0])
         for r in range(n):
             loss[r] = <real>(ratio[r]*weight[r]) if weight[r] != 0 else 0
@@ -235,7 +234,7 @@ cdef inline void normal_rows(const Job* job, Py_ssize_t start, Py_ssize_t stop, 
                 continue
             m = row_max(row[r], c)
             logits.out = find(row[r], c, m)
-            row_terms_from(&logits, m, <real*>NULL, &terms, NULL)
+            row_terms(&logits, m, <real*>NULL, &terms, NULL)
             log_ratios(1, &terms, &ratio, m)
             if job.what == LOG_SOFTMAX:
                 put_log_softmax(&job.grad, i + r, row[r], m, ratio, w, job.stream)

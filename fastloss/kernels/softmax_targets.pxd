@@ -10,13 +10,13 @@ from fastloss.kernels.softmax_rows cimport fetch_from
 from fastloss.kernels.special cimport fma
 from fastloss.kernels.sums cimport PAIRS, L, add_block, add_part, find, lanes_sum, row_max, settled
 from fastloss.kernels.terms cimport (
-    BLOCK, FL_HAS_BLOCK, ROWS, Reference, Row, Source, Terms, exp_lanes, label_of_terms, log_ratios, next_block,
-    open_source, reference_at, terms_at, total_of,
+    BLOCK, FL_HAS_BLOCK, ROWS, Reference, Row, Source, Terms, exp_lanes, fl_pending, fl_unit, label_of_terms, log_ratios,
+    next_block, note_done, open_source, pending_of, reference_at, terms_at, total_of, unit_of,
 )
 from fastloss.kernels.vmath cimport FL_PREFETCH, FL_PREFETCH_FAR, magnitude, real, scaled
 
 cdef extern from "block.h" nogil:
-    void fl_target_blockf(const Source*, const Source*, const Reference*, float*, double*, Deferred*) noexcept
+    void fl_target_blockf(const Source*, const Source*, const fl_unit*, float*, double*, fl_pending*) noexcept
 
 cdef enum:
     AHEAD = 12288       # bytes after which logits and targets are fetched into the second level: maxima come first
@@ -138,17 +138,19 @@ cdef inline void target_sums(const Row* row, const target* t, real m, real* e, T
     cdef Source logits, targets
     cdef Reference at = reference_at(m)
     cdef Sums block, carry
+    cdef fl_pending pending
+    cdef fl_unit unit = unit_of(&at)
     cdef Py_ssize_t left = (row.n + L - 1)//L
     open_source(&logits, x, row.n, row.out, x_copies, <real>-INFINITY)
     open_source(&targets, t, row.n, row.out, t_copies, <target>0)
     logits.ahead = logits.elements + AHEAD
-    logits.n_groups = targets.n_groups = 0
+    logits.n_groups = targets.n_groups = left if left < BLOCK//L else BLOCK//L
     sums.exps = sums.dots = sums.rest = carry.exps = carry.dots = carry.rest = 0
-    while left > 0:
-        next_block(&logits, left, sizeof(real))
-        next_block(&targets, left, sizeof(target))
+    while True:
         if real is float and target is float and FL_HAS_BLOCK and at.shift == 0:
-            fl_target_blockf(&logits, &targets, &at, <float*>e, &block.exps, due)
+            pending = pending_of(due if e != NULL else NULL)
+            fl_target_blockf(&logits, &targets, &unit, <float*>e, &block.exps, &pending)
+            note_done(due, &pending)
         elif e == NULL:
             target_block(&logits, &targets, &at, <real*>NULL, &block, due, t[0])
         else:
@@ -157,7 +159,11 @@ cdef inline void target_sums(const Row* row, const target* t, real m, real* e, T
         add_block(&sums.dots, &carry.dots, block.dots)
         add_block(&sums.rest, &carry.rest, block.rest)
         left -= logits.n_groups
+        if left <= 0:
+            break
         e = e + logits.n_groups*L if e != NULL else e
+        next_block(&logits, left, sizeof(real))
+        next_block(&targets, left, sizeof(target))
     sums.dots = settled(sums.dots, carry.dots)
     sums.rest = settled(sums.rest, carry.rest)
     terms.others = settled(sums.exps, carry.exps)

@@ -110,7 +110,6 @@ cdef inline void index_tiles(const Job* job, const Law* law, Py_ssize_t start, P
     cdef Py_ssize_t i = start, c = job.logits.width, n, r
     cdef Py_ssize_t lanes, j
     cdef real v
-    cdef bint plain = Law is CrossEntropy and job.z_loss == 0
     for j in range(LANES):
         y[j] = 0
         weight[j] = 0
@@ -126,7 +125,7 @@ cdef inline void index_tiles(const Job* job, const Law* law, Py_ssize_t start, P
         asks.i = i
         tile_terms(b, c, n, m, label, &rows, &asks)
         tile_ratios(lanes, &rows, job.grad.data != NULL, m[0])
-        if not plain:
+        if Law is not CrossEntropy:
             worth_of_lanes(job, law, m, &rows, worth, n)
         for j in range(lanes):
             v = <real>(rows.ratio[j]*weight[j])
@@ -140,15 +139,16 @@ cdef inline void index_tiles(const Job* job, const Law* law, Py_ssize_t start, P
                     weight[r] *= job.scale[i + r]
             for j in range(lanes):
                 entry[j] = -(rows.others[j]*rows.inverse[j])*weight[j]
-            for r in range(0 if plain else n):
-                slope = slope_of_law(&worth[r], rows.others[r]/rows.total[r])
-                if worth[r].push == 0:          # minus the sum of the others: a term like all
-                    b[at(r, y[r], c)] = <real>-rows.others[r]
-                    label[r] = TILE
-                else:
-                    entry[r] = entry_of_law(&worth[r], rows.label[r]/rows.total[r])*weight[r]
-                    slope = slope if slope != 0 else 1e-300     # of 0 the entry would be 0, too
-                weight[r] = weight[r]*slope if weight[r] != 0 else 0.0
+            if Law is not CrossEntropy:
+                for r in range(n):
+                    slope = slope_of_law(&worth[r], rows.others[r]/rows.total[r])
+                    if worth[r].push == 0:          # minus the sum of the others: a term like all
+                        b[at(r, y[r], c)] = <real>-rows.others[r]
+                        label[r] = TILE
+                    else:
+                        entry[r] = entry_of_law(&worth[r], rows.label[r]/rows.total[r])*weight[r]
+                        slope = slope if slope != 0 else 1e-300     # of 0 the entry would be 0, too
+                    weight[r] = weight[r]*slope if weight[r] != 0 else 0.0
             scale_tile(b, c, lanes, weight, &rows, label, entry)
             store_tile(&job.grad, i, n, b)
         i += n

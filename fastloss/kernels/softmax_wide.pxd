@@ -12,7 +12,7 @@ from fastloss.kernels.softmax_job cimport (
 from fastloss.kernels.softmax_laws cimport Label, Law, Worth, quotient, worth
 from fastloss.kernels.special cimport fl_exp_minus, tanh_of
 from fastloss.kernels.sums cimport L, find, row_max, sum_groups
-from fastloss.kernels.terms cimport Row, Terms, label_of_terms, log_ratios, row_terms_from
+from fastloss.kernels.terms cimport Row, Terms, label_of_terms, log_ratios, row_terms
 
 cdef enum:
     WIDE_ARRAYS = 8     # of WideRow
@@ -112,7 +112,7 @@ cdef inline void read_row(const Job* job, Py_ssize_t i, WideRow* row) noexcept n
     logits.n = c
     logits.out = row.top
     logits.ahead = NULL
-    row_terms_from(&logits, row.m, row.e, &terms, NULL)
+    row_terms(&logits, row.m, row.e, &terms, NULL)
     log_ratios(1, &terms, &row.ratio, row.m)
     row.others = terms.others
     row.label = label_of_terms(&terms, row.m)
