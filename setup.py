@@ -12,7 +12,7 @@ from setuptools import Extension, setup
 from setuptools.command.build_ext import build_ext
 
 KERNELS = [
-    "alias", "candidates", "ctc", "decode", "elementwise", "focal", "linear", "probe", "reductions", "sampled",
+    "alias", "candidates", "ctc", "decode", "elementwise", "linear", "probe", "reductions", "sampled",
     "samplers", "sequence", "softmax", "tables", "unigram",
 ]  # fmt: skip
 

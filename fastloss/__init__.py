@@ -17,7 +17,6 @@ _MODULES = {
     ),
     "_ctc": "ctc_beam_search_decode ctc_greedy_decode ctc_loss edit_distance",
     "_deviances": "gamma_loss kl_divergence poisson_loss tweedie_loss",
-    "_focal": "softmax_focal_loss",
     "_gradients": "value_and_grad",
     "_in_batch": "in_batch_softmax_loss",
     "_linear": "LinearStats linear_cross_entropy linear_partials loss_from_partials merge_partials",
@@ -34,6 +33,7 @@ _MODULES = {
     "_softmax": (
         "log_softmax logsumexp softmax softmax_cross_entropy_with_logits sparse_softmax_cross_entropy_with_logits"
     ),
+    "_softmax_laws": "poly1_cross_entropy softmax_focal_loss",
     "_sparse_rows": "SparseRows",
     "_unigrams": "FixedUnigramSampler LearnedUnigramSampler",
 }

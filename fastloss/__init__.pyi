@@ -12,7 +12,6 @@ from fastloss._candidates import (
 )
 from fastloss._ctc import ctc_beam_search_decode, ctc_greedy_decode, ctc_loss, edit_distance
 from fastloss._deviances import gamma_loss, kl_divergence, poisson_loss, tweedie_loss
-from fastloss._focal import softmax_focal_loss
 from fastloss._gradients import value_and_grad
 from fastloss._in_batch import in_batch_softmax_loss
 from fastloss._linear import LinearStats, linear_cross_entropy, linear_partials, loss_from_partials, merge_partials
@@ -43,6 +42,7 @@ from fastloss._softmax import (
     softmax_cross_entropy_with_logits,
     sparse_softmax_cross_entropy_with_logits,
 )
+from fastloss._softmax_laws import poly1_cross_entropy, softmax_focal_loss
 from fastloss._sparse_rows import SparseRows
 from fastloss._unigrams import FixedUnigramSampler, LearnedUnigramSampler
 
@@ -83,6 +83,7 @@ __all__ = [
     "nce_loss",
     "packed_sequence_loss",
     "poisson_loss",
+    "poly1_cross_entropy",
     "quantile_loss",
     "sample_negatives",
     "sampled_softmax_loss",

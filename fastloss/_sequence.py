@@ -59,10 +59,10 @@ def _cross_entropies(
 ) -> None:
     """loss = cross entropies of the positions, 0 where marked; grad = scale times their gradients."""
     index = marked.ndim < logits.ndim
-    _softmax.cross_entropy(
-        _inputs.raw(logits), marked, logits.ndim - 1, index, loss, _inputs.raw(grad), None, None, 0, None,
-        None if scale is None else scale.reshape(-1), 1.0, 0.0, None, _kernels.IGNORED if index else None, 0.0,
-        _threads.resolve(n_threads, logits.size),
+    _softmax.losses(
+        _inputs.raw(logits), marked, logits.ndim - 1, index, loss, _threads.resolve(n_threads, logits.size),
+        grad=_inputs.raw(grad), scale=None if scale is None else scale.reshape(-1),
+        ignore=_kernels.IGNORED if index else None,
     )  # fmt: skip
 
 

@@ -9,125 +9,21 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 from fastloss import _inputs, _memory, _threads
-from fastloss._gradients import Wants, differentiable, sum_back
+from fastloss._gradients import Wants, differentiable
 from fastloss._native import softmax as _kernels
-from fastloss._reductions import KINDS, Reduction, narrow
+from fastloss._row_losses import CROSS_ENTROPY, HESSIANS, quick_if_plain, row_loss
 
 Array = NDArray[Any]
-HESSIANS = ("diagonal", "upper", "residual")  # in the order of the kernel's numbers
-
-
-def _plain(wants: Wants | None, logits: Array, labels: Array, index: bool, axis: int, n_threads: int | None) -> Any:
-    """_cross_entropy without options: what a call on a few rows costs is Python, so this is all of it."""
-    shape = labels.shape if index else _inputs.without(logits.shape, axis)
-    take = _memory.small if logits.size < _threads.GRAIN else _memory.empty
-    loss = take(shape, _inputs.loss_dtype("logits", logits.dtype))
-    grad = None if wants is None else wants.plain_buffer(logits)
-    bad = _kernels.cross_entropy(
-        logits, labels, axis, index, loss, grad, None, None, 0, None, None, 1.0, 0.0, None, None, 0.0,
-        _threads.resolve(n_threads, logits.size),
-    )  # fmt: skip
-    if bad >= 0:
-        raise _inputs.bad_label("labels", labels, bad, logits.shape[axis])
-    return loss if shape else loss[()]
-
-
-def _cross_entropy(
-    wants: Wants | None,
-    logits: Array,
-    labels: Array,
-    index: bool,
-    axis: int,
-    ignore_index: int | None,
-    sample_weight: ArrayLike | None,
-    class_weight: ArrayLike | None,
-    label_smoothing: float,
-    where: ArrayLike | None,
-    reduction: str,
-    out: Array | None,
-    n_threads: int | None,
-) -> Any:
-    """What the two cross entropies share: arguments checked, `labels` of the right shape, `axis` from the front."""
-    dtype = _inputs.loss_dtype("logits", logits.dtype)
-    shape, n_classes = _inputs.without(logits.shape, axis), logits.shape[axis]
-    threads = _threads.resolve(n_threads, logits.size)
-    mask = None if where is None else _inputs.mask("where", where, logits.shape)
-    weights = None if class_weight is None else _inputs.vector("class_weight", class_weight, n_classes)
-    smoothing = _inputs.scalar("label_smoothing", label_smoothing, 0, 1)
-    reduction = _inputs.choice("reduction", reduction, KINDS)
-    ignore = _inputs.ignored(ignore_index)
-    full = labels if index else _inputs.broadcast("labels", labels, logits.shape)
-    x, y = _inputs.raw(logits), _inputs.raw(full)
-
-    row_weight = None
-    if reduction == "mean" and (weights is not None or ignore is not None):
-        row_weight = _memory.empty(shape)
-        bad = _kernels.class_weights(y, axis, index, weights, ignore, n_classes, row_weight.reshape(-1))
-        if bad >= 0:
-            raise _inputs.bad_label("labels", labels, bad, n_classes, ignore)
-    apart = {"logits": logits, "labels": labels, "where": mask}
-    rows = Reduction(reduction, sample_weight, out, shape, dtype, apart, row_weight, wants, threads)
-    grad = labels_grad = hess = None
-    kind = 0
-    if wants is not None:
-        grad, labels_grad = _gradient_buffers(wants, logits, labels, full, rows.loss)
-        hess = wants.hessian_buffer(logits, {**apart, "out": rows.loss})
-        kind = HESSIANS.index(wants.hessian_kind or HESSIANS[0])
-
-    def run(grad: Array | None, labels_grad: Array | None, mean: float = 0.0) -> None:
-        bad = _kernels.cross_entropy(
-            x, y, axis, index, rows.loss, _inputs.raw(grad), _inputs.raw(labels_grad), _inputs.raw(hess), kind, weights,
-            None if rows.scale is None else rows.scale.reshape(-1), rows.factor, smoothing, mask, ignore, mean, threads,
-        )  # fmt: skip
-        if bad >= 0:
-            raise _inputs.bad_label("labels", labels, bad, n_classes, ignore)
-
-    if n_classes == 0:
-        rows.loss[...] = 0
-    if labels_grad is not None and row_weight is not None:
-        run(None, None)  # labels move the mean's denominator too: its value comes first
-        value = rows.value()
-        run(grad, labels_grad, float(value))
-    else:
-        run(grad, labels_grad)
-        value = rows.value()
-    if labels_grad is not None and wants is not None and wants.grads["labels"] is not labels_grad:
-        narrow(wants.grads["labels"], sum_back(labels_grad, labels.shape))
-    return value
-
-
-def _gradient_buffers(
-    wants: Wants, logits: Array, labels: Array, full: Array, loss: Array
-) -> tuple[Array | None, Array | None]:
-    """Where the kernel writes; wants.grads has what the caller gets, labels in their own shape and dtype."""
-    grad = labels_grad = None
-    for name in wants.wrt:
-        a = logits if name == "logits" else labels
-        if name == "labels" and (a.dtype.kind in "iub"):
-            raise TypeError(f"labels must be float16, bfloat16, float32 or float64 to have a gradient, got {a.dtype}")
-        apart: dict[str, Array | None] = {"logits": logits, "labels": labels, "out": loss}
-        apart |= {f"the buffer for {other}": buffer for other, buffer in wants.grads.items()}
-        alias = logits if name == "logits" else None
-        buffer = _inputs.output("grad_out", wants.buffers.get(name), a.shape, a.dtype, apart, alias)
-        if buffer is None:
-            buffer = _memory.empty_like(a)
-        wants.grads[name] = buffer
-        if name == "logits":
-            grad = buffer
-        else:
-            labels_grad = buffer if full.shape == a.shape else _memory.empty(full.shape)
-    return grad, labels_grad
 
 
 def _class_axis(logits: Array, axis: int, dim: int | None) -> int:
     """The axis of classes, counted from the front; an error says by which name it was given."""
-    if dim is None and type(axis) is int and -logits.ndim <= axis < 0:
-        return axis + logits.ndim
     if logits.ndim and dim is not None:
         return _inputs.axis_index(dim, logits.ndim, "dim")
     return _inputs.class_axis("logits", logits, axis)
 
 
+@quick_if_plain(index=True)
 @differentiable("logits", hessians=HESSIANS)
 def sparse_softmax_cross_entropy_with_logits(
     *,
@@ -139,6 +35,9 @@ def sparse_softmax_cross_entropy_with_logits(
     class_weight: ArrayLike | None = None,
     label_smoothing: float = 0.0,
     where: ArrayLike | None = None,
+    z_loss: float = 0.0,
+    softcap: float | None = None,
+    temperature: float = 1.0,
     reduction: str = "none",
     out: Array | None = None,
     n_threads: int | None = None,
@@ -174,6 +73,12 @@ def sparse_softmax_cross_entropy_with_logits(
     where : array_like of bool, optional
         Classes that take part; broadcasts to `logits`.  The others count as logits of ``-inf``.  Where none does, a
         label that counts has the loss ``inf``.
+    z_loss : float, default 0
+        Adds ``z_loss * lse**2`` to the loss, lse the log-sum-exp; the row's class weight multiplies it too.
+    softcap : float, optional
+        Logits become ``softcap * tanh(logits / softcap)``: also one of ``-inf``, which `where` takes out.
+    temperature : float, default 1
+        Logits, capped or not, are divided by it.
     reduction : {"none", "sum", "mean"}
         The mean divides by the sum of the weights of the rows that count; it is 0 if none does.
     out : ndarray, optional
@@ -208,28 +113,18 @@ def sparse_softmax_cross_entropy_with_logits(
     >>> fl.sparse_softmax_cross_entropy_with_logits(labels=[0, 1], logits=np.float32([[20, 0], [3, 3]]))
     array([2.0611537e-09, 6.9314718e-01], dtype=float32)
     """
-    x = logits if type(logits) is np.ndarray else _inputs.array("logits", logits)
+    x = _inputs.array("logits", logits)
     k = _class_axis(x, axis, dim)
     y = _inputs.integers("labels", labels)
-    shape = _inputs.without(x.shape, k)
-    if y.shape != shape:
-        _inputs.same_shape("labels", y, shape, "that of logits without axis")
-    if (
-        ignore_index is sample_weight is class_weight is where is out is None
-        and type(reduction) is str
-        and reduction == "none"
-        and type(label_smoothing) is float
-        and label_smoothing == 0
-        and x.dtype.kind == "f"
-        and (_wants is None or _wants.is_plain(x, y))
-    ):
-        return _plain(_wants, x, y, True, k, n_threads)
-    return _cross_entropy(
-        _wants, x, y, True, k, ignore_index, sample_weight, class_weight, label_smoothing, where, reduction, out,
-        n_threads,
+    _inputs.same_shape("labels", y, _inputs.without(x.shape, k), "that of logits without axis")
+    return row_loss(
+        _wants, CROSS_ENTROPY, x, y, True, k, ignore_index=ignore_index, sample_weight=sample_weight,
+        class_weight=class_weight, label_smoothing=label_smoothing, where=where, reduction=reduction, out=out,
+        n_threads=n_threads, z_loss=z_loss, softcap=softcap, temperature=temperature,
     )  # fmt: skip
 
 
+@quick_if_plain(index=False)
 @differentiable("logits", "labels", hessians=HESSIANS)
 def softmax_cross_entropy_with_logits(
     *,
@@ -240,6 +135,9 @@ def softmax_cross_entropy_with_logits(
     class_weight: ArrayLike | None = None,
     label_smoothing: float = 0.0,
     where: ArrayLike | None = None,
+    z_loss: float = 0.0,
+    softcap: float | None = None,
+    temperature: float = 1.0,
     reduction: str = "none",
     out: Array | None = None,
     n_threads: int | None = None,
@@ -265,7 +163,7 @@ def softmax_cross_entropy_with_logits(
         Unnormalised log-probabilities: float16, bfloat16, float32 or float64, any memory layout.
     axis : int, default -1
         The axis of `logits` that holds the classes.
-    sample_weight, class_weight, label_smoothing, where, reduction, out, n_threads
+    sample_weight, class_weight, label_smoothing, where, z_loss, softcap, temperature, reduction, out, n_threads
         As in :func:`sparse_softmax_cross_entropy_with_logits`.  A row's class weight is the sum over the classes of
         class weight times target.
     dim, name
@@ -296,23 +194,11 @@ def softmax_cross_entropy_with_logits(
     """
     x = _inputs.array("logits", logits)
     k = _class_axis(x, axis, dim)
-    y = _inputs.numbers("labels", labels)
-    if (
-        sample_weight is class_weight is where is out is None
-        and type(reduction) is str
-        and reduction == "none"
-        and type(label_smoothing) is float
-        and label_smoothing == 0
-        and x.shape == y.shape
-        and x.dtype.kind == "f"
-        and y.dtype.kind != "V"
-        and x.size
-        and (_wants is None or _wants.is_plain(x, y))
-    ):
-        return _plain(_wants, x, y, False, k, n_threads)
-    return _cross_entropy(
-        _wants, x, y, False, k, None, sample_weight, class_weight, label_smoothing, where, reduction, out, n_threads
-    )
+    return row_loss(
+        _wants, CROSS_ENTROPY, x, _inputs.numbers("labels", labels), False, k, ignore_index=None,
+        sample_weight=sample_weight, class_weight=class_weight, label_smoothing=label_smoothing, where=where,
+        reduction=reduction, out=out, n_threads=n_threads, z_loss=z_loss, softcap=softcap, temperature=temperature,
+    )  # fmt: skip
 
 
 def _rows(logits: Array, axis: int | tuple[int, ...] | None) -> tuple[Array, int]:

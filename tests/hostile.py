@@ -349,7 +349,25 @@ def _losses() -> dict[str, tuple[Callable[..., Any], Callable[[], Arguments]]]:
         ),
         "focal": (
             fl.softmax_focal_loss,
-            lambda: _without(_sparse(), "dim", "name", "label_smoothing") | {"gamma": 2.0},
+            lambda: _without(_sparse(), "dim", "name") | {"gamma": 2.0},
+        ),
+        "poly1": (
+            fl.poly1_cross_entropy,
+            lambda: _without(_sparse(), "dim", "name") | {"epsilon": 1.0},
+        ),
+        "poly1 dense": (
+            fl.poly1_cross_entropy,
+            lambda: _without(_sparse(), "dim", "name", "ignore_index")
+            | {"labels": np.full((4, 3), 1 / 3), "epsilon": 1.0},
+        ),
+        "sparse capped": (
+            fl.sparse_softmax_cross_entropy_with_logits,
+            lambda: _sparse() | {"z_loss": 0.1, "softcap": 30.0, "temperature": 2.0},
+        ),
+        "dense capped": (
+            fl.softmax_cross_entropy_with_logits,
+            lambda: _without(_sparse(), "ignore_index")
+            | {"labels": np.full((4, 3), 1 / 3), "z_loss": 0.1, "softcap": 30.0, "temperature": 2.0},
         ),
         "sigmoid": (fl.sigmoid_cross_entropy_with_logits, lambda: _elements("logits")),
         "weighted": (

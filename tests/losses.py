@@ -60,7 +60,7 @@ def _sparse(c: int, **options: Any) -> Callable[..., dict[str, Any]]:
     return make
 
 
-def _dense(c: int, weight: bool = False, **options: Any) -> Callable[..., dict[str, Any]]:
+def _dense(c: int, **options: Any) -> Callable[..., dict[str, Any]]:
     def make(rng: np.random.Generator, n: int, dtype: np.dtype) -> dict[str, Any]:
         labels = rng.dirichlet(np.ones(c), n).astype(dtype)
         labels[:, 0] = 0
@@ -101,6 +101,25 @@ def _softmax_losses() -> list[Loss]:
                 wrt=("logits", "labels"),
                 ulp=4,
                 **plain,
+            ),
+            Loss(f"sparse-z-{c}", sparse, _sparse(c, z_loss=0.05, class_weight=_weights(c)), _cross_entropy),
+            # in float64 the capped logits' own rounding is what is left
+            Loss(
+                f"sparse-capped-{c}",
+                sparse,
+                _sparse(c, softcap=4.0, temperature=0.75, z_loss=0.02, ignore_index=c - 1),
+                _cross_entropy,
+                ulp=4,
+            ),
+            Loss(f"sparse-hot-{c}", sparse, _sparse(c, temperature=4.0, label_smoothing=0.1), _cross_entropy, **plain),
+            Loss(f"dense-z-{c}", dense, _dense(c, z_loss=0.05), _cross_entropy, wrt=("logits", "labels")),
+            Loss(
+                f"dense-capped-{c}",
+                dense,
+                _dense(c, softcap=4.0, temperature=0.75, z_loss=0.02, class_weight=_weights(c), label_smoothing=0.2),
+                _cross_entropy,
+                wrt=("logits", "labels"),
+                ulp=4,
             ),
         ]
     return losses
@@ -184,17 +203,22 @@ def _elementwise_losses() -> list[Loss]:
     return losses
 
 
-def _softmax_focal() -> list[Loss]:
+def _softmax_laws() -> list[Loss]:
+    focal, poly1, soft = fl.softmax_focal_loss, fl.poly1_cross_entropy, {"wrt": ("logits", "labels")}
     options = {"gamma": 1.5, "class_weight": _weights(10)}
+    smooth = {"label_smoothing": 0.1, "where": np.arange(100) % 7 != 3, "class_weight": _weights(100)}
+    plain = {"shift_invariant": True}
     return [
-        Loss("softmax-focal", fl.softmax_focal_loss, _sparse(10), _focal, shift_invariant=True),
-        Loss("softmax-focal-100", fl.softmax_focal_loss, _sparse(100, gamma=0.5), _focal, shift_invariant=True),
-        Loss("softmax-focal-options", fl.softmax_focal_loss, _sparse(10, ignore_index=9, **options), _focal, ulp=4),
+        Loss("softmax-focal", focal, _sparse(10), reference.softmax_focal, **plain),
+        Loss("softmax-focal-100", focal, _sparse(100, gamma=0.5), reference.softmax_focal, **plain),
+        Loss("softmax-focal-options", focal, _sparse(10, ignore_index=9, **options), reference.softmax_focal, ulp=4),
+        Loss("softmax-focal-soft", focal, _dense(10, **options), reference.softmax_focal, ulp=4, **soft),
+        Loss("softmax-focal-smooth", focal, _sparse(100, gamma=0.5, **smooth), reference.softmax_focal, **plain),
+        Loss("poly1", poly1, _sparse(10), reference.poly1, **plain),
+        Loss("poly1-100", poly1, _sparse(100, epsilon=2.5, ignore_index=9), reference.poly1, **plain),
+        Loss("poly1-soft", poly1, _dense(100, class_weight=_weights(100)), reference.poly1, **soft),
+        Loss("poly1-smooth", poly1, _sparse(10, epsilon=-0.5, label_smoothing=0.1), reference.poly1, **plain),
     ]
-
-
-def _focal(**arguments: Any) -> tuple[Any, Any]:
-    return reference.softmax_focal(**arguments)
 
 
 def _ctc(rng: np.random.Generator, n: int, dtype: np.dtype) -> dict[str, Any]:
@@ -310,6 +334,6 @@ LOSSES = (
     + _sequence_losses()
     + _linear_losses()
     + _sampled_losses()
-    + _softmax_focal()
+    + _softmax_laws()
     + _elementwise_losses()
 )

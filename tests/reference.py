@@ -51,14 +51,11 @@ def one_hot(labels, n_classes, axis=-1):
     return np.moveaxis(z, -1, axis)
 
 
-def cross_entropy(labels, logits, axis=-1, class_weight=None, label_smoothing=0.0, where=None, ignore_index=None):
-    """Losses, gradient to the logits and class weights of the rows; labels are indices or targets."""
-    x = wide(logits)
+def _targets(labels, x, axis, class_weight, label_smoothing, where):
+    """Logits without masked classes, targets and class weights of the rows."""
     n_classes = x.shape[axis]
-    index = np.asarray(labels).ndim < x.ndim
-    z = one_hot(labels, n_classes, axis) if index else np.broadcast_to(wide(labels), x.shape)
+    z = one_hot(labels, n_classes, axis) if np.asarray(labels).ndim < x.ndim else np.broadcast_to(wide(labels), x.shape)
     keep = np.ones(x.shape, bool) if where is None else np.broadcast_to(where, x.shape)
-    x = np.where(keep, x, -np.inf)
     if class_weight is None:
         w, row_weight = np.ones(x.shape, np.longdouble), np.ones(z.sum(axis).shape, np.longdouble)
     else:
@@ -66,13 +63,35 @@ def cross_entropy(labels, logits, axis=-1, class_weight=None, label_smoothing=0.
         row_weight = (w * z).sum(axis)
     kept = keep.sum(axis, keepdims=True)
     q = z if label_smoothing == 0 else (1 - label_smoothing) * z + label_smoothing * keep / kept
-    t = w * q
+    return np.where(keep, x, -np.inf), w * q, row_weight
+
+
+def cross_entropy(
+    labels, logits, axis=-1, class_weight=None, label_smoothing=0.0, where=None, ignore_index=None, z_loss=0.0,
+    softcap=None, temperature=1.0,
+):  # fmt: skip
+    """Losses, gradient to the logits and class weights of the rows; labels are indices or targets."""
+    x, tilt = wide(logits), 1 / wide(temperature)
+    if softcap is not None:
+        u = x / wide(softcap)
+        keep = True if where is None else where  # a class taken out is not capped
+        x, tilt = wide(softcap) * np.tanh(u), np.where(keep, tilt / np.cosh(u) ** 2, tilt)
+    x = x / wide(temperature)
+    index = np.asarray(labels).ndim < x.ndim
+    x, t, row_weight = _targets(labels, x, axis, class_weight, label_smoothing, where)
     less, p, others = logsumexp_less(x, axis)
     with np.errstate(all="ignore"):
         loss = np.where(t != 0, t * less, 0).sum(axis)
         loss = np.where(np.isnan(less).any(axis), np.nan, loss)
         # p_k sum(t) - t_k, in two terms that cancel only where the truth does
         grad = p * (t.sum(axis, keepdims=True) - t) - t * others
+        if z_loss != 0:
+            m = x.max(axis, keepdims=True)
+            lse = m + np.log(np.exp(x - m).sum(axis, keepdims=True))
+            weight = wide(z_loss) * np.expand_dims(row_weight, axis)
+            loss = loss + (weight * lse**2).sum(axis)
+            grad = grad + 2 * weight * lse * p
+        grad = grad * tilt
     if ignore_index is not None and index:
         ignored = np.asarray(labels) == ignore_index
         loss, row_weight = np.where(ignored, 0, loss), np.where(ignored, 0, row_weight)
@@ -197,10 +216,18 @@ def divergence(labels, predictions):
         return times(y, np.log(y) - x)
 
 
-def softmax_focal(labels, logits, gamma=2.0, class_weight=None, ignore_index=None):
-    """Losses and class weights of the rows, classes last."""
-    less, _, others = logsumexp_less(logits)
-    weight = np.ones(logits.shape[-1]) if class_weight is None else wide(class_weight)
-    rows = np.arange(len(labels))
-    row_weight = np.where(labels == ignore_index, 0, weight[labels])
-    return row_weight * others[rows, labels] ** wide(gamma) * less[rows, labels], row_weight
+def softmax_law(value, labels, logits, class_weight=None, label_smoothing=0.0, where=None, ignore_index=None):
+    """Losses and class weights of the rows, classes last; value(s, q) of s = -log p and q = 1 - p."""
+    x, t, row_weight = _targets(labels, wide(logits), -1, class_weight, label_smoothing, where)
+    less, _, others = logsumexp_less(x)
+    loss = times(t, value(less, others)).sum(-1)
+    ignored = np.asarray(labels == ignore_index if np.ndim(labels) < x.ndim else False)
+    return np.where(ignored, 0, loss), np.where(ignored, 0, row_weight)
+
+
+def softmax_focal(labels, logits, gamma=2.0, **options):
+    return softmax_law(lambda s, q: q ** wide(gamma) * s, labels, logits, **options)
+
+
+def poly1(labels, logits, epsilon=1.0, **options):
+    return softmax_law(lambda s, q: s + wide(epsilon) * q, labels, logits, **options)

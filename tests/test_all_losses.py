@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 import itertools
 
 import numpy as np
@@ -346,6 +347,61 @@ def test_bad_options_are_named(loss):
         loss.function(**with_main(loss, kwargs, np.ma.masked_array(kwargs[loss.main])))
     with pytest.raises(ValueError, match="wrt must be among"):
         fl.value_and_grad(loss.function, "nonsense")
+
+
+def other_value(name, kwargs, given):
+    """For this keyword, a value that matters; of what has none, the same again."""
+    c = next((a.shape[-1] for a in (kwargs.get("logits"), kwargs.get("biases")) if a is not None), 2)
+    labels = np.asarray(kwargs.get("labels", 0))
+    special = {
+        "alpha": 0.3,
+        "axis": 0,
+        "biases": lambda: 2 * given,
+        "class_weight": lambda: np.linspace(2, 3, c),
+        "dim": 0,
+        "ignore_index": lambda: int(labels[labels != given].flat[0]) if labels.dtype.kind in "iu" else 0,
+        "item_ids": lambda: np.zeros(len(kwargs["queries"]), int),
+        "log_q": lambda: np.linspace(0, 1, len(kwargs["queries"])),
+        "max_memory": 0,
+        "n_threads": 0,
+        "num_true": 2,
+        "partition_strategy": "nonsense",
+        "reduction": "sum",
+        "sample_weight": 0.5,
+        "sampled_values": lambda: fl.UniformSampler(151, seed=1).candidates(labels, 40, True),
+        "sampler": "nonsense",
+        "seed": 6,
+        "softcap": 2.5,
+        "tail": "other",
+        "targets": lambda: labels,
+        "where": lambda: np.arange(c) % 2 == 0,
+    }
+    if name in special:
+        return special[name]() if callable(special[name]) else special[name]
+    if isinstance(given, bool):
+        return not given
+    return given + 0.25 if isinstance(given, float) else given + 1 if isinstance(given, int) else given
+
+
+# ignored by contract; or, in rows that are as they should be, without effect
+SILENT = {"name", "unique", "out", "labels", "zero_infinity", "ignore_longer_outputs_than_inputs"}
+
+
+def test_every_keyword_reaches_the_result(loss):
+    """Above all on the short way of small calls: each changes the result, or raises."""
+    kwargs = arguments(loss, 20)
+    plain = run(loss, kwargs)
+    for name, parameter in inspect.signature(loss.function).parameters.items():
+        if name in SILENT or parameter.default is parameter.empty:
+            continue
+        changed = kwargs | {name: other_value(name, kwargs, kwargs.get(name, parameter.default))}
+        for call in (lambda k: (loss.function(**k),), lambda k: run(loss, k)):
+            try:
+                results = call(changed)
+            except (TypeError, ValueError):
+                continue
+            pairs = zip(results, plain, strict=False)
+            assert any(not isinstance(a, np.ndarray) or not same_bits(a, b) for a, b in pairs), name
 
 
 def test_half_types_lose_nothing_but_their_own_rounding(loss):

@@ -29,6 +29,10 @@ for dtype in (np.float16, np.float32, np.float64):
             *fl.value_and_grad(fl.softmax_cross_entropy_with_logits)(labels=z, logits=x, label_smoothing=0.1),
             *fl.value_and_grad(fl.softmax_cross_entropy_with_logits)(labels=z, logits=x),
             fl.softmax(x), fl.log_softmax(x), fl.logsumexp(x),
+            *fl.value_and_grad(fl.softmax_focal_loss)(labels=y, logits=x),
+            *fl.value_grad_hess(fl.poly1_cross_entropy)(labels=z, logits=x),
+            *fl.value_and_grad(fl.sparse_softmax_cross_entropy_with_logits)(labels=y, logits=x, z_loss=0.1),
+            *fl.value_and_grad(fl.softmax_cross_entropy_with_logits)(labels=z, logits=x, softcap=9.0, z_loss=0.1),
         ]
         name = f"{np.dtype(dtype).name}-{c}"
         result["bits"][name] = [digest(a) for a in out]

@@ -20,6 +20,8 @@ LOSSES = {
     "sparse in a tile": (fl.sparse_softmax_cross_entropy_with_logits, {"logits": Z[:, :50]}),
     "weighted": (fl.sparse_softmax_cross_entropy_with_logits, {"logits": Z, "class_weight": np.linspace(0, 2, C)}),
     "focal": (fl.softmax_focal_loss, {"logits": Z}),
+    "poly1": (fl.poly1_cross_entropy, {"logits": Z}),
+    "capped": (fl.sparse_softmax_cross_entropy_with_logits, {"logits": Z, "softcap": 2.0}),
     "linear": (fl.linear_cross_entropy, {"inputs": X, "weights": W, "biases": B}),
     "linear weighted": (
         fl.linear_cross_entropy,

@@ -292,6 +292,10 @@ LONG = {
     "f = lambda: fl.softmax_cross_entropy_with_logits(labels=x, logits=x, **k)",
     "focal": "x = np.broadcast_to(np.float32(1), (10**7, 1000)); y = np.zeros(10**7, int); "
     "f = lambda: fl.softmax_focal_loss(labels=y, logits=x, **k)",
+    "capped": "x = np.broadcast_to(np.float32(1), (10**7, 1000)); y = np.zeros(10**7, int); "
+    "f = lambda: fl.sparse_softmax_cross_entropy_with_logits(labels=y, logits=x, softcap=9, **k)",
+    "wide capped row": "x = np.zeros((1, 3*10**7), np.float32); t = np.broadcast_to(np.float32(1), x.shape); "
+    "f = lambda: [fl.value_and_grad(fl.softmax_focal_loss)(labels=t, logits=x, gamma=1.5, **k) for _ in range(99)]",
     "few classes": "x = np.broadcast_to(np.float32(1), (10**9, 3)); y = np.broadcast_to(np.int64(1), (10**9,)); "
     "f = lambda: fl.sparse_softmax_cross_entropy_with_logits(labels=y, logits=x, reduction='sum', ignore_index=0, **k)",
     "wide row": "x = np.zeros((1, 10**8), np.float32); g = np.zeros_like(x); g[:] = 1; "

@@ -66,16 +66,27 @@ def test_softmax_rows_of_which_nothing_counts(c, dtype, value):
         (SPARSE, {"labels": y, "sample_weight": np.arange(70) != 33}),
         (fl.softmax_focal_loss, {"labels": y, "class_weight": weight}),
         (fl.softmax_focal_loss, {"labels": y, "ignore_index": 1}),
+        (fl.softmax_focal_loss, {"labels": none}),
+        (fl.softmax_focal_loss, {"labels": y, "class_weight": np.zeros(c), "label_smoothing": 0.1}),
+        (fl.poly1_cross_entropy, {"labels": y, "class_weight": weight}),
+        (fl.poly1_cross_entropy, {"labels": y, "ignore_index": 1}),
+        (fl.poly1_cross_entropy, {"labels": none}),
+        (SPARSE, {"labels": y, "class_weight": weight, "z_loss": 0.1}),
+        (SPARSE, {"labels": y, "class_weight": weight, "softcap": 2.0, "z_loss": 0.1}),
+        (SPARSE, {"labels": y, "ignore_index": 1, "temperature": 2.0}),
+        (DENSE, {"labels": none, "class_weight": np.ones(c), "z_loss": 0.1}),
+        (DENSE, {"labels": none, "temperature": 0.5}),
     ]:
         assert is_zero(*alone(fl.value_and_grad(loss)(logits=x, **kwargs))), kwargs
         own = x.copy()
         assert is_zero(*alone(fl.value_and_grad(loss)(logits=own, grad_out=own, **kwargs)))
         assert is_zero(*alone(fl.value_and_grad(loss)(logits=np.asfortranarray(x), **kwargs)))
-        if loss is not fl.softmax_focal_loss:
-            for kind in ("diagonal", "upper", "residual"):
+        for kind in ("diagonal", "upper", "residual"):
+            if kind == "diagonal" or (loss in (SPARSE, DENSE) and "z_loss" not in kwargs):
                 assert is_zero(*alone(fl.value_grad_hess(loss, kind)(logits=x, **kwargs)))
         counts = {**kwargs, "sample_weight": None, "class_weight": None, "ignore_index": None}
-        counts = {k: v for k, v in counts.items() if k in kwargs} | ({} if loss is not DENSE else {"labels": hot})
+        counts = {k: v for k, v in counts.items() if k in kwargs and k != "softcap"}  # which makes inf finite
+        counts |= {"labels": hot} if np.ndim(kwargs["labels"]) == 2 else {}
         assert np.isnan(loss(logits=x, **counts)[33])
 
 
@@ -106,12 +117,18 @@ def test_no_class_left(c, dtype):
     none[33] = 0
     assert is_zero(*alone(fl.value_and_grad(DENSE)(labels=none, logits=x, where=keep)))
     assert is_zero(*alone(fl.value_and_grad(SPARSE)(labels=[1] * 70, logits=x, where=keep, ignore_index=1)))
-    for loss, labels in [(SPARSE, [1] * 70), (DENSE, hot), (fl.softmax_focal_loss, [1] * 70)]:
+    focal, poly1 = fl.softmax_focal_loss, fl.poly1_cross_entropy
+    plain = [(loss, labels, {}) for loss in (SPARSE, focal, poly1) for labels in ([1] * 70,)]
+    plain += [(loss, hot, {}) for loss in (DENSE, focal, poly1)]
+    more = [{"z_loss": 0.1}, {"softcap": 3.0}, {"softcap": 3.0, "temperature": 0.5, "z_loss": 0.1}]
+    plain += [(loss, labels, some) for some in more for loss, labels in ((SPARSE, [1] * 70), (DENSE, hot))]
+    for loss, labels, options in plain:
         # as for any label that is masked out: p = 0
         weight = np.full(70, 0.5)
-        value, grad = alone(fl.value_and_grad(loss)(labels=labels, logits=x, where=keep, sample_weight=weight))
+        f = fl.value_and_grad(loss)
+        value, grad = alone(f(labels=labels, logits=x, where=keep, sample_weight=weight, **options))
         assert value == np.inf
-        np.testing.assert_array_equal(wide(grad), -0.5 * wide(hot[33]))
+        np.testing.assert_array_equal(wide(grad), -0.5 / options.get("temperature", 1) * wide(hot[33]))
 
 
 @ALL

@@ -7,15 +7,28 @@
 #include "exps.h"
 #include "stream.h"
 
-/* what is due of a row: target = terms times slope, less labels times scale unless NULL, but for an entry at `at`; two
- * groups at a time, as many as are left */
+/* Elements of a row in groups of 32, of which two may be read from padded copies: the one that holds the element left
+ * out, and the row's tail; and one past the end is read from an empty group. */
+typedef struct {
+    const char *elements;
+    const char *out_group, *tail_group, *empty_group;
+    ptrdiff_t n_groups, out, tail;                        /* groups; -1, or past the end: nowhere */
+    const char *ahead;                                    /* what to fetch into the second-level cache meanwhile */
+    ptrdiff_t pace;                                       /* bytes of it for each group */
+} fl_source;
+
+/* Of a reference (terms.pxd) what float exps need, where nothing is shifted. */
+typedef struct { float m, lo, magic; } fl_unit;
+
+/* Of a deferred gradient (due.pxd) what is to be written of floats: target = terms slope - labels scale, if there are
+ * labels, but `entry` at `at`; in pairs of groups, as many as are left. */
 typedef struct {
     float *target;
     const float *terms, *labels;
     float slope, scale, entry;
     ptrdiff_t at, left;
     int past;                                             /* the caches */
-} fl_late;
+} fl_pending;
 
 #if defined(__AVX512F__) && defined(__AVX512DQ__) && defined(__GNUC__)
 #define FL_HAS_BLOCK 1
@@ -73,32 +86,32 @@ FL_INLINE fl_exps fl_exps_of(float lo, float magic) {
     return k;
 }
 
-FL_INLINE void fl_put_two(float *d, const fl_late *late, int dense, int past) {
-    const float *t = dense ? late->labels : NULL;
-    fl_put_groupf(d, late->terms, late->slope, 0, t, late->scale, past);
-    fl_put_groupf(d + 32, late->terms + 32, late->slope, 0, dense ? t + 32 : NULL, late->scale, past);
+FL_INLINE void fl_put_two(float *d, const fl_pending *p, int dense, int past) {
+    const float *t = dense ? p->labels : NULL;
+    fl_put_groupf(d, p->terms, p->slope, 0, t, p->scale, past);
+    fl_put_groupf(d + 32, p->terms + 32, p->slope, 0, dense ? t + 32 : NULL, p->scale, past);
 }
 
-FL_INLINE void fl_put_late(fl_late *late, int dense) {
+FL_INLINE void fl_put_pending(fl_pending *p, int dense) {
     float both[64];
     int j;
-    if (late->left <= 0) return;
-    if (dense && late->at >= 0 && late->at < 64) {        /* a line written past the caches must be whole at once */
-        fl_put_two(both, late, dense, 0);
-        both[late->at] = late->entry;
-        if (late->past) fl_stream(late->target, both, sizeof both);
-        else memcpy(late->target, both, sizeof both);
-    } else if (late->past) {
-        fl_put_two(late->target, late, dense, 1);
+    if (p->left <= 0) return;
+    if (dense && p->at >= 0 && p->at < 64) {              /* a line written past the caches must be whole at once */
+        fl_put_two(both, p, dense, 0);
+        both[p->at] = p->entry;
+        if (p->past) fl_stream(p->target, both, sizeof both);
+        else memcpy(p->target, both, sizeof both);
+    } else if (p->past) {
+        fl_put_two(p->target, p, dense, 1);
     } else {                                              /* lines are read before they are written: in time */
-        for (j = 0; j < 64; j += 16) FL_PREFETCH((const char *)(late->target + j) + FL_BLOCK_NEAR);
-        fl_put_two(late->target, late, dense, 0);
+        for (j = 0; j < 64; j += 16) FL_PREFETCH((const char *)(p->target + j) + FL_BLOCK_NEAR);
+        fl_put_two(p->target, p, dense, 0);
     }
-    late->target += 64;
-    late->terms += 64;
-    late->labels += dense ? 64 : 0;
-    late->at -= 64;
-    late->left--;
+    p->target += 64;
+    p->terms += 64;
+    p->labels += dense ? 64 : 0;
+    p->at -= 64;
+    p->left--;
 }
 
 enum { FL_FLOATS, FL_HALVES, FL_BFLOATS };                /* kinds of logits */
@@ -110,15 +123,16 @@ FL_INLINE __m512 fl_load16(const char *x, int kind) {
     return _mm512_castsi512_ps(_mm512_slli_epi32(_mm512_cvtepu16_epi32(halves), 16));
 }
 
-/* groups of 32; those at `out` and `tail` are read from out_group and tail_group, those past the end from empty_group;
- * unless e is NULL the terms are kept there, and meanwhile as much is written of what is due */
+/* Sums exp over groups of logits, and finds the largest. Unless e is NULL it also keeps the exps there, and writes as
+ * much of the deferred gradient. */
 FL_INLINE double fl_exp_block_of(
-        const char *x, int kind, ptrdiff_t n_groups, ptrdiff_t out, ptrdiff_t tail, const char *out_group,
-        const char *tail_group, const char *empty_group, float lo, float magic, float *e, float *top_out,
-        const char *ahead, ptrdiff_t pace, fl_late *due) {
+        const fl_source *from, int kind, const fl_unit *unit, float *e, float *top_out, fl_pending *pending) {
     const ptrdiff_t half = kind == FL_FLOATS ? 64 : 32, size = 2 * half;        /* bytes of a group */
-    fl_late late = e ? *due : (fl_late){0};
-    const fl_exps k = fl_exps_of(lo, magic);
+    const ptrdiff_t n_groups = from->n_groups, out = from->out, tail = from->tail, pace = from->pace;
+    const char *x = from->elements, *out_group = from->out_group, *tail_group = from->tail_group;
+    const char *empty_group = from->empty_group, *ahead = from->ahead;
+    fl_pending late = e ? *pending : (fl_pending){0};
+    const fl_exps k = fl_exps_of(unit->lo, unit->magic);
     __m512 top = _mm512_set1_ps(-INFINITY), more = top;
     fl_lanes total = fl_no_lanes();
     ptrdiff_t g = 0;
@@ -145,7 +159,7 @@ FL_INLINE double fl_exp_block_of(
             part = _mm512_add_ps(part, _mm512_add_ps(p0, q0));
             rest = _mm512_add_ps(rest, _mm512_add_ps(p1, q1));
             if (e) {
-                fl_put_late(&late, 0);                    /* first: its terms may lie where these go */
+                fl_put_pending(&late, 0);                 /* first: its terms may lie where these go */
                 _mm512_storeu_ps(e + g * 32, p0);
                 _mm512_storeu_ps(e + g * 32 + 16, p1);
                 _mm512_storeu_ps(e + g * 32 + 32, q0);
@@ -155,23 +169,19 @@ FL_INLINE double fl_exp_block_of(
         fl_add_part(&total, part, rest);
     }
     *top_out = _mm512_reduce_max_ps(_mm512_max_ps(top, more));
-    if (e) *due = late;
+    if (e) *pending = late;
     return fl_lanes_sum(&total);
 }
 
-#define FL_EXP_BLOCK(name, type, kind)                                                                                   \
+#define FL_EXP_BLOCK(name, kind)                                                                                         \
     static __attribute__((noinline)) double name(                                                                        \
-            const type *x, ptrdiff_t n_groups, ptrdiff_t out, ptrdiff_t tail, const type *out_group,                     \
-            const type *tail_group, const type *empty_group, float lo, float magic, float *e, float *top,                \
-            const char *ahead, ptrdiff_t pace, fl_late *due) {                                                           \
-        const char *p = (const char *)x, *o = (const char *)out_group, *t = (const char *)tail_group;                    \
-        const char *none = (const char *)empty_group;                                                                    \
-        if (e) return fl_exp_block_of(p, kind, n_groups, out, tail, o, t, none, lo, magic, e, top, ahead, pace, due);    \
-        return fl_exp_block_of(p, kind, n_groups, out, tail, o, t, none, lo, magic, NULL, top, ahead, pace, NULL);       \
+            const fl_source *from, const fl_unit *unit, float *e, float *top, fl_pending *pending) {                     \
+        if (e) return fl_exp_block_of(from, kind, unit, e, top, pending);                                                \
+        return fl_exp_block_of(from, kind, unit, NULL, top, NULL);                                                       \
     }
-FL_EXP_BLOCK(fl_exp_blockf, float, FL_FLOATS)
-FL_EXP_BLOCK(fl_exp_block_halves, uint16_t, FL_HALVES)
-FL_EXP_BLOCK(fl_exp_block_bfloats, uint16_t, FL_BFLOATS)
+FL_EXP_BLOCK(fl_exp_blockf, FL_FLOATS)
+FL_EXP_BLOCK(fl_exp_block_halves, FL_HALVES)
+FL_EXP_BLOCK(fl_exp_block_bfloats, FL_BFLOATS)
 
 FL_INLINE __m512 fl_dot16(__m512 t, __m512 m, __m512 x) {                       /* t (m - x), 0 where t is */
     return _mm512_maskz_mul_ps(_mm512_cmp_ps_mask(t, _mm512_setzero_ps(), _CMP_NEQ_UQ), t, _mm512_sub_ps(m, x));
@@ -179,12 +189,17 @@ FL_INLINE __m512 fl_dot16(__m512 t, __m512 m, __m512 x) {                       
 
 /* likewise with targets t: sums of exp, of t (m - x), and of t */
 FL_INLINE void fl_target_block_of(
-        const float *x, const float *t, ptrdiff_t n_groups, ptrdiff_t out, ptrdiff_t tail, const float *out_x,
-        const float *out_t, const float *tail_x, const float *tail_t, const float *empty_x, const float *empty_t,
-        float top, float lo, float magic, float *e, double *sums, ptrdiff_t ahead, fl_late *due) {
-    fl_late late = e ? *due : (fl_late){0};
-    const fl_exps k = fl_exps_of(lo, magic);
-    const __m512 m = _mm512_set1_ps(top);
+        const fl_source *logits, const fl_source *targets, const fl_unit *unit, float *e, double *sums,
+        fl_pending *pending) {
+    const ptrdiff_t n_groups = logits->n_groups, out = logits->out, tail = logits->tail;
+    const ptrdiff_t ahead = logits->ahead - logits->elements;
+    const float *x = (const float *)logits->elements, *t = (const float *)targets->elements;
+    const float *out_x = (const float *)logits->out_group, *out_t = (const float *)targets->out_group;
+    const float *tail_x = (const float *)logits->tail_group, *tail_t = (const float *)targets->tail_group;
+    const float *empty_x = (const float *)logits->empty_group, *empty_t = (const float *)targets->empty_group;
+    fl_pending late = e ? *pending : (fl_pending){0};
+    const fl_exps k = fl_exps_of(unit->lo, unit->magic);
+    const __m512 m = _mm512_set1_ps(unit->m);
     fl_lanes exps = fl_no_lanes(), dots = exps, rests = exps;
     ptrdiff_t g = 0;
     while (g < n_groups) {
@@ -224,7 +239,7 @@ FL_INLINE void fl_target_block_of(
             e1 = _mm512_add_ps(e1, _mm512_add_ps(a, b));
             if (e) {
                 _mm512_storeu_ps(e + g * 32 + 16, a), _mm512_storeu_ps(e + g * 32 + 48, b);
-                fl_put_late(&late, 1);
+                fl_put_pending(&late, 1);
             }
         }
         fl_add_part(&exps, e0, e1);
@@ -234,26 +249,19 @@ FL_INLINE void fl_target_block_of(
     sums[0] = fl_lanes_sum(&exps);
     sums[1] = fl_lanes_sum(&dots);
     sums[2] = fl_lanes_sum(&rests);
-    if (e) *due = late;
+    if (e) *pending = late;
 }
 
 static __attribute__((noinline)) void fl_target_blockf(
-        const float *x, const float *t, ptrdiff_t n_groups, ptrdiff_t out, ptrdiff_t tail, const float *out_x,
-        const float *out_t, const float *tail_x, const float *tail_t, const float *empty_x, const float *empty_t,
-        float top, float lo, float magic, float *e, double *sums, ptrdiff_t ahead, fl_late *due) {
-    if (e)
-        fl_target_block_of(x, t, n_groups, out, tail, out_x, out_t, tail_x, tail_t, empty_x, empty_t, top, lo, magic, e,
-                           sums, ahead, due);
-    else
-        fl_target_block_of(x, t, n_groups, out, tail, out_x, out_t, tail_x, tail_t, empty_x, empty_t, top, lo, magic,
-                           NULL, sums, ahead, NULL);
+        const fl_source *x, const fl_source *t, const fl_unit *unit, float *e, double *sums, fl_pending *pending) {
+    if (e) fl_target_block_of(x, t, unit, e, sums, pending);
+    else fl_target_block_of(x, t, unit, NULL, sums, NULL);
 }
 #else
 #define FL_HAS_BLOCK 0
-#define fl_exp_blockf(x, n_groups, out, tail, out_group, tail_group, empty_group, lo, magic, e, top, ahead, pace, due) 0.0
+#define fl_exp_blockf(...) 0.0
 #define fl_exp_block_halves(...) 0.0
 #define fl_exp_block_bfloats(...) 0.0
-#define fl_target_blockf(x, t, n_groups, out, tail, out_x, out_t, tail_x, tail_t, empty_x, empty_t, top, lo, magic, e, \
-                         sums, ahead, due) ((void)0)
+#define fl_target_blockf(...) ((void)0)
 #endif
 #endif

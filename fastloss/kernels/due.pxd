@@ -1,4 +1,4 @@
-"""A row of terms whose gradient is still to be written: that happens bit by bit while the next row is read.
+"""Deferred gradient store: row i's gradient is written while row i + 1 is read.
 
 Reading misses the caches and so does writing; one after the other would cost their sum.
 """
@@ -19,8 +19,8 @@ cdef enum:
     LINE = 64           # bytes
     AHEAD = 2048        # bytes
 
-cdef struct Due:
-    void* target        # NULL: nothing is due
+cdef struct Deferred:
+    void* target        # NULL: nothing is deferred
     const void* terms
     const void* labels
     double slope        # target = terms (slope + rest) - labels scale; labels as `dense` says
@@ -31,11 +31,9 @@ cdef struct Due:
     Py_ssize_t n
     Py_ssize_t done     # elements written
     bint past           # the caches
-    const char* ahead   # what to fetch meanwhile instead of the logits further on, which are but copies; or NULL
-    Py_ssize_t pace     # bytes of it for each group of logits
 
 
-cdef inline void write_group(real* target, const real* terms, const real* labels, const Due* due,
+cdef inline void write_group(real* target, const real* terms, const real* labels, const Deferred* due,
                              bint past) noexcept nogil:
     if real is float:
         fl_put_groupf(target, terms, <float>due.slope, 0, labels, <float>due.scale, past)
@@ -43,7 +41,7 @@ cdef inline void write_group(real* target, const real* terms, const real* labels
         fl_put_group(target, terms, due.slope, due.rest, labels, due.scale, past)
 
 
-cdef inline void put_elements(Due* due, bint dense, Py_ssize_t n, real dummy) noexcept nogil:
+cdef inline void put_elements(Deferred* due, bint dense, Py_ssize_t n, real dummy) noexcept nogil:
     cdef real* target = <real*>due.target + due.done
     cdef const real* terms = <const real*>due.terms + due.done
     cdef const real* labels = <const real*>due.labels + due.done if dense else NULL
@@ -56,7 +54,7 @@ cdef inline void put_elements(Due* due, bint dense, Py_ssize_t n, real dummy) no
     due.done += n
 
 
-cdef inline void put_groups(Due* due, bint dense, int n, real dummy) noexcept nogil:
+cdef inline void put_groups(Deferred* due, bint dense, int n, real dummy) noexcept nogil:
     """The next n groups, one or two; `dense`, whether there are labels to subtract, and n are constants."""
     cdef real groups[2*GROUP]
     cdef real* target = <real*>due.target + due.done
@@ -86,44 +84,37 @@ cdef inline void put_groups(Due* due, bint dense, int n, real dummy) noexcept no
             write_group(target + GROUP, terms + GROUP, more, due, False)
 
 
-cdef inline void put_due(Due* due, bint dense, real dummy) noexcept nogil:
+cdef inline void put_next(Deferred* due, bint dense, real dummy) noexcept nogil:
     """The next two groups, if there are two."""
     if due.done + 2*GROUP <= due.n:
         put_groups(due, dense, 2, dummy)
 
 
-cdef inline void nothing_due(Due* due, Py_ssize_t itemsize) noexcept nogil:
-    due.target = NULL
-    due.terms = due.labels = NULL
-    due.slope = due.rest = due.scale = due.entry = 0
-    due.at = due.n = due.done = 0
-    due.past = False
-    due.ahead = NULL
-    due.pace = GROUP*itemsize
+cdef inline Deferred nothing_deferred() noexcept nogil:
+    cdef Deferred d
+    d.target = NULL
+    d.terms = d.labels = NULL
+    d.slope = d.rest = d.scale = d.entry = 0
+    d.at = d.n = d.done = 0
+    d.past = False
+    return d
 
 
-cdef inline void defer(Due* due, bint dense, void* target, const real* terms, Py_ssize_t n, double slope, double rest,
-                       const real* labels, double scale, Py_ssize_t at, double entry, bint past) noexcept nogil:
-    """target[k] = terms[k] (slope + rest) - labels[k] scale, but if dense target[at] = entry, when there is time."""
-    cdef Py_ssize_t head
-    due.target = target
-    due.terms = terms
-    due.labels = labels
-    due.slope = slope
-    due.rest = rest
-    due.scale = scale
-    due.entry = entry
-    due.at = at
-    due.n = n
+cdef inline Deferred what_is(const Deferred* deferred) noexcept nogil:
+    """A copy, which no store can change; of NULL, nothing."""
+    return deferred[0] if deferred != NULL else nothing_deferred()
+
+
+cdef inline void defer(Deferred* due, bint dense, real dummy) noexcept nogil:
+    """Begins with what was filled in; the rest is written when there is time."""
+    cdef Py_ssize_t head = <Py_ssize_t>((LINE - <uintptr_t>due.target % LINE) % LINE//sizeof(real))
     due.done = 0
-    due.past = past
-    head = <Py_ssize_t>((LINE - <uintptr_t>target % LINE) % LINE//sizeof(real))
-    put_elements(due, dense, head if head < n else n, terms[0])
-    FL_PREFETCH(<char*>target + (n - 1)*<Py_ssize_t>sizeof(real))       # the next row's too: written in two halves
+    put_elements(due, dense, head if head < due.n else due.n, dummy)
+    FL_PREFETCH(<char*>due.target + (due.n - 1)*<Py_ssize_t>sizeof(real))   # the next row's too: written in two halves
 
 
-cdef inline void put_tail(Due* due, real dummy) noexcept nogil:
-    """What put_due would leave, of a row without labels: so the next row's terms may take the places of this one's."""
+cdef inline void put_tail(Deferred* due, real dummy) noexcept nogil:
+    """What put_next would leave, of a row without labels: so the next row's terms may take the places of this one's."""
     cdef Py_ssize_t done = due.done, rest = (due.n - done) % (2*GROUP)
     due.n -= rest
     due.done = due.n
@@ -131,7 +122,7 @@ cdef inline void put_tail(Due* due, real dummy) noexcept nogil:
     due.done = done
 
 
-cdef inline void settle(Due* due, bint dense, real dummy) noexcept nogil:
+cdef inline void flush(Deferred* due, bint dense, real dummy) noexcept nogil:
     """Writes what is left of the row."""
     cdef Py_ssize_t done = 0
     if due.target != NULL:

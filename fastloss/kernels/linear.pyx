@@ -14,7 +14,8 @@ from fastloss.kernels.linear_blocks cimport (
     table_product, table_tasks, unpack_inputs_group,
 )
 from fastloss.kernels.product cimport FL_CHUNK, FL_PITCH, FL_TILE, LANES, lanes_of, least, parts_of
-from fastloss.kernels.terms cimport Terms, log_ratios, sum_rest
+from fastloss.kernels.sums cimport sum_rest
+from fastloss.kernels.terms cimport Terms, log_ratios
 from fastloss.kernels.vmath cimport (
     FL_BIAS, FL_LN2, bias_of, fl_exp_label, fl_log, fl_log1p, power_of, real, shift_of,
 )

@@ -14,7 +14,8 @@ from fastloss.kernels.arrays cimport Rows, is_direct, load, row_at, store
 from fastloss.kernels.product cimport (
     FL_CHUNK, FL_PITCH, FL_TILE, LANES, lanes_of, least, parts_of, tile_columns, tile_lanes, tile_rows,
 )
-from fastloss.kernels.terms cimport sum_rest
+from fastloss.kernels.special cimport tanh_of
+from fastloss.kernels.sums cimport sum_rest
 from fastloss.kernels.vmath cimport (
     FL_LN2, FL_PREFETCH, bias_of, exp_of, fl_exp_label, lo_of, magic_of, power_of, real, shift_of,
 )
@@ -160,19 +161,6 @@ cdef inline void logits(const Job* job, Py_ssize_t g, Py_ssize_t start, Py_ssize
         for t in range(start, stop):
             tile_rows(k, <const real*>job.wp + (q*job.block + t*FL_TILE)*FL_PITCH, x, z + t*FL_TILE*lanes, lanes,
                       q > 0)
-
-
-cdef inline real tanh_of(real u) noexcept nogil:
-    """A continued fraction near 0, exp elsewhere: relative error of some units in the last place."""
-    cdef real a = u if u > 0 else -u, s = u*u, e, near, far
-    near = u/(1 + s/(3 + s/(5 + s/(7 + s/(9 + s/(11 + s/13))))))
-    if real is float:
-        e = exp_of(-2*a, lo_of(<float>bias_of(a)), magic_of(<float>bias_of(a)))
-    else:
-        e = exp_of(-2*a, lo_of(<double>bias_of(a)), magic_of(<double>bias_of(a)))
-    far = (1 - e)/(1 + e)
-    far = far if u > 0 else -far
-    return near if a < <real>0.5 else far
 
 
 cdef inline void settle_logits(const Job* job, real* z, real* top, real* arg) noexcept nogil:

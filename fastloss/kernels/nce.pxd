@@ -8,7 +8,8 @@ from libc.math cimport fabs
 from fastloss.kernels.exps cimport exps, steps_magic_of
 from fastloss.kernels.lanes cimport fl_halve_product, fl_halve_sum
 from fastloss.kernels.special cimport joined
-from fastloss.kernels.terms cimport L, ROWS
+from fastloss.kernels.sums cimport L
+from fastloss.kernels.terms cimport ROWS
 from fastloss.kernels.vmath cimport (
     FL_BIAS, bias_of, fl_exp_fine, fl_lo, fl_log1p, fl_magic, magnitude, real,
 )

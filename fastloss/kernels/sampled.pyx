@@ -10,21 +10,18 @@ from libc.stdint cimport int64_t, uint64_t
 from libc.string cimport memset
 
 from fastloss._parallel cimport for_blocks, interrupted
-from fastloss.kernels.due cimport Due, nothing_due
 from fastloss.kernels.nce cimport FACTORS, nce_row, nce_true
-from fastloss.kernels.exps cimport steps_magic_of
 from fastloss.kernels.product cimport (
     FL_CHUNK, FL_PITCH, FL_TILE, SLAB, lanes_of, least, pack_columns, pack_rows, pack_slab, parts_of, products,
     products_across, slab_size,
 )
 from fastloss.kernels.scratch cimport Scratches, free_scratch, new_scratch, scratch_of
+from fastloss.kernels.sums cimport L, add_block, row_max, settled
 from fastloss.kernels.terms cimport (
-    BLOCK, HEADROOM, HEADROOMF, L, ROWS, Groups, Terms, add_block, block_sum, label_of_terms, log_ratios,
-    row_max, settled,
+    HEADROOM, HEADROOMF, ROWS, Reference, Source, Terms, block_sum, label_of_terms, log_ratios, next_block,
+    reference_at, terms_at, whole_groups,
 )
-from fastloss.kernels.vmath cimport (
-    FL_LN2, bias_of, fl_exp_label, fl_log, fl_log1p, lo_of, power_of, real, shift_of,
-)
+from fastloss.kernels.vmath cimport FL_LN2, bias_of, fl_exp_label, fl_log, fl_log1p, real
 
 cdef enum:
     NONE = -1
@@ -168,34 +165,28 @@ cdef inline bint softmax_terms(const Job* job, const real* z, const double* zt, 
                                Terms* terms) noexcept nogil:
     """Sum of exp over all but the best true class; False when a logit lies too far above the reference m."""
     cdef real empty[L]
-    cdef real shift = shift_of(m), power = power_of(m, shift), lo = lo_of(power)
-    cdef real magic = steps_magic_of(power), top, limit
+    cdef Source source
+    cdef Reference at = reference_at(m)
+    cdef real top, limit
     cdef double total = 0, carry = 0, t
-    cdef Py_ssize_t b = 0, n, k
+    cdef Py_ssize_t b = 0, k
     cdef Py_ssize_t j
-    cdef Groups nowhere
-    cdef Due nothing
-    nothing_due(&nothing, sizeof(real))
-    nowhere.out = NONE
-    nowhere.tail = NONE
-    limit = (power + (HEADROOMF if real is float else HEADROOM))*<real>FL_LN2
+    limit = (<real>at.power + (HEADROOMF if real is float else HEADROOM))*<real>FL_LN2
     for j in range(L):
         empty[j] = -INFINITY
+    whole_groups(&source, z, empty)
     while b < job.groups:
-        n = job.groups - b if job.groups - b < BLOCK//L else BLOCK//L
-        t = block_sum(z + b*L, n, nowhere, empty, empty, empty, shift, lo, magic, e + b*L if e != NULL else NULL, &top,
-                      &nothing)
-        if top - shift > limit:
+        next_block(&source, job.groups - b, sizeof(real))
+        t = block_sum(&source, &at, e + b*L if e != NULL else NULL, &top, NULL)
+        if top - <real>at.shift > limit:
             return False
         add_block(&total, &carry, t)
-        b += n
+        b += source.n_groups
     for k in range(job.num_true):
         if k != best:
-            add_block(&total, &carry, fl_exp_label(zt[k] - <double>shift, power, bias_of(m)))
+            add_block(&total, &carry, fl_exp_label(zt[k] - at.shift, at.power, bias_of(m)))
     terms.others = settled(total, carry)
-    terms.gap = zt[best] - <double>shift
-    terms.power = power
-    terms.shift = shift
+    terms_at(terms, &at, zt[best])
     return True
 
 

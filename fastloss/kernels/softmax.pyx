@@ -1,7 +1,8 @@
 """Softmax cross entropy, softmax, log-softmax and log-sum-exp of rows.
 
-Two shapes of the same work: row by row (terms.pxd), and for few classes tiles of transposed rows (tiles.pxd).  Which
-one is taken depends on the number of classes alone, so a row's bits depend on nothing but the row.
+Two shapes of the same work: row by row (terms.pxd), and for few classes tiles of transposed rows (tiles.pxd); and a
+slower loop in float64 for what these two do not know (softmax_wide.pxd).  Which one is taken depends on options and the
+number of classes alone, so a row's bits depend on nothing but the row.
 """
 from cpython.mem cimport PyMem_RawFree, PyMem_RawMalloc
 from libc.stdint cimport INT32_MAX, int32_t, int64_t, uint64_t, uintptr_t
@@ -14,10 +15,14 @@ from fastloss.kernels.arrays cimport (
 from fastloss.kernels.parallel cimport blocks, cut, fl_set, pending, stopped, team
 from fastloss.kernels.scratch cimport no_memory
 from fastloss.kernels.softmax_amends cimport amend
-from fastloss.kernels.softmax_job cimport CROSS_ENTROPY, LOG_SOFTMAX, LOGSUMEXP, SOFTMAX, Job
-from fastloss.kernels.softmax_rows cimport index_rows, normal_rows, target_rows
+from fastloss.kernels.softmax_job cimport LOG_SOFTMAX, LOGSUMEXP, LOSS, SOFTMAX, Job
+from fastloss.kernels.softmax_laws cimport CrossEntropy, Focal, Law, Poly1
+from fastloss.kernels.softmax_rows cimport index_rows, normal_rows
+from fastloss.kernels.softmax_targets cimport target_rows
 from fastloss.kernels.softmax_tiles cimport DENSE_TILE, index_tiles, normal_tiles, target_tiles
-from fastloss.kernels.terms cimport ROWS, L
+from fastloss.kernels.softmax_wide cimport WIDE_ARRAYS, wide_room, wide_rows
+from fastloss.kernels.sums cimport L
+from fastloss.kernels.terms cimport ROWS
 from fastloss.kernels.tiles cimport TILE
 from fastloss.kernels.vmath cimport real
 
@@ -32,25 +37,44 @@ cdef enum:
 NORMALIZATIONS = {"softmax": SOFTMAX, "log_softmax": LOG_SOFTMAX, "logsumexp": LOGSUMEXP}
 
 
+cpdef enum:             # the laws
+    CROSS_ENTROPY
+    FOCAL
+    POLY1
+
+
+cdef void run_law(const Job* job, const Law* law, Py_ssize_t start, Py_ssize_t stop, real* scratch) noexcept nogil:
+    if job.wide:
+        if real is double:
+            wide_rows(job, law, start, stop, scratch)
+    elif job.logits.width <= TILE:
+        index_tiles(job, law, start, stop, scratch[0])
+    else:
+        index_rows(job, law, start, stop, scratch)
+
+
 cdef void run_rows(const Job* job, Py_ssize_t start, Py_ssize_t stop, real* scratch) noexcept nogil:
     cdef Py_ssize_t c = job.logits.width
-    if job.what != CROSS_ENTROPY:
+    if job.what != LOSS:
         if c <= TILE:
             normal_tiles(job, start, stop, scratch[0])
         else:
             normal_rows(job, start, stop, scratch)
-    elif job.index and not job.soft:
-        if c <= TILE:
-            index_tiles(job, start, stop, scratch[0])
+    elif job.wide or (job.index and not job.soft):
+        if job.law == FOCAL:
+            run_law(job, <const Focal*>job.parameters, start, stop, scratch)
+        elif job.law == POLY1 or job.z_loss != 0:       # a cross entropy with z_loss: of epsilon 0, and as exact
+            run_law(job, <const Poly1*>job.parameters, start, stop, scratch)
         else:
-            index_rows(job, start, stop, scratch)
+            run_law(job, <const CrossEntropy*>job.parameters, start, stop, scratch)
     elif c <= DENSE_TILE:
         target_tiles(job, start, stop, scratch[0])
     else:
         target_rows(job, start, stop, scratch)
     if job.stream:
         fl_stream_end()
-    amend(job, start, stop, scratch[0])
+    if not job.wide:
+        amend(job, start, stop, scratch[0])
 
 
 cdef struct Run:
@@ -90,11 +114,12 @@ cdef int run(Job* job, real dummy, int n_threads) except -1:
     job.stream = (c > TILE and job.grad.data != NULL and is_direct(&job.grad, dummy)
                   and fl_streams(<double>n*<double>c*sizeof(real), n_threads))
     kept = job.grad.data != NULL and job.what != LOG_SOFTMAX
-    built = job.what == CROSS_ENTROPY and (job.soft or (not job.index and not is_direct(&job.labels, dummy)))
+    built = job.what == LOSS and (job.soft or (not job.index and not is_direct(&job.labels, dummy)))
     job.built = (2*c + 15)//16*16 if built else 0
     job.kept = (c + 2*L + 15)//16*16 if kept else 0
     job.fetched = job.built + 2*job.kept
     room = (job.fetched + (0 if direct else job.together*c) + 31)//16*16 if c > DENSE_TILE else 16
+    room = WIDE_ARRAYS*wide_room(c) if job.wide else room
     room += APART//<Py_ssize_t>sizeof(real) if threads > 1 else 0
     size = threads*room*sizeof(real) + 64
     memory = PyMem_RawMalloc(size)
@@ -174,13 +199,67 @@ cdef Py_ssize_t first_bad(const Rows* labels, Py_ssize_t c, bint has_ignore, int
     return -1
 
 
-def cross_entropy(logits, labels, int axis, bint index, loss, grad, labels_grad, hess, int hessian,
-                  const double[::1] class_weight, const double[::1] scale, double factor, double smoothing, where,
-                  ignore, double mean, int n_threads):
-    """Losses and gradients of all rows.  -1, or the first row whose label is no class: then nothing was written."""
+cdef int run_call(Job* job, int n_threads) except -1:
+    if job.logits.n == 0 or job.logits.width == 0:
+        return 0
+    if job.logits.kind == F64 or job.wide:
+        return run[double](job, 0, n_threads)
+    return run[float](job, 0, n_threads)
+
+
+cdef Py_ssize_t run_checked(Job* job, int n_threads) except -2:
+    """-1, or the first row whose label is no class: then nothing was written."""
+    cdef Py_ssize_t bad = -1
+    if job.index:
+        with nogil:
+            bad = first_bad(&job.labels, job.logits.width, job.has_ignore, job.ignore, n_threads)
+    if bad < 0:
+        run_call(job, n_threads)
+    return bad
+
+
+cdef void no_options(Job* job, bint index) noexcept:
+    """The plain sum of cross entropies, without anything that is optional."""
+    job.what = LOSS
+    job.law = CROSS_ENTROPY
+    job.parameters[0] = 0
+    job.index = index
+    job.soft = job.wide = job.has_ignore = False
+    job.ignore = 0
+    job.class_weight = job.scale = NULL
+    job.factor = job.temperature = 1
+    job.smoothing = job.z_loss = job.softcap = job.mean = 0
+    job.hessian = 0
+
+
+def plain(logits, labels, int axis, bint index, loss, grad, int n_threads):
+    """Cross entropies of all rows and, unless None, their gradients, without options.  Returns as losses."""
     cdef Job job
     cdef Held held
-    cdef Py_ssize_t bad = -1
+    held.count = 0
+    try:
+        take(&held, logits, axis, False, &job.logits)
+        take(&held, labels, NO_AXIS if index else axis, False, &job.labels)
+        take(&held, loss, NO_AXIS, True, &job.loss)
+        take(&held, grad, axis, True, &job.grad)
+        job.where.data = job.labels_grad.data = job.hess.data = NULL
+        no_options(&job, index)
+        return run_checked(&job, n_threads)
+    finally:
+        release(&held)
+
+
+def losses(logits, labels, int axis, bint index, loss, int n_threads, *, int law=CROSS_ENTROPY, tuple parameters=(),
+           grad=None, labels_grad=None, hess=None, int hessian=0, const double[::1] class_weight=None,
+           const double[::1] scale=None, double factor=1, double smoothing=0, where=None, ignore=None, double mean=0,
+           double z_loss=0, double softcap=0, double temperature=1):
+    """Losses of all rows by a law, their gradients times scale and factor, and the Hessians' diagonals.
+
+    Returns -1, or the first row whose label is no class: then nothing was written.
+    """
+    cdef Job job
+    cdef Held held
+    cdef Py_ssize_t k
     held.count = 0
     try:
         take(&held, logits, axis, False, &job.logits)
@@ -190,48 +269,43 @@ def cross_entropy(logits, labels, int axis, bint index, loss, grad, labels_grad,
         take(&held, grad, axis, True, &job.grad)
         take(&held, labels_grad, axis, True, &job.labels_grad)
         take(&held, hess, axis, True, &job.hess)
+        no_options(&job, index)
+        job.law = law
+        for k, value in enumerate(parameters):
+            job.parameters[k] = value
         job.hessian = hessian
-        job.what = CROSS_ENTROPY
-        job.index = index
-        job.soft = smoothing != 0 or (hess is not None if index else class_weight is not None)
         job.has_ignore = ignore is not None
         job.ignore = ignore if job.has_ignore else 0
-        job.class_weight = &class_weight[0] if class_weight is not None else NULL
-        job.scale = &scale[0] if scale is not None else NULL
+        job.class_weight = &class_weight[0] if class_weight is not None and class_weight.shape[0] else NULL
+        job.scale = &scale[0] if scale is not None and scale.shape[0] else NULL
         job.factor = factor
         job.smoothing = smoothing
         job.mean = mean
-        if index:
-            with nogil:
-                bad = first_bad(&job.labels, job.logits.width, job.has_ignore, job.ignore, n_threads)
-        if bad < 0 and job.logits.n > 0 and job.logits.width > 0:
-            if job.logits.kind == F64:
-                run[double](&job, 0, n_threads)
-            else:
-                run[float](&job, 0, n_threads)
+        job.z_loss = z_loss
+        job.softcap = softcap
+        job.temperature = temperature
+        job.soft = smoothing != 0 or (hess is not None if index else class_weight is not None)
+        job.wide = softcap != 0 or temperature != 1 or ((law != CROSS_ENTROPY or z_loss != 0)
+                                                        and (job.soft or not index))
+        return run_checked(&job, n_threads)
     finally:
         release(&held)
-    return bad
 
 
 def normalize(str name, logits, int axis, out, where, int n_threads):
     """One of NORMALIZATIONS (out: as the logits, of logsumexp one value a row) of all rows."""
     cdef Job job
     cdef Held held
-    cdef int what = NORMALIZATIONS[name]
     held.count = 0
     try:
         take(&held, logits, axis, False, &job.logits)
         take(&held, where, axis, False, &job.where)
+        no_options(&job, False)
+        job.what = NORMALIZATIONS[name]
         job.labels.data = job.labels_grad.data = job.hess.data = NULL
-        take(&held, None if what == LOGSUMEXP else out, axis, True, &job.grad)
-        take(&held, out if what == LOGSUMEXP else None, NO_AXIS, True, &job.loss)
-        job.what = what
-        if job.logits.n > 0 and job.logits.width > 0:
-            if job.logits.kind == F64:
-                run[double](&job, 0, n_threads)
-            else:
-                run[float](&job, 0, n_threads)
+        take(&held, None if job.what == LOGSUMEXP else out, axis, True, &job.grad)
+        take(&held, out if job.what == LOGSUMEXP else None, NO_AXIS, True, &job.loss)
+        run_call(&job, n_threads)
     finally:
         release(&held)
 

@@ -8,7 +8,7 @@ from libc.stdint cimport int64_t
 
 from fastloss.kernels.arrays cimport even_run, load, row_at, run_stride, store
 from fastloss.kernels.softmax_job cimport (
-    CROSS_ENTROPY, LOG_SOFTMAX, RESIDUAL, SOFTMAX, Job, label_of, put_one, put_zeros, scale_of,
+    LOG_SOFTMAX, LOSS, RESIDUAL, SOFTMAX, Job, label_of, put_one, put_zeros, scale_of,
 )
 from fastloss.kernels.vmath cimport real
 
@@ -71,7 +71,7 @@ cdef inline void amend(const Job* job, Py_ssize_t start, Py_ssize_t stop, real d
     cdef real v[RUN]
     cdef Py_ssize_t i, n, r, k
     cdef int wrong
-    if job.where.data == NULL and (job.what != CROSS_ENTROPY or (job.index and not job.soft)):
+    if job.where.data == NULL and (job.what != LOSS or (job.index and not job.soft)):
         return
     if job.what == SOFTMAX or job.what == LOG_SOFTMAX:
         v[0] = <real>0 if job.what == SOFTMAX else <real>(-INFINITY)
@@ -79,7 +79,7 @@ cdef inline void amend(const Job* job, Py_ssize_t start, Py_ssize_t stop, real d
             if nothing_left(job, i):
                 for k in range(job.logits.width):
                     put_one(&job.grad, i, k, v[0])
-    if job.what != CROSS_ENTROPY:
+    if job.what != LOSS:
         return
     i = start
     while i < stop:

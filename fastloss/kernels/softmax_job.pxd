@@ -17,7 +17,7 @@ ctypedef fused target:          # targets as they lie, or built in float64: see 
     double
 
 cdef enum:                      # what is asked for
-    CROSS_ENTROPY
+    LOSS
     SOFTMAX
     LOG_SOFTMAX
     LOGSUMEXP
@@ -35,8 +35,11 @@ cdef struct Job:
     Rows grad                   # or softmax, log-softmax
     Rows labels_grad
     Rows hess                   # diagonal of the Hessian, or what stands for it; only beside grad
+    int law                     # of the losses: one of softmax.pyx's numbers
+    double parameters[4]        # its tag
     bint index                  # labels are class indices
     bint soft                   # the row's targets are not the bare label: see targets()
+    bint wide                   # what only softmax_wide.pxd can do is asked for
     bint has_ignore
     bint stream
     int64_t ignore
@@ -44,6 +47,9 @@ cdef struct Job:
     const double* scale         # [n] or NULL: what the row's gradient is multiplied by
     double factor               # and every row's
     double smoothing
+    double z_loss               # its factor
+    double softcap              # 0: none
+    double temperature
     int hessian
     double mean                 # of the loss, where the labels' gradient has to go through its denominator
     int group                   # rows whose losses are finished together

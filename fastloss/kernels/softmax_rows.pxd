@@ -1,33 +1,22 @@
 """Softmax row by row: any number of classes."""
 from libc.math cimport INFINITY, fabs
-from libc.stdint cimport int64_t, uint16_t, uintptr_t
+from libc.stdint cimport int64_t, uintptr_t
 
 from fastloss.kernels.arrays cimport BF16, F16, Rows, is_direct, load, row_at
-from fastloss.kernels.due cimport Due, defer, nothing_due, put_due, put_tail, settle
-from fastloss.kernels.exps cimport steps_magic_of
+from fastloss.kernels.due cimport Deferred, defer, flush, nothing_deferred, put_tail
 from fastloss.kernels.parallel cimport stopped
 from fastloss.kernels.softmax_job cimport (
-    LOG_SOFTMAX, RESIDUAL, SOFTMAX, UPPER, Job, Slope, fetch, label_of, labels_of, put, put_one, put_run, put_zeros,
-    scale_of, slope_of, target, targets,
+    LOG_SOFTMAX, SOFTMAX, Job, Slope, fetch, labels_of, put, put_one, put_run, put_zeros, scale_of, slope_of,
 )
-from fastloss.kernels.special cimport fma
+from fastloss.kernels.softmax_laws cimport CrossEntropy, Law, Worth, entry_of_law, slope_of_law, worth_of_row
+from fastloss.kernels.sums cimport L, find, row_max
 from fastloss.kernels.terms cimport (
-    BLOCK, PAIRS, ROWS, Groups, L, Terms, add_block, add_part, exp_lanes, exp_row_of_halves, find, fl_late,
-    label_of_terms, lanes_sum, late_of, log_ratios, reference_of, reference_of_halves, row_max, row_terms,
-    row_terms_from, settled, total_of,
+    BLOCK, FL_HAS_BLOCK, ROWS, Row, Terms, exp_row_of_halves, label_of_terms, log_ratios, reference_of,
+    reference_of_halves, row_terms, total_of,
 )
-from fastloss.kernels.vmath cimport FL_PREFETCH, FL_PREFETCH_FAR, lo_of, magnitude, power_of, real, scaled, shift_of
-
-cdef extern from "block.h" nogil:
-    enum:
-        FL_HAS_BLOCK
-    void fl_target_blockf(const float*, const float*, Py_ssize_t, Py_ssize_t, Py_ssize_t, const float*, const float*,
-                          const float*, const float*, const float*, const float*, float, float, float, float*, double*,
-                          Py_ssize_t, fl_late*) noexcept
+from fastloss.kernels.vmath cimport FL_PREFETCH, real, scaled
 
 cdef enum:
-    AHEAD = 12288       # bytes after which logits and targets are fetched into the second level: maxima come first
-    NEAR = 2048         # and targets into the first
     LONG = 1 << 14      # classes: two rows of terms would leave the second level
 
 
@@ -54,13 +43,20 @@ cdef inline void put_scaled(const Rows* out, Py_ssize_t i, const real* e, Slope 
             break
 
 
-cdef inline void put_terms(const Job* job, Py_ssize_t i, const real* e, Py_ssize_t c, Slope s, Due* due) noexcept nogil:
+cdef inline void put_terms(const Rows* grad, Py_ssize_t i, const real* e, Slope s, Deferred* due,
+                           bint stream) noexcept nogil:
     """Row i of the gradient = e times the slope: later, if it can wait."""
-    settle(due, False, e[0])
-    if s.apart == 1 and is_direct(&job.grad, e[0]):
-        defer(due, False, <void*>row_at(&job.grad, i), e, c, s.c, s.rest, <const real*>NULL, 0, 0, 0, job.stream)
+    flush(due, False, e[0])
+    if s.apart == 1 and is_direct(grad, e[0]):
+        due.target = row_at(grad, i)
+        due.terms = e
+        due.n = grad.width
+        due.slope = s.c
+        due.rest = s.rest
+        due.past = stream
+        defer(due, False, e[0])
     else:
-        put_scaled(&job.grad, i, e, s)
+        put_scaled(grad, i, e, s)
 
 
 cdef inline const char* source_of(const Job* job, Py_ssize_t i, Py_ssize_t stop, real dummy) noexcept nogil:
@@ -88,7 +84,22 @@ cdef inline bint lies_in_halves(const Job* job) noexcept nogil:
             and job.logits.step == 2 and bits % 2 == 0)
 
 
-cdef inline void index_rows(const Job* job, Py_ssize_t start, Py_ssize_t stop, real* scratch) noexcept nogil:
+cdef inline Slope slope_by_law(real* e, const Terms* terms, const Worth* worth, double scale,
+                               bint* whole) noexcept nogil:
+    """The row's one factor, and e of the label for it; not the whole gradient where that would be too large a number."""
+    cdef double label = label_of_terms(terms, e[0]), total = terms.others + label
+    cdef double slope = slope_of_law(worth, terms.others/total), entry
+    e[0] = <real>-terms.others          # minus the sum of the others
+    whole[0] = True
+    if worth.push != 0:
+        entry = entry_of_law(worth, label/total)
+        whole[0] = fabs(slope) > 1e-3*fabs(entry)
+        e[0] = <real>(total*(entry/slope)) if whole[0] else <real>0
+    return slope_of(scale*slope, total, 1/total, e[0])
+
+
+cdef inline void index_rows(const Job* job, const Law* law, Py_ssize_t start, Py_ssize_t stop,
+                            real* scratch) noexcept nogil:
     cdef const real* row[ROWS]
     cdef Terms terms[ROWS]
     cdef double ratio[ROWS]
@@ -96,23 +107,28 @@ cdef inline void index_rows(const Job* job, Py_ssize_t start, Py_ssize_t stop, r
     cdef int64_t y[ROWS]
     cdef Py_ssize_t i = start, c = job.logits.width, n, r, fetched
     cdef real* e = scratch              # the terms of this row; of short rows another's may wait in the other half
-    cdef Due due
+    cdef Deferred due = nothing_deferred()
+    cdef Row logits
     cdef real loss[ROWS]
     cdef real m, next_m = 0
     cdef double total, s
-    cdef const uint16_t* halves = NULL
-    cdef bint brain = job.logits.kind == BF16, as_it_lies = real is float and lies_in_halves(job)
-    nothing_due(&due, job.logits.itemsize)
+    cdef Worth worth
+    cdef Slope slope
+    cdef bint whole
+    cdef bint bfloat16 = job.logits.kind == BF16, as_it_lies = real is float and lies_in_halves(job)
+    logits.n = c
+    logits.pace = L*job.logits.itemsize
     while i < stop:
         n = stop - i if stop - i < job.group else job.group
         labels_of(job, i, n, y, weight)
         fetched = 0
         for r in range(n):
             m = next_m
+            logits.out = y[r]
             if as_it_lies:
-                halves = <const uint16_t*>row_at(&job.logits, i + r)
+                logits.x = row_at(&job.logits, i + r)
                 row[r] = scratch + job.fetched
-                m = reference_of_halves(halves, brain, c, y[r])
+                m = reference_of_halves(&logits, bfloat16)
             elif r == fetched:
                 fetched = fetch_from(job, i, r, n, scratch, row)
                 m = reference_of(row[r], c, y[r])
@@ -121,360 +137,47 @@ cdef inline void index_rows(const Job* job, Py_ssize_t start, Py_ssize_t stop, r
             s = scale_of(job, i + r)*weight[r]
             if weight[r] == 0:
                 terms[r].others = terms[r].gap = terms[r].power = 0
-            elif not (as_it_lies and exp_row_of_halves(halves, brain, c, y[r], <float>m,
+            elif not (as_it_lies and exp_row_of_halves(&logits, bfloat16, <float>m,
                                                        <float*>e if job.grad.data != NULL else NULL, &terms[r], &due)):
                 if as_it_lies:
-                    load(scratch + job.fetched, <const char*>halves, 2, c, job.logits.kind)
-                due.ahead = source_of(job, i + r + job.together, stop, e[0])
-                row_terms(row[r], c, y[r], m, e if job.grad.data != NULL else NULL, &terms[r], &due)
+                    load(scratch + job.fetched, <const char*>logits.x, 2, c, job.logits.kind)
+                logits.x = row[r]
+                logits.ahead = source_of(job, i + r + job.together, stop, e[0])
+                row_terms(&logits, m, e if job.grad.data != NULL else NULL, &terms[r], &due)
+            if Law is not CrossEntropy:
+                worth = worth_of_row(law, job.z_loss, &terms[r], e[0])
+                ratio[r] = worth.value
             if job.grad.data == NULL:
                 continue
             if s == 0:
                 put_zeros(&job.grad, i + r)
                 continue
             if c >= LONG:
-                settle(&due, False, e[0])               # nothing is left, unless row_terms gave up
-            total = total_of(&terms[r], e[0])
-            e[y[r]] = <real>-terms[r].others        # p - 1 times the total, without cancellation
-            put_terms(job, i + r, e, c, slope_of(s, total, 1/total, e[0]), &due)
+                flush(&due, False, e[0])               # nothing is left, unless row_terms gave up
+            if Law is CrossEntropy:
+                total = total_of(&terms[r], e[0])
+                e[y[r]] = <real>-terms[r].others        # p - 1 times the total, without cancellation
+                slope = slope_of(s, total, 1/total, e[0])
+            else:
+                slope = slope_by_law(&e[y[r]], &terms[r], &worth, s, &whole)
+                if not whole:
+                    put_scaled(&job.grad, i + r, e, slope)
+                    total = total_of(&terms[r], e[0])
+                    s = entry_of_law(&worth, label_of_terms(&terms[r], e[0])/total)*s
+                    put_one(&job.grad, i + r, y[r], <real>s)
+                    continue
+            put_terms(&job.grad, i + r, e, slope, &due, job.stream)
             if c >= LONG and due.target != NULL:
                 put_tail(&due, e[0])
             elif c < LONG:
                 e = scratch + job.kept if e == scratch else scratch
-        log_ratios(n, terms, ratio, scratch[0])
+        if Law is CrossEntropy:                         # by many at once
+            log_ratios(n, terms, ratio, scratch[0])
         for r in range(n):
             loss[r] = <real>(ratio[r]*weight[r]) if weight[r] != 0 else 0
         put_run(&job.loss, i, n, loss)
         i += n
-    settle(&due, False, e[0])
-
-
-# ------------------------------------------------------------------ row by row: a target for every class
-
-cdef struct Sums:       # over all elements but the maximum
-    double exps
-    double dots         # of t_k (m - x_k) over t_k != 0
-    double rest         # of t_k
-
-
-cdef inline void flush_growing(const target* part, double* total, double* carry) noexcept nogil:
-    """add_part in fewer operations where the total is the larger one; where it is not, as the sum then doubles, half a
-    unit of the part may be lost."""
-    cdef double z
-    cdef Py_ssize_t j
-    for j in range(L):
-        z = total[j] + <double>part[j]
-        if target is double:
-            carry[j] = carry[j] + (part[j] - (z - total[j]))
-        total[j] = z
-
-
-cdef inline void target_block(const real* x, const target* t, Py_ssize_t n_groups, Groups at, const real* out_x,
-                              const target* out_t, const real* tail_x, const target* tail_t, real m, real shift,
-                              real lo, real magic, real* e, Sums* sums, Due* due) noexcept nogil:
-    """The sums of a block, all in the shape of exp_block's; the terms are kept in e unless it is NULL."""
-    cdef real part[L]
-    cdef real v[L]
-    cdef real w[L]
-    cdef target dot[L]
-    cdef target rest[L]
-    cdef real empty_x[L]
-    cdef target empty_t[L]
-    cdef double exps[L]
-    cdef double exp_carry[L]
-    cdef double dots[L]
-    cdef double dot_carry[L]
-    cdef double rests[L]
-    cdef double rest_carry[L]
-    cdef Py_ssize_t g = 0, g_end, j
-    cdef const real* p
-    cdef const real* q
-    cdef const target* r
-    cdef const target* s
-    cdef const real* no_x = empty_x
-    cdef const target* no_t = empty_t
-    cdef target a, b, top = m
-    cdef Due now = due[0]
-    for j in range(L):
-        dot[j] = rest[j] = 0
-        exps[j] = exp_carry[j] = dots[j] = dot_carry[j] = rests[j] = rest_carry[j] = 0
-        empty_x[j] = -INFINITY
-        empty_t[j] = 0
-    while g < n_groups:
-        g_end = g + (2*PAIRS if real is float else 4)
-        if g_end > n_groups:
-            g_end = n_groups
-        for j in range(L):
-            part[j] = 0
-            if target is float:
-                dot[j] = rest[j] = 0
-        while g < g_end:
-            p = tail_x if g == at.tail else x + g*L
-            p = out_x if g == at.out else p
-            q = tail_x if g + 1 == at.tail else x + (g + 1)*L
-            q = out_x if g + 1 == at.out else q
-            q = no_x if g + 1 == n_groups else q
-            r = tail_t if g == at.tail else t + g*L
-            r = out_t if g == at.out else r
-            s = tail_t if g + 1 == at.tail else t + (g + 1)*L
-            s = out_t if g + 1 == at.out else s
-            s = no_t if g + 1 == n_groups else s
-            for j in range(0, 2*L*<Py_ssize_t>sizeof(real), 64):
-                FL_PREFETCH_FAR(<const char*>(x + g*L) + AHEAD + j)
-            for j in range(0, 2*L*<Py_ssize_t>sizeof(target), 64):
-                FL_PREFETCH_FAR(<const char*>(t + g*L) + AHEAD + j)
-                FL_PREFETCH(<const char*>(t + g*L) + NEAR + j)
-            exp_lanes(p, shift, lo, magic, v, NULL, NULL, NULL)
-            exp_lanes(q, shift, lo, magic, w, NULL, v, part)
-            for j in range(L):
-                a = r[j]*(top - <target>p[j])
-                a = a if r[j] != 0 else <target>0
-                b = s[j]*(top - <target>q[j])
-                b = b if s[j] != 0 else <target>0
-                dot[j] = dot[j] + (a + b)
-                rest[j] = rest[j] + (r[j] + s[j])
-            if e != NULL:
-                for j in range(L):
-                    e[g*L + j] = v[j]
-                    e[(g + 1)*L + j] = w[j]
-                put_due(&now, True, shift)
-            if target is double and (g & 2 or g + 2 >= n_groups):
-                flush_growing(dot, dots, dot_carry)
-                flush_growing(rest, rests, rest_carry)
-                for j in range(L):
-                    dot[j] = rest[j] = 0
-            g = g + 2
-        add_part(part, exps, exp_carry)
-        if target is float:
-            flush_growing(dot, dots, dot_carry)
-            flush_growing(rest, rests, rest_carry)
-    due.done = now.done
-    sums.exps = lanes_sum(exps, exp_carry, real is double)
-    sums.dots = lanes_sum(dots, dot_carry, target is double)
-    sums.rest = lanes_sum(rests, rest_carry, target is double)
-
-
-cdef inline void target_sums(const real* x, const target* t, Py_ssize_t c, Py_ssize_t top, real m, real* e,
-                             Terms* terms, Sums* sums, Due* due) noexcept nogil:
-    """Sums of a row whose maximum is x[top] = m; e (room for c + 2 L, or NULL): the terms, e[top] = 0.
-
-    Meanwhile writes what is due, if terms are kept.
-    """
-    cdef real out_x[L]
-    cdef target out_t[L]
-    cdef real tail_x[L]
-    cdef target tail_t[L]
-    cdef real empty_x[L]
-    cdef target empty_t[L]
-    cdef real shift = shift_of(m), power = power_of(m, shift), lo = lo_of(power), magic = steps_magic_of(power)
-    cdef Groups row, at
-    cdef Sums block, carry
-    cdef fl_late late
-    cdef Py_ssize_t b = 0, n_groups, k, done = 0
-    row.out = top//L
-    row.tail = c//L if c % L else -1
-    for k in range(L if row.tail >= 0 else 0):
-        tail_x[k] = x[row.tail*L + k] if row.tail*L + k < c else <real>(-INFINITY)
-        tail_t[k] = t[row.tail*L + k] if row.tail*L + k < c else <target>0
-    for k in range(L):
-        out_x[k] = tail_x[k] if row.out == row.tail else x[row.out*L + k]
-        out_t[k] = tail_t[k] if row.out == row.tail else t[row.out*L + k]
-    out_x[top - row.out*L] = -INFINITY
-    out_t[top - row.out*L] = 0
-    for k in range(L):
-        empty_x[k] = -INFINITY
-        empty_t[k] = 0
-    sums.exps = sums.dots = sums.rest = carry.exps = carry.dots = carry.rest = 0
-    while b < c:
-        n_groups = ((c - b if c - b < BLOCK else BLOCK) + L - 1)//L
-        at.out = row.out - b//L
-        at.tail = row.tail - b//L
-        if real is float and target is float and FL_HAS_BLOCK and shift == 0:
-            late = late_of(due)
-            fl_target_blockf(<const float*>x + b, <const float*>t + b, n_groups, at.out, at.tail, <float*>out_x,
-                             <float*>out_t, <float*>tail_x, <float*>tail_t, <float*>empty_x, <float*>empty_t, m, lo,
-                             magic, <float*>e + b if e != NULL else NULL, &block.exps, AHEAD, &late)
-            if e != NULL and due.target != NULL:
-                due.done = late.terms - <const float*>due.terms
-        elif e == NULL:
-            target_block(x + b, t + b, n_groups, at, out_x, out_t, tail_x, tail_t, m, shift, lo, magic, NULL, &block,
-                         due)
-        else:
-            target_block(x + b, t + b, n_groups, at, out_x, out_t, tail_x, tail_t, m, shift, lo, magic, e + b, &block,
-                         due)
-        add_block(&sums.exps, &carry.exps, block.exps)
-        add_block(&sums.dots, &carry.dots, block.dots)
-        add_block(&sums.rest, &carry.rest, block.rest)
-        b += n_groups*L
-        if b < c and stopped(&done, n_groups*L):
-            break
-    sums.dots = settled(sums.dots, carry.dots)
-    sums.rest = settled(sums.rest, carry.rest)
-    terms.others = settled(sums.exps, carry.exps)
-    terms.gap = <double>m - <double>shift
-    terms.power = power
-    terms.shift = shift
-
-
-cdef inline void put_target_grad(const Job* job, Py_ssize_t i, const real* e, const target* t, Slope s,
-                                 double scale) noexcept nogil:
-    cdef real w[BLOCK]
-    cdef Py_ssize_t b = 0, n, k, c = job.logits.width, done = 0
-    cdef real f = <real>s.c, rest = <real>s.rest, apart = <real>s.apart, u = <real>scale
-    while b < c:
-        n = c - b if c - b < BLOCK else BLOCK
-        if apart == 1:
-            for k in range(n):
-                w[k] = fma(-<real>t[b + k], u, scaled(e[b + k], f, rest))
-        else:
-            for k in range(n):
-                w[k] = fma(-<real>t[b + k], u, scaled(e[b + k], f, rest)*apart)
-        put(&job.grad, i, b, w, n, job.stream)
-        if job.hess.data != NULL and job.hessian == RESIDUAL:
-            for k in range(n):
-                w[k] = magnitude(w[k])
-            put(&job.hess, i, b, w, n, False)
-        b += n
-        if b < c and stopped(&done, n):
-            break
-
-
-cdef inline bint can_wait(const Job* job, Py_ssize_t i, const target* t, Slope s, real dummy) noexcept nogil:
-    """Whether a gradient may be written later: nothing else is, and the targets stay where they are."""
-    return (sizeof(target) == sizeof(real) and <const char*>t == row_at(&job.labels, i) and s.apart == 1
-            and is_direct(&job.grad, dummy) and job.hess.data == NULL and job.labels_grad.data == NULL)
-
-
-cdef inline void put_curvature(const Job* job, Py_ssize_t i, const real* e, double inverse,
-                               double factor) noexcept nogil:
-    """p (1 - p) times the factor: all but the maximum are at most 1/2, so 1 - p loses nothing."""
-    cdef real w[BLOCK]
-    cdef Py_ssize_t b = 0, n, k, c = job.logits.width, done = 0
-    cdef double p
-    while b < c:
-        n = c - b if c - b < BLOCK else BLOCK
-        for k in range(n):
-            p = e[b + k]*inverse
-            w[k] = <real>(p*(1 - p)*factor)
-        put(&job.hess, i, b, w, n, False)
-        b += n
-        if b < c and stopped(&done, n):
-            break
-
-
-cdef inline void put_log_softmax(const Rows* out, Py_ssize_t i, const real* x, Py_ssize_t c, real m, double ratio,
-                                 real* w, bint stream) noexcept nogil:
-    """Row i of out = (x - m) - ratio: no difference of large numbers beside the first, which is exact enough."""
-    cdef Py_ssize_t b = 0, n, k, done = 0
-    cdef real above = <real>ratio
-    while b < c:
-        n = c - b if c - b < BLOCK else BLOCK
-        for k in range(n):
-            w[k] = (x[b + k] - m) - above
-        put(out, i, b, w, n, stream)
-        b += n
-        if b < c and stopped(&done, n):
-            break
-
-
-cdef inline void put_labels_grad(const Job* job, Py_ssize_t i, const real* x, real m, double ratio,
-                                 double scale) noexcept nogil:
-    """d loss / d y_k = w_k ((1 - s) (-log p_k) - mean)."""
-    cdef Py_ssize_t k
-    cdef double w, v
-    cdef const char* p = row_at(&job.where, i) if job.where.data != NULL else NULL
-    for k in range(job.logits.width):
-        w = job.class_weight[k] if job.class_weight != NULL else 1
-        v = ((<double>m - <double>x[k]) + ratio)*(1 - job.smoothing) - job.mean
-        if w == 0 or scale == 0 or (p != NULL and not p[k*job.where.step]):
-            v = 0
-        put_one(&job.labels_grad, i, k, <real>(v*w*scale))
-
-
-cdef inline void target_row(const Job* job, Py_ssize_t i, const real* x, const target* t, real* e, Terms* terms,
-                            double* dots, double* weight, Due* due) noexcept nogil:
-    """Gradients of row i, around its maximum; its loss is dots + weight times the log ratio of its terms.
-
-    The gradient may be left due, and then needs e.
-    """
-    cdef Sums sums
-    cdef Slope slope
-    cdef Py_ssize_t c = job.logits.width, top
-    cdef real m = row_max(x, c)
-    cdef double total, ratio, s = scale_of(job, i), top_slope
-    top = find(x, c, m)
-    target_sums(x, t, c, top, m, e if job.grad.data != NULL else NULL, terms, &sums, due)
-    dots[0] = sums.dots
-    weight[0] = sums.rest + t[top]
-    if job.labels_grad.data != NULL:
-        log_ratios(1, terms, &ratio, m)
-        put_labels_grad(job, i, x, m, ratio, s)
-    if job.grad.data == NULL:
-        return
-    if s == 0:
-        put_zeros(&job.grad, i)
-        put_zeros(&job.hess, i)
-        return
-    # the maximum's entry apart, as two terms that cancel only where the truth does
-    total = total_of(terms, m)
-    top_slope = sums.rest*(label_of_terms(terms, m)/total) - t[top]*(terms.others/total)
-    slope = slope_of(s*weight[0], total, 1/total, m)
-    settle(due, True, m)
-    if can_wait(job, i, t, slope, m):
-        defer(due, True, <void*>row_at(&job.grad, i), e, c, slope.c, slope.rest, <const real*>t, s, top,
-              top_slope*s, job.stream)
-        return
-    put_target_grad(job, i, e, t, slope, s)
-    put_one(&job.grad, i, top, <real>(top_slope*s))
-    if job.hess.data == NULL:
-        return
-    if job.hessian == RESIDUAL:
-        put_one(&job.hess, i, top, magnitude(<real>(top_slope*s)))
-        return
-    s = s*weight[0]*(2 if job.hessian == UPPER else 1)
-    put_curvature(job, i, e, 1/total, s)
-    put_one(&job.hess, i, top, <real>((label_of_terms(terms, m)/total)*(terms.others/total)*s))
-
-
-cdef inline void target_rows(const Job* job, Py_ssize_t start, Py_ssize_t stop, real* scratch) noexcept nogil:
-    cdef const real* row[ROWS]
-    cdef const real* t
-    cdef Rows everything                # no mask
-    cdef Terms terms[ROWS]
-    cdef double dots[ROWS]
-    cdef double weight[ROWS]
-    cdef double ratio[ROWS]
-    cdef real loss[ROWS]
-    cdef Py_ssize_t i = start, n, r, fetched
-    cdef double* built = <double*>scratch   # the row's targets, where they are not read as they lie
-    cdef real* e = scratch + job.built  # the terms of this row; another row's may wait in the other half
-    cdef Due due
-    nothing_due(&due, job.logits.itemsize)
-    everything.data = NULL
-    while i < stop:
-        n = stop - i if stop - i < job.group else job.group
-        fetched = 0
-        for r in range(n):
-            if r == fetched:
-                fetched = fetch_from(job, i, r, n, scratch, row)
-            if job.index and label_of(job, i + r) < 0:
-                terms[r].others = terms[r].gap = terms[r].power = dots[r] = weight[r] = 0
-                put_zeros(&job.grad, i + r)
-                put_zeros(&job.hess, i + r)
-            elif job.soft:
-                targets(job, i + r, built)
-                target_row(job, i + r, row[r], built, e, &terms[r], &dots[r], &weight[r], &due)
-            else:
-                fetch(&job.labels, &everything, i + r, 1, <real*>built, &t)
-                target_row(job, i + r, row[r], t, e, &terms[r], &dots[r], &weight[r], &due)
-                if due.terms == e:
-                    e = scratch + job.built + (job.kept if e == scratch + job.built else 0)
-        log_ratios(n, terms, ratio, e[0])
-        for r in range(n):
-            loss[r] = <real>(dots[r] + weight[r]*ratio[r])
-        put_run(&job.loss, i, n, loss)
-        i += n
-    settle(&due, True, e[0])
+    flush(&due, False, e[0])
 
 
 # ------------------------------------------------------------------ row by row: softmax, log-softmax, log-sum-exp
@@ -490,37 +193,57 @@ cdef inline real log_sum(const real* x, Py_ssize_t step, Py_ssize_t c, real m, d
     return m + v
 
 
+cdef inline void put_log_softmax(const Rows* out, Py_ssize_t i, const real* x, real m, double ratio, real* w,
+                                 bint stream) noexcept nogil:
+    """Row i of out = (x - m) - ratio: no difference of large numbers beside the first, which is exact enough."""
+    cdef Py_ssize_t b = 0, n, k, c = out.width, done = 0
+    cdef real above = <real>ratio
+    while b < c:
+        n = c - b if c - b < BLOCK else BLOCK
+        for k in range(n):
+            w[k] = (x[b + k] - m) - above
+        put(out, i, b, w, n, stream)
+        b += n
+        if b < c and stopped(&done, n):
+            break
+
+
 cdef inline void normal_rows(const Job* job, Py_ssize_t start, Py_ssize_t stop, real* scratch) noexcept nogil:
     cdef const real* row[ROWS]
     cdef real w[BLOCK + L]
     cdef Terms terms
-    cdef Due due
-    cdef Py_ssize_t i = start, c = job.logits.width, n, r, fetched, top
+    cdef Deferred due = nothing_deferred()
+    cdef Row logits
+    cdef Py_ssize_t i = start, c = job.logits.width, n, r, fetched
     cdef real* e = scratch
     cdef real m
     cdef double total, ratio
-    nothing_due(&due, job.logits.itemsize)
+    logits.n = c
+    logits.pace = L*job.logits.itemsize
     while i < stop:
         n = stop - i if stop - i < job.group else job.group
         fetched = 0
         for r in range(n):
             if r == fetched:
                 fetched = fetch_from(job, i, r, n, scratch, row)
+            logits.x = row[r]
+            logits.ahead = NULL
             if job.what == SOFTMAX:
-                due.ahead = source_of(job, i + r + job.together, stop, e[0])
-                row_terms(row[r], c, 0, reference_of(row[r], c, 0), e, &terms, &due)
+                logits.out = 0
+                logits.ahead = source_of(job, i + r + job.together, stop, e[0])
+                row_terms(&logits, reference_of(row[r], c, 0), e, &terms, &due)
                 total = total_of(&terms, e[0])
                 e[0] = <real>label_of_terms(&terms, e[0])
-                put_terms(job, i + r, e, c, slope_of(1.0, total, 1/total, e[0]), &due)
+                put_terms(&job.grad, i + r, e, slope_of(1.0, total, 1/total, e[0]), &due, job.stream)
                 e = scratch + job.kept if e == scratch else scratch
                 continue
             m = row_max(row[r], c)
-            top = find(row[r], c, m)
-            row_terms_from(row[r], c, top, m, NULL, &terms, &due)
+            logits.out = find(row[r], c, m)
+            row_terms(&logits, m, <real*>NULL, &terms, NULL)
             log_ratios(1, &terms, &ratio, m)
             if job.what == LOG_SOFTMAX:
-                put_log_softmax(&job.grad, i + r, row[r], c, m, ratio, w, job.stream)
+                put_log_softmax(&job.grad, i + r, row[r], m, ratio, w, job.stream)
             else:
                 put_one(&job.loss, i + r, 0, log_sum(row[r], 1, c, m, ratio))
         i += n
-    settle(&due, False, e[0])
+    flush(&due, False, e[0])

@@ -1,12 +1,12 @@
 """Few classes: tiles of up to LANES rows, transposed so that a row is a lane.
 
-A tile is cut into strips of S lanes, class by class: element k of row r stands at b[r//S*S*c + k*S + r % S].  Loops
+A tile is cut into strips of S lanes, class by class: element k of row r stands at b[at(r, k, c)].  Loops
 over a strip have a constant length, so that what is kept for each lane stays in registers.  Every lane has its own
 reference; no sum runs across lanes, so a row's bits do not depend on its neighbours.
 """
 from fastloss.kernels.arrays cimport Rows, even_run, is_direct, load, row_at, run_stride, store
 from fastloss.kernels.exps cimport exps_by, steps_magic_of
-from fastloss.kernels.terms cimport settled, sum_rest
+from fastloss.kernels.sums cimport settled, sum_rest
 from fastloss.kernels.vmath cimport (
     FL_LN2, FL_PREFETCH, bias_of, exp_of, fl_exp_label_short, fl_log1p, fl_log1p_short, fl_quotient_rest, lo_of,
     magic_of, power_of, real, shift_of,
@@ -33,6 +33,11 @@ cdef inline Py_ssize_t rows_of_tile(Py_ssize_t left, real dummy) noexcept nogil:
     return left if left < most else most
 
 
+cdef inline Py_ssize_t at(Py_ssize_t r, Py_ssize_t k, Py_ssize_t c) noexcept nogil:
+    """Where element k of row r stands in a tile of c classes."""
+    return r//S*S*c + k*S + r % S
+
+
 cdef inline Py_ssize_t lanes_of(Py_ssize_t n) noexcept nogil:
     """Lanes that n rows fill, whole strips of them."""
     return (n + S - 1)//S*S
@@ -48,6 +53,7 @@ cdef struct Asks:           # of a tile's gradient, and of the next tile's logit
     Ask logits
     Ask labels
     Ask grad
+    Py_ssize_t i            # the tile's first row
 
 
 cdef inline Ask ask_for(const Rows* rows, Py_ssize_t c, const real* otherwise) noexcept nogil:
@@ -221,9 +227,9 @@ cdef inline void tile_argmax(const real* b, Py_ssize_t c, Py_ssize_t lanes, real
             top[s + j] = at[j]
 
 
-cdef inline void tile_terms(real* b, Py_ssize_t c, Py_ssize_t lanes, const real* m, const real* out, Lanes* rows,
-                            const Asks* asks, Py_ssize_t i, Py_ssize_t n) noexcept nogil:
-    """b becomes exp(b) in the unit of each lane's maximum m, 0 at class out[r]; sums of every lane, ratios not."""
+cdef inline void tile_terms(real* b, Py_ssize_t c, Py_ssize_t n, const real* m, const real* out, Lanes* rows,
+                            const Asks* asks) noexcept nogil:
+    """b becomes exp(b) in the unit of each row's maximum m, 0 at class out[r]; sums of every lane, but not ratios."""
     cdef real shift[S]
     cdef real power[S]
     cdef real lo[S]
@@ -235,11 +241,11 @@ cdef inline void tile_terms(real* b, Py_ssize_t c, Py_ssize_t lanes, const real*
     cdef real v, e
     cdef real* p
     cdef Py_ssize_t k
-    cdef Py_ssize_t s, j
+    cdef Py_ssize_t s, j, lanes = lanes_of(n)
     cdef int bias = bias_of(b[0])
-    cdef const char* logits = asks.logits.base + (i + n)*asks.logits.stride
-    cdef const char* labels = asks.labels.base + (i + n)*asks.labels.stride
-    cdef const char* grad = asks.grad.base + i*asks.grad.stride
+    cdef const char* logits = asks.logits.base + (asks.i + n)*asks.logits.stride
+    cdef const char* labels = asks.labels.base + (asks.i + n)*asks.labels.stride
+    cdef const char* grad = asks.grad.base + asks.i*asks.grad.stride
     for s in range(0, lanes, 32):
         p = b + s*c
         for j in range(S):
