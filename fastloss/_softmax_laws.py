@@ -22,6 +22,7 @@ def _loss(
 ) -> Any:  # fmt: skip
     """The loss by a law; labels with as many axes as the logits are targets for every class."""
     x = _inputs.array("logits", logits)
+    _inputs.loss_dtype("logits", x.dtype)  # first, for the number of its axes says what labels are
     k = _inputs.class_axis("logits", x, axis)
     y = _inputs.array("labels", labels)
     index = y.ndim != x.ndim
