@@ -102,14 +102,19 @@ def row_loss(
     mask = None if where is None else _inputs.mask("where", where, logits.shape)
     weights = None if class_weight is None else _inputs.vector("class_weight", class_weight, n_classes)
     options: dict[str, Any] = {}  # for the kernel: what is not as it is by default
-    given = {
-        "smoothing": (_inputs.scalar("label_smoothing", label_smoothing, 0, 1), 0),
-        "z_loss": (_inputs.scalar("z_loss", z_loss, 0, math.inf), 0),
-        "softcap": (math.inf if softcap is None else _inputs.positive("softcap", softcap), math.inf),
-        "temperature": (_inputs.positive("temperature", temperature), 1),
-    }
-    options |= {name: value for name, (value, default) in given.items() if value != default}
-    reduction = _inputs.choice("reduction", reduction, KINDS)
+    smoothing = _inputs.scalar("label_smoothing", label_smoothing, 0, 1)
+    z = _inputs.scalar("z_loss", z_loss, 0, math.inf)
+    heat = _inputs.positive("temperature", temperature)
+    if smoothing != 0:
+        options["smoothing"] = smoothing
+    if z != 0:
+        options["z_loss"] = z
+    if softcap is not None and (cap := _inputs.positive("softcap", softcap)) < math.inf:
+        options["softcap"] = cap
+    if heat != 1:
+        options["temperature"] = heat
+    if type(reduction) is not str or reduction not in KINDS:
+        reduction = _inputs.choice("reduction", reduction, KINDS)
     ignore = _inputs.ignored(ignore_index)
     full = labels if index else _inputs.broadcast("labels", labels, logits.shape)
     x, y = _inputs.raw(logits), _inputs.raw(full)
