@@ -19,7 +19,7 @@ from .calls import Call, Problem
 from .draws import EDGES, FLOATS, INTEGERS, Draw
 from .tails import Tail, finish, loss_dtype, note
 
-KINDS = ("normal", "bits", "bits", "bits", "equal", "tiny", "zero", "denormal", "confident")
+KINDS = ("normal", "bits", "bits", "bits", "equal", "tiny", "zero", "denormal", "confident", "spread")
 
 
 def terms_of(n: int) -> Any:

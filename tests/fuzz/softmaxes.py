@@ -196,14 +196,15 @@ def expect(call: Call, got: dict[str, Any]) -> dict[str, Expect]:
         found["hess"] = back(hess)
     if "labels" in call.wrt:
         slope, labels = rows.to_labels, a["labels"].dtype
-        size = np.abs(slope)
+        size, of_mean = np.abs(slope), 0
         if tail.reduction == "mean" and "class_weight" in a:
             slope = slope - np.asarray(value.want) * rows.denominator_slope
             size = size + np.abs(np.asarray(value.want) * rows.denominator_slope)
+            of_mean = np.asarray(value.bound) * np.abs(rows.denominator_slope)
         # the logarithm of 0, a class of weight 0 where something is NaN, a NaN row without targets
         unsaid = ~np.isfinite(rows.less) & ~rows.sick[..., None] | (rows.denominator_slope == 0) & np.isnan(slope)
         unsaid = free | unsaid | (rows.sick & rows.nothing)[..., None]
-        to_labels = tail.grad(slope, 8 * unit(size, dtype), labels, dtype, scale, unsaid)
+        to_labels = tail.grad(slope, 8 * unit(size, dtype) + of_mean, labels, dtype, scale, unsaid)
         found["grad labels"] = sum_back(back(to_labels), a["labels"].shape, labels)
     return found
 
