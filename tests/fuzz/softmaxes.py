@@ -135,7 +135,7 @@ class _Rows:
         self.on = self.counts & ~self.nothing  # else it is 0, whatever the row holds
         alone = ~keep.any(-1)  # every label is masked out
         self.free = self.on & alone  # gradients over no class are not said
-        self.loss = np.where(alone, np.inf, np.where(self.sick, np.nan, self.loss))
+        self.loss = np.where(alone, self.alone, np.where(self.sick, np.nan, self.loss))
         self.loss, self.grad = np.where(self.on, self.loss, 0), np.where(self.on[..., None], self.grad, 0)
 
     def _cross_entropy(self, smoothing: Any, z: Any, w: Any, keep: Any) -> None:
@@ -143,6 +143,7 @@ class _Rows:
         t = w * ((1 - smoothing) * z + share)
         size = np.abs(w) * ((1 - smoothing) * np.abs(z) + share)  # of its terms, which a negative label lets cancel
         self.loss = np.where(t != 0, t * self.less, 0).sum(-1)
+        self.alone = np.where(t != 0, t * np.inf, 0).sum(-1)
         self.size = np.where(size != 0, size * self.less, 0).sum(-1)
         total = t.sum(-1, keepdims=True)
         up, down = self.p * (total - t), t * self.others
@@ -162,6 +163,7 @@ class _Rows:
             push = np.where((g == 0) | (s == np.inf), 1, push)  # p log p is 0
             self.loss = np.where((g > 0) & (q == 0) | (self.row_weight == 0), 0, self.row_weight * q**g * s)
         self.grad = np.where(at, -self.others, self.p) * (push * self.row_weight)[..., None]
+        self.alone = np.inf
         self.size, self.grad_size = np.abs(self.loss), np.abs(self.grad)
         self.growth, self.nothing = np.maximum(1, g), self.row_weight == 0
 
@@ -194,14 +196,15 @@ def expect(call: Call, got: dict[str, Any]) -> dict[str, Expect]:
         found["hess"] = back(hess)
     if "labels" in call.wrt:
         slope, labels = rows.to_labels, a["labels"].dtype
-        size = np.abs(slope)
+        size, of_mean = np.abs(slope), 0
         if tail.reduction == "mean" and "class_weight" in a:
             slope = slope - np.asarray(value.want) * rows.denominator_slope
             size = size + np.abs(np.asarray(value.want) * rows.denominator_slope)
+            of_mean = np.asarray(value.bound) * np.abs(rows.denominator_slope)
         # the logarithm of 0, a class of weight 0 where something is NaN, a NaN row without targets
         unsaid = ~np.isfinite(rows.less) & ~rows.sick[..., None] | (rows.denominator_slope == 0) & np.isnan(slope)
         unsaid = free | unsaid | (rows.sick & rows.nothing)[..., None]
-        to_labels = tail.grad(slope, 8 * unit(size, dtype), labels, dtype, scale, unsaid)
+        to_labels = tail.grad(slope, 8 * unit(size, dtype) + of_mean, labels, dtype, scale, unsaid)
         found["grad labels"] = sum_back(back(to_labels), a["labels"].shape, labels)
     return found
 
