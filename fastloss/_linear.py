@@ -202,12 +202,15 @@ class _Call:
         self.n = len(marks)
         self.d = inputs.shape[-1]
 
-    def sums(self, blocks: _Blocks, start: int, smooth: Array | None, stats: bool) -> tuple[Any, Array, Array, Array]:
-        """The rows' sums over all classes."""
+    def sums(
+        self, blocks: _Blocks, start: int, smooth: Array | None, stats: bool, apart: bool = False
+    ) -> tuple[Any, Array, Array, Array]:
+        """The rows' sums over all classes; `apart`: marked ones do not lower the others' sum to nothing."""
         n = min(blocks.rows, self.n - start)
         marks = self.marks[start : start + n]
         plan = (
-            n, self.d, marks.shape[1], blocks.block, blocks.pitch, blocks.turn, blocks.kept, self.cap, self.heat, stats
+            n, self.d, marks.shape[1], blocks.block, blocks.pitch, blocks.turn, blocks.kept, self.cap, self.heat, stats,
+            apart,
         )  # fmt: skip
         state, marked = blocks.state(n), np.full(marks.shape, -np.inf)
         _kernels.pack(
@@ -230,7 +233,7 @@ class _Call:
         for a in [] if dw is None or self.n else dw:
             a[...] = 0
         for start in range(0, self.n, max(1, blocks.rows)):
-            plan, state, marks, marked = self.sums(blocks, start, targets.smooth, stats is not None)
+            plan, state, marks, marked = self.sums(blocks, start, targets.smooth, stats is not None, targets.other is not None)
             n = len(marks)
             at = slice(start, start + n)
             slopes = None if wanted is None else _memory.empty(marks.shape)
@@ -311,8 +314,7 @@ def linear_cross_entropy(
         Rows with this label have loss and gradient 0 and do not count in the mean.
     tail : {"drop", "renormalize", "other"}
         What becomes of the probability that the k best leave: nothing; they are divided by their sum; or all other
-        classes together are one more class, which has it (then no `label_smoothing` or `class_weight`; infinite where
-        the model leaves them less than e^-700).
+        classes together are one more class, which has it (then no `label_smoothing` or `class_weight`).
     softcap : float, optional
         Logits become ``softcap * tanh(logits / softcap)``.
     temperature : float, default 1

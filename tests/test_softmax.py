@@ -673,3 +673,30 @@ def test_a_row_of_nan_writes_nothing_beside_itself(c, dtype):
         assert (room[5] == 7).all()
     fl.softmax(x, out=room[:5])
     assert (room[5] == 7).all()
+
+
+@pytest.mark.parametrize("far", [-300, -420, -550, -690])
+@pytest.mark.parametrize("classes", [33, 65, 100, 1000])
+def test_logits_that_lie_far_apart(classes, far):
+    """The label far below the first logits, and those far below later ones: no quotient of sums overflows."""
+    z = np.full((1, classes), -1000.0)
+    z[0, [0, 1, 32]] = far, 0, 200
+    for y in ([0], [1], [32]):
+        want = 200 - z[0, y[0]] + (np.exp(-200.0) if y != [32] else 0)
+        want = np.exp(-200.0) if y == [32] else want
+        sparse = fl.sparse_softmax_cross_entropy_with_logits(labels=y, logits=z)
+        np.testing.assert_allclose(sparse, want, rtol=1e-15)
+        np.testing.assert_allclose(fl.softmax_focal_loss(labels=y, logits=z, gamma=0), want, rtol=1e-15)
+    in_batch = fl.in_batch_softmax_loss(np.ones((classes, 1)), z.T)
+    np.testing.assert_allclose(in_batch, np.where(z[0] == 200, np.exp(-200.0), 200 - z[0]), rtol=1e-15)
+
+
+def test_partials_and_tails_far_apart():
+    table, row = np.array([[2000.0], [0.0], [1.0]]), np.ones((1, 1))
+    f = fl.value_and_grad(fl.linear_cross_entropy, "biases")
+    loss, slopes = f(
+        inputs=row, weights=table, biases=np.zeros(3), labels=(np.array([[0]]), np.array([[0.5]])), tail="other"
+    )
+    lse = np.log1p(np.e)
+    np.testing.assert_allclose(loss, 0.5 * (2000 - lse), rtol=1e-15)
+    np.testing.assert_allclose(slopes, [0.5, -0.5 / (1 + np.e), -0.5 * np.e / (1 + np.e)], rtol=1e-14)

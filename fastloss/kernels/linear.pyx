@@ -11,7 +11,7 @@ from fastloss.kernels.arrays cimport Held, release, take
 from fastloss.kernels.linear_blocks cimport (
     ARGMAX, FIELDS, REST, ROWS, SCALE, SLOPE, SPREAD, STEP, SUM, TILT, TOP, Job, biases_gradient, group_of,
     inputs_product, logits, pack_inputs_group, pack_table_tile, parts_of_columns, settle_logits, slopes, sums,
-    table_product, table_tasks, unpack_inputs_group,
+    table_product, table_tasks, unit_ratio, unpack_inputs_group,
 )
 from fastloss.kernels.product cimport FL_CHUNK, FL_PITCH, FL_TILE, LANES, lanes_of, least, parts_of
 from fastloss.kernels.sums cimport sum_rest
@@ -188,6 +188,18 @@ cdef inline double log_sum(double others, double power, double shift, int bias) 
     return fl_log(others) + (power - bias)*FL_LN2 + shift if others > 0 else <double>(-INFINITY)
 
 
+cdef inline void put_argmax(const Ends* at, Py_ssize_t i) noexcept nogil:
+    """Marked classes are compared with the largest of the others."""
+    cdef double top = at.state[TOP*at.rows + i], arg = at.state[ARGMAX*at.rows + i], z
+    cdef Py_ssize_t q
+    for q in range(at.k):
+        z = at.marked[i*at.k + q]
+        if z > top or (z == top and at.marks[i*at.k + q] < arg):
+            top = z
+            arg = at.marks[i*at.k + q]
+    at.state[ARGMAX*at.rows + i] = arg
+
+
 cdef void finish_row(const Ends* at, Py_ssize_t i, real dummy) noexcept nogil:
     cdef Terms terms
     cdef const int64_t* y = at.marks + i*at.k
@@ -198,8 +210,17 @@ cdef void finish_row(const Ends* at, Py_ssize_t i, real dummy) noexcept nogil:
     cdef bint some = False          # targets that are not 0
     cdef int bias = bias_of(dummy)
     cdef real m = <real>state[TOP*rows]
+    cdef real unmarked = m              # `apart`: the others' own reference; `own` is their sum in its unit
     cdef double others, e, each, total, ratio, lse, weight, scale, slope, loss, sum_t = 0, other, u, v, entropy
+    cdef double own, down = 1           # from that unit to the one of the largest logit
     others = state[SUM*rows] + state[REST*rows] if state[SUM*rows] < <double>INFINITY else state[SUM*rows]
+    own = others
+    for q in range(at.k if at.other != NULL else 0):
+        m = <real>z[q] if z[q] > m else m
+    if m > unmarked:
+        down = unit_ratio(unmarked, m) if unmarked > <real>(-INFINITY) else 0.0
+        others = others*down
+    unmarked = unmarked if unmarked > <real>(-INFINITY) else <real>0
     others = others if m > <real>(-INFINITY) else <double>INFINITY - <double>INFINITY     # no logit above -inf
     m = m if m > <real>(-INFINITY) else <real>0
     terms.shift = shift_of(m)
@@ -222,7 +243,9 @@ cdef void finish_row(const Ends* at, Py_ssize_t i, real dummy) noexcept nogil:
     weight = at.z_loss*(at.weight[i] if at.weight != NULL else 1)
     if at.lse != NULL:
         at.lse[i] = lse
-        entropy = (state[SPREAD*rows] + others*(lse - m))/total
+        entropy = (state[SPREAD*rows]*down + others*(lse - unmarked))/total
+        if at.other != NULL:
+            put_argmax(at, i)
         for q in range(at.k):
             v = ratio if q == best else ratio + (z[best] - z[q])
             at.log_prob[i*at.k + q] = -v if y[0] >= 0 else 0.0
@@ -243,7 +266,10 @@ cdef void finish_row(const Ends* at, Py_ssize_t i, real dummy) noexcept nogil:
     if at.smooth_sum != 0:
         loss += at.smooth_sum*z[best] - state[TILT*rows]
     if other != 0:
-        loss += other*fl_log1p((each + e)/others) if others > 0 else <double>INFINITY
+        if others > 1e-280:                         # else its digits are lost below the largest logit
+            loss += other*fl_log1p((each + e)/others)
+        else:
+            loss += other*(lse - log_sum(own, power_of(unmarked, shift_of(unmarked)), shift_of(unmarked), bias))
     if weight != 0:
         loss += weight*lse*lse
     at.loss[i] = loss
@@ -252,9 +278,9 @@ cdef void finish_row(const Ends* at, Py_ssize_t i, real dummy) noexcept nogil:
     scale = at.factor*at.scale[i] if at.scale != NULL else at.factor
     state[SCALE*rows] = scale
     slope = sum_t + at.smooth_sum + other + 2*weight*lse
-    v = slope/total - (other/others if other != 0 else 0.0)
+    v = slope/total*down - (other/own if other != 0 else 0.0)
     v = ldexp(v, bias)*scale
-    state[SLOPE*rows] = 0 if others == 0 or scale == 0 else v
+    state[SLOPE*rows] = 0 if own == 0 or scale == 0 else v
     for q in range(at.k):
         # in two terms that cancel only where the truth does; p, and 1 - p without subtraction
         v = t[q] + (at.smooth[y[q]] if at.smooth != NULL else 0.0)
@@ -298,7 +324,8 @@ cdef inline void* at(unsigned char[::1] memory):
 cdef inline int set_plan(Job* job, tuple plan, real dummy) except -1:
     """Sizes that all steps share."""
     cdef Py_ssize_t lanes = lanes_of(dummy)
-    job.n, job.d, job.k, job.block, job.pitch, job.turn, job.kept, job.cap, job.temperature, job.stats = plan
+    (job.n, job.d, job.k, job.block, job.pitch, job.turn, job.kept, job.cap, job.temperature, job.stats,
+     job.apart) = plan
     job.groups = parts_of(job.n, lanes)
     job.chunks = parts_of(job.d, FL_CHUNK) if job.d > 0 else 1    # of no columns: zeros
     job.pitch = job.pitch*lanes

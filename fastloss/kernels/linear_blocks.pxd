@@ -27,7 +27,7 @@ cdef enum:
     ROWS = 128              # rows of the batch whose products are one chain: block sizes are multiples of it
 
 cdef enum:                  # rows of `state`, one number for each row of the batch
-    TOP                     # largest logit so far: the reference of all sums
+    TOP                     # largest logit so far, of unmarked classes where those are `apart`: the reference of all sums
     SUM                     # of exp over unmarked classes, in that unit; with REST, compensated
     REST
     SPREAD                  # sum of exp times (TOP - logit): what entropy needs
@@ -65,6 +65,7 @@ cdef struct Job:
     double cap
     double temperature
     bint stats
+    bint apart              # marked classes do not move the reference: the sum of the others counts, however small
     bint first_rows         # the table's gradient starts here
     bint kept               # z holds the logits of all classes
     void* xp                # [groups, d, LANES]: inputs, rows as lanes
@@ -192,6 +193,20 @@ cdef inline void settle_logits(const Job* job, real* z, real* top, real* arg) no
             top[j] = v if v > top[j] else top[j]
 
 
+cdef inline void largest(const Job* job, const real* z, real* top, real* arg) noexcept nogil:
+    """Each lane's largest logit, NaN left aside, and its class."""
+    cdef Py_ssize_t lanes = lanes_of(z[0]), c, j
+    cdef real v
+    for j in range(lanes):
+        top[j] = -INFINITY
+        arg[j] = 0
+    for c in range(job.nc):
+        for j in range(lanes):
+            v = z[c*lanes + j]
+            arg[j] = <real>c if v > top[j] else arg[j]
+            top[j] = v if v > top[j] else top[j]
+
+
 cdef inline double unit_ratio(real old, real new) noexcept nogil:
     """What a sum in the unit of the reference `old` is times, in that of `new`."""
     cdef real s = shift_of(old), t = shift_of(new)
@@ -271,10 +286,14 @@ cdef inline void sums(const Job* job, Py_ssize_t g, real dummy) noexcept nogil:
     cdef double s, t
     cdef double* state = job.state + g*lanes
     settle_logits(job, z, top, arg)
+    if job.apart:
+        take_marks(job, g, z)
+        largest(job, z, top, arg)
     references(job, g, top, arg, m)
     if job.smooth != NULL:
         tilts(job, g, z)
-    take_marks(job, g, z)
+    if not job.apart:
+        take_marks(job, g, z)
     for j in range(lanes):
         m[j] = m[j] if m[j] > <real>(-INFINITY) else <real>0
         shift[j] = shift_of(m[j])

@@ -492,7 +492,7 @@ cdef inline void log_ratios(Py_ssize_t n, const Terms* terms, double* out, real 
     cdef double others[ROWS]
     cdef double gap[ROWS]
     cdef double power[ROWS]
-    cdef double e, u, far, rest, limit = 60 if real is float else 600
+    cdef double e, u, far, rest, limit = 60 if real is float else 400      # T may be e^277, HEADROOM, times the classes
     cdef int bias = bias_of(dummy)
     cdef Py_ssize_t r
     for r in range(n):

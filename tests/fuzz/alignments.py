@@ -126,7 +126,7 @@ def expect_ctc(call: Call, got: dict[str, Any]) -> dict[str, Expect]:
     if call.wrt:
         e = tail.grad(grad, grad_error, x.dtype, dtype, tail.scale[:, None, None])
         if a.get("logits_time_major") is not False:
-            e = Expect(e.want.swapaxes(0, 1), e.bound.swapaxes(0, 1))
+            e = Expect(*(np.broadcast_to(v, grad.shape).swapaxes(0, 1) for v in (e.want, e.bound, e.free)))
         found["grad logits"] = e
     return found
 

@@ -17,7 +17,20 @@ INTEGERS = [np.dtype(c) for c in "bBhHiIqQ"]
 WIDTHS = 300
 EDGES = (1, 2, 3, 7, 8, 15, 16, 17, 31, 32, 33, 47, 48, 49, 63, 64, 65, 95, 96, 97, 127, 128, 129, 131, 132, 133, 255,
          256, 257, 511, 512, 513)  # fmt: skip
-KINDS = ("normal", "bits", "confident", "equal", "huge", "tiny", "denormal", "zero", "masked", "sick")
+KINDS = (
+    "normal",
+    "bits",
+    "spread",
+    "spread",
+    "confident",
+    "equal",
+    "huge",
+    "tiny",
+    "denormal",
+    "zero",
+    "masked",
+    "sick",
+)
 
 
 class Draw:
@@ -105,6 +118,8 @@ class Draw:
         x = self.rng.standard_normal(shape)
         if kind == "normal":
             x *= 3
+        elif kind == "spread":  # sums of exp overflow, unless their unit is well chosen
+            x *= 10 ** self.rng.uniform(1.5, 3)
         elif kind == "bits":
             x = np.round(4 * x) / 4
         elif kind == "confident" and x.size:

@@ -216,7 +216,7 @@ def make(draw: Draw) -> Call:
     layouts: dict[str, str] = {}
     x = draw.repeat(draw.floats(shape, dtype, kind), layouts, law.main)
     if function == "kl_divergence":
-        x = -np.abs(x)
+        x = np.asarray(-np.abs(x))
     smaller = draw.broadcast_shape(shape) if draw.chance(0.3) else shape
     y = np.asarray(_labels(draw, law.labels, smaller, dtype))
     arguments: dict[str, Any] = {law.main: x, "labels": y}

@@ -19,7 +19,7 @@ from .calls import Call, Problem
 from .draws import EDGES, FLOATS, INTEGERS, Draw
 from .tails import Tail, finish, loss_dtype, note
 
-KINDS = ("normal", "bits", "bits", "bits", "equal", "tiny", "zero", "denormal", "confident")
+KINDS = ("normal", "bits", "bits", "bits", "equal", "tiny", "zero", "denormal", "confident", "spread")
 
 
 def terms_of(n: int) -> Any:
@@ -187,7 +187,7 @@ def expect_linear(call: Call, got: dict[str, Any]) -> dict[str, Expect]:
     dtype, e = f.dtype, eps(f.dtype)
     counts, bucket, bucket_error = np.ones(n, bool), 0, 0
     extra, extra_error = np.zeros((2, n), np.longdouble)
-    alone, left = np.zeros(n, bool), np.zeros(n, np.longdouble)  # whether no class is left for the tail; its share
+    alone, left = np.zeros(n, bool), np.zeros(n, np.longdouble)  # whether none is left for the tail; its share
     w = wide(a.get("class_weight", np.ones(c)))
     if isinstance(a["labels"], tuple):
         ids, probs = (v.reshape(n, a["labels"][0].shape[-1]) for v in a["labels"])
@@ -206,6 +206,7 @@ def expect_linear(call: Call, got: dict[str, Any]) -> dict[str, Expect]:
             top = among.max(-1, keepdims=True, initial=-np.inf)
             alone = top[:, 0] == -np.inf
             far = f.lse[:, 0] - top[:, 0] - np.log(np.exp(among - top).sum(-1))
+            alone = alone | (left != 0) & (far > 690)  # said to be infinite where so little is left
             extra = np.where(left != 0, left * np.where(share > 1e-300, np.log1p(marked / share), far), 0)
             worst = f.error.max(-1, initial=0)
             extra_error = np.where(left != 0, left * 2 * marked * worst + 8 * e * np.abs(extra) + 2 * e * marked, 0)
@@ -359,6 +360,6 @@ def expect_partials(call: Call, got: dict[str, Any]) -> dict[str, Expect]:
     bound = error + 4 * unit(loss, f.dtype)
     return {
         "value": Expect(
-            np.where(ill, np.nan, loss).reshape(shape), bound.reshape(shape), (f.lse[:, 0] == -np.inf).reshape(shape)
+            np.where(ill, np.nan, loss).reshape(shape), bound.reshape(shape), (f.z == -np.inf).all(-1).reshape(shape)
         )
     }

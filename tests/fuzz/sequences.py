@@ -109,7 +109,7 @@ class _Losses:
         total = z.sum(-1, keepdims=True)
         up, down = p * (total - z), z * others
         self.slope = np.where(on[..., None], up - down, 0)
-        self.slope_error = 4 * unit(np.abs(up) + np.abs(down), self.dtype)
+        self.slope_error = 4 * unit(np.abs(up) + np.abs(down), self.dtype) + 4 * unit(0, self.dtype)
 
 
 def _combined(f: _Losses, w: Any, kind: str, axes: tuple[int, ...], shape: tuple[int, ...]) -> tuple[Any, ...]:

@@ -161,7 +161,7 @@ class _Rows:
         self.on = self.counts & ~self.nothing  # else it is 0, whatever the row holds
         alone = ~keep.any(-1)  # every label is masked out
         self.free = self.on & alone  # gradients over no class are not said
-        self.loss = np.where(alone, self.far, np.where(self.sick, np.nan, self.loss))
+        self.loss = np.where(alone, self.alone, np.where(self.sick, np.nan, self.loss))
         self.loss, self.grad = np.where(self.on, self.loss, 0), np.where(self.on[..., None], self.grad, 0)
 
     def _capped(self, call: Call, x: Any, keep: Any) -> Any:
@@ -214,7 +214,7 @@ class _Rows:
         p, q, on = self.p, self.others, t != 0
         self.loss = np.where(on, t * self.value, 0).sum(-1)
         self.size = np.where(size != 0, size * self.value_size, 0).sum(-1)
-        self.far = np.where(on, t * np.inf, 0).sum(-1)
+        self.alone = np.where(on, t * np.inf, 0).sum(-1)
         first, first_size = np.where(on, t * self.first, 0), np.where(size != 0, size * self.first_size, 0)
         second, second_size = np.where(on, t * self.second, 0), np.where(size != 0, size * self.second_size, 0)
         self.grad = p * _but_own(first) - first * q
@@ -232,7 +232,7 @@ class _Rows:
         ratio = np.log(np.exp(x - m[..., None]).sum(-1))
         lse, size, weight = m + ratio, np.abs(m) + np.abs(ratio), z * self.row_weight
         self.loss, self.size = self.loss + weight * lse**2, self.size + np.abs(weight) * size**2
-        self.far = self.far + np.where(weight != 0, weight * np.inf, 0)
+        self.alone = self.alone + np.where(weight != 0, weight * np.inf, 0)
         self.nothing = self.nothing & (weight == 0)
         lse, size, weight = lse[..., None], size[..., None], weight[..., None]
         p, q = self.p, self.others
@@ -280,14 +280,16 @@ def expect(call: Call, got: dict[str, Any]) -> dict[str, Expect]:
         found["hess"] = back(hess)
     if "labels" in call.wrt:
         slope, labels = rows.to_labels, a["labels"].dtype
-        size = np.abs(rows.to_labels_size)
+        size, of_mean = np.abs(rows.to_labels_size), 0
         if tail.reduction == "mean" and "class_weight" in a:
             slope = slope - np.asarray(value.want) * rows.denominator_slope
             size = size + np.abs(np.asarray(value.want) * rows.denominator_slope)
+            of_mean = np.asarray(value.bound) * np.abs(rows.denominator_slope)
         # the logarithm of 0, a class of weight 0 where something is NaN, a NaN row without targets
         unsaid = ~np.isfinite(rows.less) & ~rows.sick[..., None] | (rows.denominator_slope == 0) & np.isnan(slope)
         unsaid = free | unsaid | (rows.sick & rows.nothing)[..., None]
-        to_labels = tail.grad(slope, 8 * rows.growth[..., None] * unit(size, dtype), labels, dtype, scale, unsaid)
+        error = 8 * rows.growth[..., None] * unit(size, dtype) + of_mean
+        to_labels = tail.grad(slope, error, labels, dtype, scale, unsaid)
         found["grad labels"] = sum_back(back(to_labels), a["labels"].shape, labels)
     return found
 

@@ -96,7 +96,7 @@ class Tail:
         total = np.where(self.weight != 0, total, 0)
         self.total, size = total.sum(), np.abs(total).sum()
         # relative error of what divides a mean, which weights of both signs let cancel
-        self.noise = 8 * eps(np.float64) * (size / np.abs(self.total) if self.total != 0 else 0)
+        self.noise = 16 * eps(np.float64) * (size / np.abs(self.total) if self.total != 0 else 0)
         self.noise = self.noise if self.reduction == "mean" else 0
         cotangent = np.longdouble(1) if call.cotangent is None else wide(call.cotangent)
         if self.reduction == "none":
