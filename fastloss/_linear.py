@@ -233,7 +233,9 @@ class _Call:
         for a in [] if dw is None or self.n else dw:
             a[...] = 0
         for start in range(0, self.n, max(1, blocks.rows)):
-            plan, state, marks, marked = self.sums(blocks, start, targets.smooth, stats is not None, targets.other is not None)
+            plan, state, marks, marked = self.sums(
+                blocks, start, targets.smooth, stats is not None, targets.other is not None
+            )
             n = len(marks)
             at = slice(start, start + n)
             slopes = None if wanted is None else _memory.empty(marks.shape)
