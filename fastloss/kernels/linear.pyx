@@ -185,7 +185,10 @@ cdef struct Ends:           # what finish() reads and writes, for the rows of on
 
 
 cdef inline double log_sum(double others, double power, double shift, int bias) noexcept nogil:
-    return fl_log(others) + (power - bias)*FL_LN2 + shift if others > 0 else <double>(-INFINITY)
+    cdef double s = ldexp(others, -bias)            # about 1: logarithms of large powers would cost digits
+    if s < 1e-280:
+        return fl_log(others) + (power - bias)*FL_LN2 + shift if others > 0 else <double>(-INFINITY)
+    return fl_log(s) + power*FL_LN2 + shift
 
 
 cdef inline void put_argmax(const Ends* at, Py_ssize_t i) noexcept nogil:

@@ -275,7 +275,8 @@ def expect(call: Call, got: dict[str, Any]) -> dict[str, Expect]:
             want, size = rows.grad, rows.grad_size
         elif call.hessian == "upper":
             want, size = 2 * want, 2 * size
-        hess = tail.grad(want, 2 * ulp * unit(size, dtype), logits, dtype, scale, free)
+        least = 64 * wide(np.finfo(np.float64 if dtype == np.float64 else np.float32).smallest_subnormal)
+        hess = tail.grad(want, 2 * ulp * unit(size, dtype) + least, logits, dtype, scale, free)  # of factors
         hess.want = np.abs(hess.want) if call.hessian == "residual" else hess.want
         found["hess"] = back(hess)
     if "labels" in call.wrt:
