@@ -648,3 +648,16 @@ def test_errors_of_merging():
         fl.loss_from_partials(a[:, :3])
     with pytest.raises(TypeError, match="partials must be float64, got float32"):
         fl.loss_from_partials(a.astype(np.float32))
+
+
+@pytest.mark.parametrize("logit", [-5000.0, -496.0, 0.0, 3.0, 5000.0])
+def test_partials_of_a_vocabulary_of_one(logit):
+    part = fl.linear_partials(inputs=np.ones((1, 1)), weights=np.array([[logit]]), labels=[0])
+    assert fl.loss_from_partials(part) == 0
+
+
+@pytest.mark.parametrize("dtype", [np.float32, np.float64])
+def test_nan_is_nan_where_only_the_others_count(dtype):
+    x, w = np.full((1, 1), np.nan, dtype), np.zeros((9, 1), dtype)
+    loss = fl.linear_cross_entropy(inputs=x, weights=w, labels=(np.array([[2, 5]]), np.zeros((1, 2))), tail="other")
+    assert np.isnan(loss).all()

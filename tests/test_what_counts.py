@@ -340,3 +340,29 @@ def test_a_token_of_weight_0_beside_a_perplexity_of_nan():
     value, grad = f(x, [0, 1, 1], [0, 3], [1.0, 0.0, 1.0], reduction="perplexity")
     assert np.isnan(value).all()
     assert is_zero(grad[1])
+
+
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+@pytest.mark.parametrize("classes", [2, 40, 100])
+@pytest.mark.parametrize("poison", [-np.inf, np.nan])
+def test_masked_classes_of_rows_that_are_nan(dtype, classes, poison):
+    x = np.full((3, classes), poison).astype(dtype)
+    x[1] = 0
+    kept = np.zeros((3, classes), bool)
+    kept[:, 1] = True
+    for f, masked in ((fl.softmax, 0.0), (fl.log_softmax, -np.inf)):
+        found = wide(f(x, where=kept))
+        assert np.isnan(found[[0, 2], 1]).all()
+        assert (found[~kept] == masked).all()
+
+
+def test_no_share_of_a_class_of_minus_infinity():
+    f = fl.value_and_grad(fl.linear_cross_entropy, "biases")
+    biases = np.float32([-np.inf, 0, 1])
+    value, grad = f(
+        inputs=np.zeros((1, 1), np.float32), weights=np.zeros((3, 1), np.float32), biases=biases,
+        labels=(np.array([[0]]), np.array([[0.0]])), tail="other",
+    )  # fmt: skip
+    assert value == 0
+    assert is_zero(grad[0])
+    np.testing.assert_allclose(grad, 0, atol=1e-7)

@@ -186,9 +186,11 @@ cdef struct Ends:           # what finish() reads and writes, for the rows of on
 
 cdef inline double log_sum(double others, double power, double shift, int bias) noexcept nogil:
     cdef double s = ldexp(others, -bias)            # about 1: logarithms of large powers would cost digits
-    if s < 1e-280:
-        return fl_log(others) + (power - bias)*FL_LN2 + shift if others > 0 else <double>(-INFINITY)
-    return fl_log(s) + power*FL_LN2 + shift
+    if s >= 1e-280:
+        return fl_log(s) + power*FL_LN2 + shift
+    if others > 0:
+        return fl_log(others) + (power - bias)*FL_LN2 + shift
+    return <double>(-INFINITY) if others == 0 else others
 
 
 cdef inline void put_argmax(const Ends* at, Py_ssize_t i) noexcept nogil:
@@ -262,7 +264,7 @@ cdef void finish_row(const Ends* at, Py_ssize_t i, real dummy) noexcept nogil:
         for q in range(at.k if at.slopes != NULL else 0):
             at.slopes[i*at.k + q] = 0
         return
-    loss = (sum_t + at.smooth_sum)*ratio
+    loss = (sum_t + at.smooth_sum)*ratio if sum_t + at.smooth_sum != 0 else 0.0
     for q in range(at.k):
         if q != best and t[q] != 0:
             loss += t[q]*(z[best] - z[q])
@@ -578,3 +580,5 @@ def partial_losses(const double[:, ::1] a, double[::1] out):
             terms.power = 0
             terms.gap = less_powers(a[i, 3], k)
         log_ratios(1, &terms, &out[i], <double>0)
+        if terms.others == 0 and a[i, 3] > <double>(-INFINITY):     # no class but the label
+            out[i] = 0

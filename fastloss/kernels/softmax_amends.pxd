@@ -16,17 +16,36 @@ cdef enum:
     RUN = 64            # losses looked at together
 
 
-cdef inline bint nothing_left(const Job* job, Py_ssize_t i) noexcept nogil:
-    """Whether the row has no class but masked ones."""
+cdef inline Py_ssize_t first_left(const Job* job, Py_ssize_t i) noexcept nogil:
+    """The row's first class that is not masked, or how many there are."""
     cdef const char* p
     cdef Py_ssize_t k
     if job.where.data == NULL:
-        return False
+        return 0
     p = row_at(&job.where, i)
     for k in range(job.where.width):
         if p[k*job.where.step]:
-            return False
-    return True
+            return k
+    return job.where.width
+
+
+cdef inline bint nothing_left(const Job* job, Py_ssize_t i) noexcept nogil:
+    """Whether the row has no class but masked ones."""
+    return job.where.data != NULL and first_left(job, i) == job.where.width
+
+
+cdef inline void amend_masked(const Job* job, Py_ssize_t i, real value) noexcept nogil:
+    """Masked classes of a row that is NaN, or of which none is left, have the value of any masked class."""
+    cdef Py_ssize_t k = first_left(job, i)
+    cdef const char* p = row_at(&job.where, i)
+    cdef real first
+    if k < job.where.width:
+        load(&first, row_at(&job.grad, i) + k*job.grad.step, 0, 1, job.grad.kind)
+        if first == first:
+            return
+    for k in range(job.where.width):
+        if not p[k*job.where.step]:
+            put_one(&job.grad, i, k, value)
 
 
 cdef inline double target_of(const Job* job, Py_ssize_t i, Py_ssize_t k, int64_t y, bint left) noexcept nogil:
@@ -69,16 +88,14 @@ cdef inline void amend_loss(const Job* job, Py_ssize_t i, real* loss) noexcept n
 cdef inline void amend(const Job* job, Py_ssize_t start, Py_ssize_t stop, real dummy) noexcept nogil:
     """Rows start .. stop, when all else has been written."""
     cdef real v[RUN]
-    cdef Py_ssize_t i, n, r, k
+    cdef Py_ssize_t i, n, r
     cdef int wrong
     if job.where.data == NULL and (job.what != LOSS or (job.index and not job.soft)):
         return
     if job.what == SOFTMAX or job.what == LOG_SOFTMAX:
         v[0] = <real>0 if job.what == SOFTMAX else <real>(-INFINITY)
         for i in range(start, stop):
-            if nothing_left(job, i):
-                for k in range(job.logits.width):
-                    put_one(&job.grad, i, k, v[0])
+            amend_masked(job, i, v[0])
     if job.what != LOSS:
         return
     i = start
