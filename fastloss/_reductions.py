@@ -19,6 +19,7 @@ from fastloss._native import reductions
 
 Array = NDArray[Any]
 KINDS = ("none", "sum", "mean")
+FITS = 3e38  # is finite in every dtype of a loss
 
 
 def narrow(out: Array, values: Any) -> None:
@@ -29,6 +30,8 @@ def narrow(out: Array, values: Any) -> None:
 
 def number(value: float, dtype: np.dtype[Any], out: Array | None) -> Any:
     """A reduced loss, written to `out` if there is one."""
+    if out is None and -FITS < value < FITS:  # no need to silence anything, which takes longer than a small loss
+        return dtype.type(value)
     result = _memory.empty((), dtype) if out is None else out
     narrow(result, value)
     return result[()] if out is None else out
