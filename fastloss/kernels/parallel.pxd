@@ -14,7 +14,7 @@ cdef extern from *:
 
 cdef enum:
     GRAIN = 32768       # elements below which a second thread costs more than it saves
-    BLOCK = 1 << 19     # elements of a block at most, so that signals are seen: some milliseconds
+    BLOCK = 1 << 22     # elements of a block at most, so that signals are seen: some ten milliseconds
     ASK = 1 << 16       # elements between two looks inside of one
 
 
