@@ -113,7 +113,7 @@ class Tail:
         with np.errstate(all="ignore"):
             terms = np.where(w != 0, loss * w, 0)
             errors = np.where(w != 0, error * np.abs(w), 0)
-            errors = np.where(np.isfinite(terms), errors, 0)
+            errors = np.where(np.isfinite(terms) & ~np.isnan(errors), errors, 0)  # NaN: of a row that does not count
             if self.reduction == "none":
                 return Expect(terms, errors + (unit(terms, dtype) if self.weighted else 0), free & (w != 0))
             total = terms.sum()
