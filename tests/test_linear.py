@@ -661,3 +661,14 @@ def test_nan_is_nan_where_only_the_others_count(dtype):
     x, w = np.full((1, 1), np.nan, dtype), np.zeros((9, 1), dtype)
     loss = fl.linear_cross_entropy(inputs=x, weights=w, labels=(np.array([[2, 5]]), np.zeros((1, 2))), tail="other")
     assert np.isnan(loss).all()
+
+
+@pytest.mark.parametrize("dtype", [np.float32, np.float64])
+def test_smoothing_where_the_label_is_masked_and_weighs_nothing(dtype):
+    biases = np.array([0, -np.inf, 2], dtype)
+    loss = fl.linear_cross_entropy(
+        inputs=np.zeros((1, 1), dtype), weights=np.zeros((3, 1), dtype), biases=biases, labels=[1],
+        class_weight=[1, 0, 1], label_smoothing=0.5,
+    )  # fmt: skip
+    lse = np.log(1 + np.exp(2.0))
+    np.testing.assert_allclose(loss, 0.5 / 3 * (lse + lse - 2), rtol=2e-7 if dtype == np.float32 else 1e-15)

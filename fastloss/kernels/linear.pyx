@@ -264,12 +264,13 @@ cdef void finish_row(const Ends* at, Py_ssize_t i, real dummy) noexcept nogil:
         for q in range(at.k if at.slopes != NULL else 0):
             at.slopes[i*at.k + q] = 0
         return
-    loss = (sum_t + at.smooth_sum)*ratio if sum_t + at.smooth_sum != 0 else 0.0
+    v = sum_t + at.smooth_sum if z[best] > <double>(-INFINITY) else sum_t
+    loss = v*ratio if v != 0 else 0.0
     for q in range(at.k):
         if q != best and t[q] != 0:
             loss += t[q]*(z[best] - z[q])
     if at.smooth_sum != 0:
-        loss += at.smooth_sum*z[best] - state[TILT*rows]
+        loss += at.smooth_sum*(z[best] if z[best] > <double>(-INFINITY) else lse) - state[TILT*rows]
     if other != 0:
         if others > 1e-280:                         # else its digits are lost below the largest logit
             loss += other*fl_log1p((each + e)/others)
