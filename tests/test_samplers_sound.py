@@ -174,7 +174,7 @@ def test_long_calls_hear_interrupts(name, monkeypatch):
     start = time.process_time()
     with interrupted_after(after), pytest.raises(Interrupted):
         call()
-    assert time.process_time() - start < after + 0.2
+    assert time.process_time() - start < after + 0.6  # 0.2 but for poisoned memory and slow machines
     for key, value in before.items():
         assert np.array_equal(value, sampler.state[key])
 
