@@ -360,8 +360,8 @@ def linear_cross_entropy(
     -----
     Differentiable in `inputs`, `weights` (a list of gradients for a list) and `biases`; only what is asked for is
     computed.  The products are the package's own, in the dtype of the result: bits depend neither on threads nor, for
-    the loss and the gradient to `inputs`, on what other rows there are; where a list of tables is cut can change the last
-    ones.
+    the loss and the gradient to `inputs`, on what other rows there are; the last ones depend on where a list of tables
+    is cut.
 
     With s bytes a number, B = min(C, max(96, min(960, 0.75 MiB / (s D)))) classes a block, in whole 96s unless that
     is C, and R rows a block, the scratch is ``s R (C + 3 D) + 2 s B D`` bytes (D rounded up to a multiple of 132 in
