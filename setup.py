@@ -11,10 +11,8 @@ from Cython.Build import cythonize
 from setuptools import Extension, setup
 from setuptools.command.build_ext import build_ext
 
-KERNELS = [
-    "alias", "candidates", "ctc", "decode", "elementwise", "linear", "probe", "reductions", "sampled",
-    "samplers", "sequence", "softmax", "tables", "unigram",
-]  # fmt: skip
+# every .pyx in a folder of kernels/ is a module of its own, found by its file's name
+KERNELS = sorted(Path("fastloss/kernels").glob("*/*.pyx"))
 
 ISAS = {"baseline": {"unix": [], "msvc": []}}
 if platform.machine().lower() in ("x86_64", "amd64") and sys.platform != "darwin":
@@ -69,7 +67,7 @@ def extensions():
     """Host facts, the parallel loop, and one extension per kernel and instruction set."""
     # each instruction set has a build folder of its own: distinct C and object files, safe in parallel
     jobs = {"compiler_directives": DIRECTIVES, "nthreads": os.cpu_count() if sys.platform == "linux" else 0}
-    headers = [str(p) for ending in ("h", "pxd") for p in Path("fastloss/kernels").glob(f"*.{ending}")]
+    headers = [str(p) for ending in ("h", "pxd") for p in sorted(Path("fastloss/kernels").glob(f"*/*.{ending}"))]
     parallel = Extension(
         "fastloss._parallel",
         ["fastloss/_parallel.pyx"],
@@ -84,8 +82,8 @@ def extensions():
         yield from cythonize(
             [
                 Extension(
-                    f"fastloss._native.{isa}.{kernel}",
-                    [f"fastloss/kernels/{kernel}.pyx"],
+                    f"fastloss._native.{isa}.{kernel.stem}",
+                    [str(kernel)],
                     include_dirs=["fastloss/kernels"],
                     depends=headers,
                 )

@@ -8,34 +8,34 @@ __version__ = "0.1.0"
 
 # Public names, by their modules, which are imported when a name is first used; __init__.pyi has the names too.
 _MODULES = {
-    "_alias": "AliasTable",
-    "_boosting": "value_grad_hess",
-    "_candidates": (
+    "samplers.alias": "AliasTable",
+    "_core.hessians": "value_grad_hess",
+    "samplers.candidates": (
         "all_candidate_sampler compute_accidental_hits fixed_unigram_candidate_sampler "
         "learned_unigram_candidate_sampler log_uniform_candidate_sampler sample_negatives "
         "uniform_candidate_sampler"
     ),
-    "_ctc": "ctc_beam_search_decode ctc_greedy_decode ctc_loss edit_distance",
-    "_deviances": "gamma_loss kl_divergence poisson_loss tweedie_loss",
-    "_gradients": "value_and_grad",
-    "_in_batch": "in_batch_softmax_loss",
-    "_linear": "LinearStats linear_cross_entropy linear_partials loss_from_partials merge_partials",
-    "_regression": (
+    "losses.ctc": "ctc_beam_search_decode ctc_greedy_decode ctc_loss edit_distance",
+    "losses.deviances": "gamma_loss kl_divergence poisson_loss tweedie_loss",
+    "_core.gradients": "value_and_grad",
+    "losses.in_batch": "in_batch_softmax_loss",
+    "losses.linear": "LinearStats linear_cross_entropy linear_partials loss_from_partials merge_partials",
+    "losses.regression": (
         "hinge_loss huber_loss log_cosh_loss mean_absolute_error mean_squared_error quantile_loss squared_hinge_loss"
     ),
-    "_sampled": "nce_loss sampled_softmax_loss",
-    "_samplers": "LogUniformSampler UniformSampler",
-    "_sequence": "packed_sequence_loss sequence_loss sequence_loss_by_example",
-    "_sigmoid": (
+    "losses.sampled": "nce_loss sampled_softmax_loss",
+    "samplers.samplers": "LogUniformSampler UniformSampler",
+    "losses.sequence": "packed_sequence_loss sequence_loss sequence_loss_by_example",
+    "losses.sigmoid": (
         "log_sigmoid sigmoid sigmoid_cross_entropy_with_logits sigmoid_focal_loss softplus "
         "weighted_cross_entropy_with_logits"
     ),
-    "_softmax": (
+    "losses.softmax": (
         "log_softmax logsumexp softmax softmax_cross_entropy_with_logits sparse_softmax_cross_entropy_with_logits"
     ),
-    "_softmax_laws": "poly1_cross_entropy softmax_focal_loss",
-    "_sparse_rows": "SparseRows",
-    "_unigrams": "FixedUnigramSampler LearnedUnigramSampler",
+    "losses.softmax_laws": "poly1_cross_entropy softmax_focal_loss",
+    "_core.sparse_rows": "SparseRows",
+    "samplers.unigrams": "FixedUnigramSampler LearnedUnigramSampler",
 }
 _MODULE_OF = {name: module for module, names in _MODULES.items() for name in names.split()}
 

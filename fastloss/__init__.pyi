@@ -1,21 +1,18 @@
 # What type checkers see; at run time __init__.py finds the same names when they are first asked for.
-from fastloss._alias import AliasTable
-from fastloss._boosting import value_grad_hess
-from fastloss._candidates import (
-    all_candidate_sampler,
-    compute_accidental_hits,
-    fixed_unigram_candidate_sampler,
-    learned_unigram_candidate_sampler,
-    log_uniform_candidate_sampler,
-    sample_negatives,
-    uniform_candidate_sampler,
+from fastloss._core.gradients import value_and_grad
+from fastloss._core.hessians import value_grad_hess
+from fastloss._core.sparse_rows import SparseRows
+from fastloss.losses.ctc import ctc_beam_search_decode, ctc_greedy_decode, ctc_loss, edit_distance
+from fastloss.losses.deviances import gamma_loss, kl_divergence, poisson_loss, tweedie_loss
+from fastloss.losses.in_batch import in_batch_softmax_loss
+from fastloss.losses.linear import (
+    LinearStats,
+    linear_cross_entropy,
+    linear_partials,
+    loss_from_partials,
+    merge_partials,
 )
-from fastloss._ctc import ctc_beam_search_decode, ctc_greedy_decode, ctc_loss, edit_distance
-from fastloss._deviances import gamma_loss, kl_divergence, poisson_loss, tweedie_loss
-from fastloss._gradients import value_and_grad
-from fastloss._in_batch import in_batch_softmax_loss
-from fastloss._linear import LinearStats, linear_cross_entropy, linear_partials, loss_from_partials, merge_partials
-from fastloss._regression import (
+from fastloss.losses.regression import (
     hinge_loss,
     huber_loss,
     log_cosh_loss,
@@ -24,10 +21,9 @@ from fastloss._regression import (
     quantile_loss,
     squared_hinge_loss,
 )
-from fastloss._sampled import nce_loss, sampled_softmax_loss
-from fastloss._samplers import LogUniformSampler, UniformSampler
-from fastloss._sequence import packed_sequence_loss, sequence_loss, sequence_loss_by_example
-from fastloss._sigmoid import (
+from fastloss.losses.sampled import nce_loss, sampled_softmax_loss
+from fastloss.losses.sequence import packed_sequence_loss, sequence_loss, sequence_loss_by_example
+from fastloss.losses.sigmoid import (
     log_sigmoid,
     sigmoid,
     sigmoid_cross_entropy_with_logits,
@@ -35,16 +31,26 @@ from fastloss._sigmoid import (
     softplus,
     weighted_cross_entropy_with_logits,
 )
-from fastloss._softmax import (
+from fastloss.losses.softmax import (
     log_softmax,
     logsumexp,
     softmax,
     softmax_cross_entropy_with_logits,
     sparse_softmax_cross_entropy_with_logits,
 )
-from fastloss._softmax_laws import poly1_cross_entropy, softmax_focal_loss
-from fastloss._sparse_rows import SparseRows
-from fastloss._unigrams import FixedUnigramSampler, LearnedUnigramSampler
+from fastloss.losses.softmax_laws import poly1_cross_entropy, softmax_focal_loss
+from fastloss.samplers.alias import AliasTable
+from fastloss.samplers.candidates import (
+    all_candidate_sampler,
+    compute_accidental_hits,
+    fixed_unigram_candidate_sampler,
+    learned_unigram_candidate_sampler,
+    log_uniform_candidate_sampler,
+    sample_negatives,
+    uniform_candidate_sampler,
+)
+from fastloss.samplers.samplers import LogUniformSampler, UniformSampler
+from fastloss.samplers.unigrams import FixedUnigramSampler, LearnedUnigramSampler
 
 __version__: str
 

@@ -11,7 +11,10 @@ from hypothesis import strategies as st
 from reference_samplers import chi_square_z
 
 import fastloss as fl
-from fastloss import _alias, _candidates, _samplers, _unigrams
+from fastloss.samplers import alias as _alias
+from fastloss.samplers import candidates as _candidates
+from fastloss.samplers import samplers as _samplers
+from fastloss.samplers import unigrams as _unigrams
 
 LEARNED = fl.LearnedUnigramSampler(50, seed=3)
 LEARNED.update(np.repeat(np.arange(50), np.arange(50)))

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 import fastloss as fl
-from fastloss import _memory
+from fastloss._core import memory as _memory
 
 TESTS = Path(__file__).parent
 linux = pytest.mark.skipif(not sys.platform.startswith("linux"), reason="reads /proc")

@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 
 import fastloss as fl
-from fastloss import _memory
+from fastloss._core import memory as _memory
 
 LARGE = (1 << 25) + 4096  # bytes; of the size of arrays that programs keep for themselves
 needs_fork = pytest.mark.skipif(not hasattr(os, "fork"), reason="no fork")
@@ -126,7 +126,7 @@ def test_a_pool_of_forked_workers_computes_what_one_process_does():
 
 POISONED = """
 import numpy as np, ml_dtypes
-from fastloss import _memory
+from fastloss._core import memory as _memory
 for dtype in (np.float16, ml_dtypes.bfloat16, np.float32, np.float64):
     for a in (*_memory.pieces(np.dtype(dtype), 5, 70_000), _memory.empty((3, 4), dtype), _memory.small(9, dtype),
               _memory.empty_like(np.zeros((3, 4, 5), dtype).transpose(1, 2, 0))):

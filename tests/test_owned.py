@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 
 import fastloss as fl
-from fastloss import _samplers
+from fastloss.samplers import samplers as _samplers
 
 
 class Meddler:

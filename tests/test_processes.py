@@ -42,7 +42,7 @@ def python(code, *, before=None, **environment):
 def forking(how, parent):
     """A child that is forked while or after its parent computes: one thread, the same bits, and an end."""
     return f"""{SPARSE}
-from fastloss import _threads
+from fastloss._core import threads as _threads
 want = loss(1)
 {parent}
 def child():
@@ -198,7 +198,7 @@ def test_a_small_stack_of_all_threads():
 def test_one_python_thread_has_the_team():
     code = """
 import threading, time
-from fastloss import _threads
+from fastloss._core import threads as _threads
 _threads._CPUS = 4
 _threads._parallel.openmp_max_threads = lambda: 4
 found = []

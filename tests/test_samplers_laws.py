@@ -10,7 +10,8 @@ import pytest
 from reference_samplers import chi_square_z
 
 import fastloss as fl
-from fastloss import _alias, _samplers
+from fastloss.samplers import alias as _alias
+from fastloss.samplers import samplers as _samplers
 
 SOME = np.array([1.0, 2, 5, 10])
 MANY = np.concatenate([[0.0], np.random.default_rng(0).gamma(0.5, size=998) + 0.01, [50.0]])

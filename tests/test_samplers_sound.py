@@ -15,8 +15,8 @@ import numpy as np
 import pytest
 
 import fastloss as fl
-from fastloss import _samplers
 from fastloss._native import samplers as kernels
+from fastloss.samplers import samplers as _samplers
 
 needs_signals = pytest.mark.skipif(not hasattr(signal, "setitimer"), reason="needs setitimer")
 needs_fork = pytest.mark.skipif(not hasattr(os, "fork"), reason="needs fork")

@@ -9,10 +9,11 @@ import numpy as np
 import pytest
 
 import fastloss as fl
-from fastloss import _parallel, _threads
+from fastloss import _parallel
+from fastloss._core import threads as _threads
 
 CLEAN = {k: v for k, v in os.environ.items() if not k.startswith("OMP_")}
-PRINT = "from fastloss import _threads; print(_threads.resolve({}))"
+PRINT = "from fastloss._core import threads as _threads; print(_threads.resolve({}))"
 
 
 def resolve_in_child(argument="", **environment):

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 import fastloss as fl
-from fastloss import _memory
+from fastloss._core import memory as _memory
 
 WIDTHS = range(1, 301)
 DTYPES = [np.dtype(np.float32), np.dtype(np.float64)]

@@ -15,11 +15,11 @@ from typing import Any, NoReturn
 
 import numpy as np
 
-from fastloss import _threads
 from fastloss._cli import corpus as text
 from fastloss._cli import files, report
 from fastloss._cli.model import BATCH, NUM_SAMPLED, OUTPUTS, SAMPLERS, Model
 from fastloss._cli.progress import Plain, display
+from fastloss._core import threads as _threads
 
 DEFAULTS = {  # what --resume takes from the earlier run
     "loss": "sampled_softmax",

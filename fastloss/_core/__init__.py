@@ -1,0 +1,1 @@
+"""What every family of functions uses: checks, buffers, reductions, gradients, threads."""

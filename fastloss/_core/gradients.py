@@ -1,0 +1,220 @@
+"""value_and_grad, and how a loss offers its gradients."""
+
+from __future__ import annotations
+
+import copy
+import functools
+import inspect
+from collections.abc import Callable, Sequence
+from typing import Any, TypeVar
+
+import numpy as np
+from numpy.typing import ArrayLike, NDArray
+
+from fastloss._core import inputs as check
+from fastloss._core import memory as _memory
+
+Array = NDArray[Any]
+Loss = TypeVar("Loss", bound=Callable[..., Any])
+
+
+class Wants:
+    """What a call is asked for beside its value; the loss leaves the gradients in `grads`, by name."""
+
+    __slots__ = ("buffers", "cotangent", "grads", "hessian", "hessian_kind", "plain", "wrt")
+
+    def __init__(
+        self,
+        wrt: tuple[str, ...],
+        cotangent: ArrayLike | None,
+        buffers: dict[str, Any],
+        plain: bool,
+        hessian_kind: str | None = None,
+    ) -> None:
+        self.plain = plain  # only the main input's gradient, times 1
+        self.wrt = wrt
+        self.cotangent = cotangent
+        self.buffers = buffers
+        self.grads: dict[str, Any] = {}
+        self.hessian_kind = hessian_kind
+        self.hessian: Array | None = None
+
+    def is_plain(self, like: Array, apart: Array) -> bool:
+        """Whether only the gradient to `like` is asked for, and nothing is left to be checked about its buffer."""
+        if not self.plain:
+            return False
+        given = self.buffers.get(self.wrt[0])
+        return given is None or check.fits(given, like, apart)
+
+    def plain_buffer(self, like: Array) -> Array:
+        """Where that gradient goes, once is_plain."""
+        given = self.buffers.get(self.wrt[0])
+        grad: Array = _memory.empty_like(like) if given is None else given
+        self.grads[self.wrt[0]] = grad
+        return grad
+
+    def main_buffer(self, name: str, like: Array, apart: dict[str, Array | None]) -> Array:
+        """Where the main input's gradient goes; it may be written over that input."""
+        given = check.output("grad_out", self.buffers.get(name), like.shape, like.dtype, {name: like, **apart}, like)
+        grad = _memory.empty_like(like) if given is None else given
+        self.grads[name] = grad
+        return grad
+
+    def hessian_buffer(self, like: Array, apart: dict[str, Array | None]) -> Array | None:
+        """Where the second derivatives go, laid out as the main input; None: not asked for."""
+        if self.hessian_kind is None:
+            return None
+        given = check.output("hess_out", self.buffers.get("hessian"), like.shape, like.dtype, {**apart, **self.grads})
+        self.hessian = _memory.empty_like(like) if given is None else given
+        return self.hessian
+
+
+def differentiable(*names: str, hessians: tuple[str, ...] = ()) -> Callable[[Loss], Loss]:
+    """Marks a loss that takes `_wants`: not for its callers, so its signature is without.
+
+    `names` are the arguments that have a gradient, the loss's main input first; `hessians` what value_grad_hess offers.
+    """
+
+    def decorate(loss: Loss) -> Loss:
+        signature = inspect.signature(loss)
+        shown = [parameter for name, parameter in signature.parameters.items() if name != "_wants"]
+        loss.__signature__ = signature.replace(parameters=shown)  # type: ignore[attr-defined]
+        loss.wrt = names  # type: ignore[attr-defined]
+        loss.hessians = hessians  # type: ignore[attr-defined]
+        return loss
+
+    return decorate
+
+
+def value_and_grad(loss: Callable[..., Any], wrt: str | Sequence[str] | None = None) -> Callable[..., Any]:
+    """Turn a loss into a function that returns its value and its gradient, in one pass.
+
+    Parameters
+    ----------
+    loss : function
+        A loss of this package.
+    wrt : str, or tuple or list of str, optional
+        The argument or arguments to differentiate with respect to; the loss's main input (``logits``,
+        ``predictions``, ``inputs``) by default.
+
+    Returns
+    -------
+    function
+        Takes the arguments of `loss` and, by keyword,
+
+        cotangent : array_like, optional
+            Shaped as the value; multiplies the gradients row by row, ones by default.  An infinite one makes those
+            entries infinite that are not 0.
+        grad_out : array, or tuple or list of arrays, optional
+            Where to write the gradients.  May be the logits themselves: then they are overwritten in place.
+
+        and returns ``(value, gradient)``, with a tuple of gradients, in order, where `wrt` is a tuple or a list.  A
+        gradient has the dtype, shape and memory layout of its argument, and is the derivative of the (reduced) value.
+        New memory of over 32 MB takes longer than most losses, so hand over `grad_out` where that counts.
+
+    Raises
+    ------
+    TypeError
+        If `loss` is no loss of this package, or `wrt` neither a name nor several.
+    ValueError
+        If it has no gradient with respect to a name in `wrt`.
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> import fastloss as fl
+    >>> f = fl.value_and_grad(fl.sparse_softmax_cross_entropy_with_logits)
+    >>> value, grad = f(labels=[0], logits=np.float32([[20, 0]]))
+    >>> value
+    array([2.0611537e-09], dtype=float32)
+    >>> grad
+    array([[-2.0611537e-09,  2.0611537e-09]], dtype=float32)
+    """
+    names = getattr(loss, "wrt", None)
+    if names is None:
+        raise TypeError(f"loss must be a loss of fastloss, got {check.shown(loss)}")
+    single = wrt is None or isinstance(wrt, str)
+    if not single and not (isinstance(wrt, (tuple, list)) and all(isinstance(name, str) for name in wrt)):
+        raise TypeError(f"wrt must be a name, or a tuple or list of names, got {check.shown(wrt)}")
+    asked: tuple[str, ...] = names[:1] if wrt is None else (wrt,) if isinstance(wrt, str) else tuple(wrt)
+    for name in asked:
+        if name not in names:
+            raise ValueError(f"wrt must be among {names}, got {check.shown(name)}")
+    if len(set(asked)) < len(asked):
+        raise ValueError(f"wrt must not repeat a name, got {asked}")
+    main = asked == names[:1]
+
+    @functools.wraps(loss)
+    def value_and_gradient(*args: Any, cotangent: ArrayLike | None = None, grad_out: Any = None, **kwargs: Any) -> Any:
+        buffers = {}
+        if single and grad_out is not None:
+            buffers[asked[0]] = grad_out
+        elif grad_out is not None:
+            if not isinstance(grad_out, (tuple, list)) or len(grad_out) != len(asked):
+                got = check.shown(grad_out)
+                raise ValueError(f"grad_out must be a tuple or list of {len(asked)} arrays, as wrt, got {got}")
+            buffers = dict(zip(asked, grad_out, strict=True))
+        wants = Wants(asked, cotangent, buffers, main and cotangent is None)
+        value = call(loss, args, kwargs, wants)
+        if single:
+            return value, wants.grads[asked[0]]
+        return value, tuple(wants.grads[name] for name in asked)
+
+    return value_and_gradient
+
+
+def call(loss: Callable[..., Any], args: Any, kwargs: Any, wants: Wants) -> Any:
+    """The loss, its gradients left in `wants`; an infinite cotangent makes each of them infinite that is not 0.
+
+    Gradients are linear in the cotangent: those of its infinite entries, taken as 1 or -1, are made apart.  Multiplied
+    into a sum, infinities would meet as NaN.
+    """
+    c, infinite = _infinite(wants.cotangent)
+    if c is None or infinite is None:
+        return loss(*args, _wants=wants, **kwargs)
+    # random numbers are drawn twice, and must be the same
+    some = [copy.deepcopy(a) if _has_state(a) else a for a in args]
+    more = {k: copy.deepcopy(a) if _has_state(a) else a for k, a in kwargs.items() if k != "out"}
+    apart = Wants(wants.wrt, np.where(infinite, np.sign(c), 0), {}, False, wants.hessian_kind)
+    loss(*some, _wants=apart, **more)
+    wants.cotangent = np.where(infinite, 0, c)
+    value = loss(*args, _wants=wants, **kwargs)
+    _add_infinities([*wants.grads.values(), wants.hessian], [*apart.grads.values(), apart.hessian])
+    return value
+
+
+def _infinite(cotangent: ArrayLike | None) -> tuple[Array | None, Array | None]:
+    """The cotangent, and where it is infinite; None where it is nowhere."""
+    if cotangent is None:
+        return None, None
+    c = check.numbers("cotangent", cotangent)
+    if c.dtype.kind in "iub":
+        return c, None
+    with np.errstate(all="ignore"):
+        if np.isfinite(c.sum()):  # at the speed of memory
+            return c, None
+    infinite = np.isinf(c)
+    return c, infinite if infinite.any() else None
+
+
+def _has_state(a: Any) -> bool:
+    return not isinstance(a, (np.ndarray, list, tuple, str, int, float, type(None)))
+
+
+def _add_infinities(to: Any, of: Any) -> None:
+    """Gradients += infinity times others, 0 times which is 0."""
+    for a, b in zip(to, of, strict=True):
+        if isinstance(a, (list, tuple)):
+            _add_infinities(a, b)
+        elif a is not None:
+            a, b = getattr(a, "values", a), getattr(b, "values", b)  # of SparseRows
+            with np.errstate(all="ignore"):
+                np.add(a, b * b.dtype.type(np.inf), out=a, where=b != 0)
+
+
+def sum_back(grad: Array, shape: tuple[int, ...]) -> Array:
+    """The gradient of an argument that was broadcast: summed over the axes it was repeated along."""
+    lead = grad.ndim - len(shape)
+    axes = tuple(k for k in range(grad.ndim) if k < lead or (shape[k - lead] == 1 and grad.shape[k] != 1))
+    with np.errstate(over="ignore", invalid="ignore"):
+        return np.asarray(grad.sum(axis=axes, dtype=np.float64)).reshape(shape)

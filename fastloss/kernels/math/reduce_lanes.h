@@ -1,0 +1,23 @@
+/* Lanes that become half as many: a[j] and a[j + n] become a[j], j < n.  Inlined with n constant, each is a few vector
+ * operations; without the pragma gcc unrolls loops this short before it vectorises, and leaves them scalar. */
+#ifndef FL_LANES_H
+#define FL_LANES_H
+#include "math/vmath.h"
+
+#if defined(__GNUC__) && !defined(__clang__)
+#define FL_KEEP_LOOP _Pragma("GCC unroll 1")
+#else
+#define FL_KEEP_LOOP
+#endif
+
+FL_INLINE void fl_halve_sumf(float *a, int n) { FL_KEEP_LOOP for (int j = 0; j < n; j++) a[j] = a[j] + a[j + n]; }
+FL_INLINE void fl_halve_sum(double *a, int n) { FL_KEEP_LOOP for (int j = 0; j < n; j++) a[j] = a[j] + a[j + n]; }
+FL_INLINE void fl_halve_max(double *a, int n) {
+    FL_KEEP_LOOP for (int j = 0; j < n; j++) a[j] = a[j] > a[j + n] ? a[j] : a[j + n];
+}
+
+/* of (1 + a), less 1 */
+FL_INLINE void fl_halve_product(double *a, int n) {
+    FL_KEEP_LOOP for (int j = 0; j < n; j++) a[j] = FL_FMA(a[j], a[j + n], a[j] + a[j + n]);
+}
+#endif

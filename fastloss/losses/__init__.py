@@ -1,0 +1,1 @@
+"""The losses, a family a file."""

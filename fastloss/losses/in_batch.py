@@ -1,0 +1,130 @@
+"""Softmax over the batch, for two towers."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+from numpy.typing import ArrayLike, NDArray
+
+from fastloss._core import inputs as check
+from fastloss._core import memory as _memory
+from fastloss._core import threads as _threads
+from fastloss._core.gradients import Wants, differentiable
+from fastloss._core.reductions import Reduction, narrow
+from fastloss.losses.sampled_logits import Logits, Slopes, buffer_of, clear_zeros, contiguous, losses, shifts
+
+Array = NDArray[Any]
+
+
+@differentiable("queries", "keys")
+def in_batch_softmax_loss(
+    queries: ArrayLike,
+    keys: ArrayLike,
+    item_ids: ArrayLike | None = None,
+    log_q: ArrayLike | None = None,
+    temperature: float = 1.0,
+    *,
+    sample_weight: ArrayLike | None = None,
+    reduction: str = "none",
+    out: Array | None = None,
+    n_threads: int | None = None,
+    name: str | None = None,
+    _wants: Wants | None = None,
+) -> Any:
+    """Softmax over the keys of the batch: query i belongs to key i, the other keys are its negatives.
+
+    With :math:`z_{ij} = q_i \\cdot k_j / \\tau - \\log Q_j` the loss of row i is, in nats,
+
+    .. math:: \\log\\Bigl(e^{z_{ii}} + \\sum_{j: item_j \\ne item_i} e^{z_{ij}}\\Bigr) - z_{ii}.
+
+    Parameters
+    ----------
+    queries : array_like, shape [batch, D]
+        float16, bfloat16, float32 or float64.
+    keys : array_like, shape [batch, D]
+        Likewise.
+    item_ids : array_like of int, shape [batch], optional
+        What the keys stand for: another key of the same item as row i's is no negative of row i.  By default all keys
+        are different items.
+    log_q : array_like, shape [batch], optional
+        Logarithms of the keys' probabilities of being in a batch, in nats: popular items are negatives more often, and
+        subtracting this makes up for it.
+    temperature : float, default 1
+        Divides the products; positive.
+    sample_weight : array_like, optional
+        Multiplies the losses; broadcasts to [batch].  A row of weight 0 has loss 0, but its key is still a negative.
+    reduction, out, n_threads, name
+        As for `sampled_softmax_loss`.
+
+    Returns
+    -------
+    ndarray or scalar
+        One loss a row, shape [batch], or their sum or mean; the dtype of `queries`, float32 for half types.
+
+    Raises
+    ------
+    TypeError
+        If a dtype is not one of the above.
+    ValueError
+        If shapes do not fit, the temperature is not positive, or a log_q is not finite; nothing has been written then.
+
+    Notes
+    -----
+    Differentiable in `queries` and `keys`.  The logits of a block of rows are held at a time, never all of them.
+    After Yi et al. 2019, "Sampling-bias-corrected neural modeling for large corpus item recommendations".
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> import fastloss as fl
+    >>> x = 3 * np.eye(3)
+    >>> fl.in_batch_softmax_loss(x, x)
+    array([0.00024679, 0.00024679, 0.00024679])
+    >>> fl.in_batch_softmax_loss(x, x, item_ids=[7, 7, 8])
+    array([0.0001234 , 0.0001234 , 0.00024679])
+    """
+    q, k = check.array("queries", queries), check.array("keys", keys)
+    dtype = check.loss_dtype("queries", q.dtype)
+    check.loss_dtype("keys", k.dtype)
+    if q.ndim != 2:
+        raise ValueError(f"queries must have shape [batch, D], got {q.shape}")
+    check.same_shape("keys", k, q.shape, "that of queries")
+    n = len(q)
+    items = None if item_ids is None else check.packed(check.integers("item_ids", item_ids), np.int64)
+    if items is not None:
+        check.same_shape("item_ids", items, (n,), "[batch]")
+    shift = shifts(n, dtype)
+    if log_q is not None:
+        with np.errstate(over="ignore"):
+            shift[:n] = -check.finite("log_q", log_q, n)
+    slope = 1 / check.scalar("temperature", temperature, float(np.finfo(dtype).tiny), float(np.finfo(dtype).max))
+    threads = _threads.resolve(n_threads, n * n)
+    apart: dict[str, Array | None] = {"queries": q, "keys": k, "item_ids": items}
+    rows = Reduction(reduction, sample_weight, out, (n,), dtype, apart, None, _wants, threads)
+    buffers: dict[str, Array] = {}
+    if _wants is not None:
+        for wrt, a in (("queries", q), ("keys", k)):
+            if wrt in _wants.wrt:
+                buffers[wrt] = buffer_of(_wants, wrt, a, apart | {"out": rows.loss})
+
+    x, candidates = contiguous(q, dtype), contiguous(k, dtype)
+    logits = Logits(
+        x, n, candidates.__getitem__, shift, np.zeros((n, 1)), (None, items, None, None), slope, diagonal=True
+    )
+    slopes = None
+    if _wants is not None:
+        slopes = Slopes(
+            _memory.empty((n, 1)),
+            _memory.empty_like(x) if "queries" in buffers else None,
+            np.zeros_like(x) if "keys" in buffers else None,
+            None,
+        )
+    losses(False, logits, rows, slopes, threads)
+    value = rows.value()
+    if slopes is not None:
+        if slopes.x is not None:
+            narrow(buffers["queries"], clear_zeros(slopes.x, rows))
+        if slopes.candidates is not None:
+            narrow(buffers["keys"], slopes.candidates)
+    return value

@@ -1,0 +1,1 @@
+"""Candidate samplers and what they draw with."""
