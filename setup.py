@@ -83,22 +83,22 @@ def extensions():
             include_dirs=["fastloss"],
             depends=["fastloss/_parallel.h"],
         ),
-        Extension(UTILITY, ["build/cython/_cython_utility.c"]),
     ]
-    kernels = [Extension(f"fastloss._native.{kernel.stem}", [str(kernel)]) for kernel in KERNELS]
+    options = {
+        "build_dir": "build/cython",
+        "compiler_directives": DIRECTIVES,
+        "nthreads": os.cpu_count() if sys.platform == "linux" else 0,
+    }
     Path("build/cython").mkdir(parents=True, exist_ok=True)
-    made = cythonize(
-        [*common, *kernels],
-        build_dir="build/cython",
-        shared_utility_qualified_name=UTILITY,
-        compiler_directives=DIRECTIVES,
-        nthreads=os.cpu_count() if sys.platform == "linux" else 0,
-    )
-    yield from made[: len(common)]
+    yield from cythonize(common, **options)  # apart: importing fastloss needs no memoryviews
+    utility = Extension(UTILITY, ["build/cython/_cython_utility.c"])
+    kernels = [Extension(f"fastloss._native.{kernel.stem}", [str(kernel)]) for kernel in KERNELS]
+    utility, *kernels = cythonize([utility, *kernels], shared_utility_qualified_name=UTILITY, **options)
+    yield utility
     headers = [str(p) for ending in ("h", "pxd") for p in sorted(Path("fastloss/kernels").glob(f"*/*.{ending}"))]
     for isa in ISAS:
         Path("fastloss/_native", isa).mkdir(exist_ok=True)  # in-place builds need it
-        for kernel in made[len(common) :]:
+        for kernel in kernels:
             yield Extension(
                 f"fastloss._native.{isa}.{kernel.name.rpartition('.')[2]}",
                 kernel.sources,
