@@ -10,6 +10,7 @@ import platform
 import shlex
 import subprocess
 import sys
+import sysconfig
 import tempfile
 import threading
 import time
@@ -73,16 +74,22 @@ DIRECTIVES = {
 UTILITY = "fastloss._cython_utility"  # what Cython needs for typed memoryviews: once, not in every kernel
 
 
+# One wheel for every CPython from 3.11 on, but for those without a global lock, whose objects differ.
+ABI3 = sys.implementation.name == "cpython" and not sysconfig.get_config_var("Py_GIL_DISABLED")
+LIMITED = {"define_macros": [("Py_LIMITED_API", "0x030B0000")], "py_limited_api": True} if ABI3 else {}
+
+
 def extensions():
     """What all instruction sets share, and one extension per kernel and instruction set."""
     common = [
-        Extension("fastloss._host", ["fastloss/_host.pyx"], include_dirs=["fastloss"], depends=["fastloss/_host.h"]),
         Extension(
-            "fastloss._parallel",
-            ["fastloss/_parallel.pyx"],
+            f"fastloss.{name}",
+            [f"fastloss/{name}.pyx"],
             include_dirs=["fastloss"],
-            depends=["fastloss/_parallel.h"],
-        ),
+            depends=[f"fastloss/{name}.h"],
+            **LIMITED,
+        )
+        for name in ("_host", "_parallel")
     ]
     options = {
         "build_dir": "build/cython",
@@ -91,7 +98,7 @@ def extensions():
     }
     Path("build/cython").mkdir(parents=True, exist_ok=True)
     yield from cythonize(common, **options)  # apart: importing fastloss needs no memoryviews
-    utility = Extension(UTILITY, ["build/cython/_cython_utility.c"])
+    utility = Extension(UTILITY, ["build/cython/_cython_utility.c"], **LIMITED)
     kernels = [Extension(f"fastloss._native.{kernel.stem}", [str(kernel)]) for kernel in KERNELS]
     utility, *kernels = cythonize([utility, *kernels], shared_utility_qualified_name=UTILITY, **options)
     yield utility
@@ -104,6 +111,7 @@ def extensions():
                 kernel.sources,
                 include_dirs=["fastloss/kernels"],
                 depends=headers,
+                **LIMITED,
             )
 
 
@@ -194,4 +202,8 @@ class BuildExt(build_ext):
                 print(f"fastloss: {self.built:2} {ext.name.removeprefix('fastloss.')}, {seconds:.0f} s", flush=True)
 
 
-setup(ext_modules=list(extensions()), cmdclass={"build_ext": BuildExt})
+setup(
+    ext_modules=list(extensions()),
+    cmdclass={"build_ext": BuildExt},
+    options={"bdist_wheel": {"py_limited_api": "cp311"}} if ABI3 else {},
+)

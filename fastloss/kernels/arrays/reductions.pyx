@@ -1,5 +1,5 @@
 """Sums over rows, in float64 and in an order that does not depend on threads."""
-from cpython.mem cimport PyMem_RawFree, PyMem_RawMalloc
+from libc.stdlib cimport free, malloc
 from libc.math cimport INFINITY
 
 from fastloss._parallel cimport for_blocks
@@ -92,7 +92,7 @@ def weighted_sum(x, w, int n_threads):
         set_run(&at, &rows, &weight, n_threads)
         if at.parts <= 1:
             return part_sum(&rows, &weight, 0, rows.n)
-        at.sums = <double*>PyMem_RawMalloc(at.parts*sizeof(double))
+        at.sums = <double*>malloc(at.parts*sizeof(double))
         if at.sums == NULL:
             no_memory(at.parts*sizeof(double))
         try:
@@ -104,7 +104,7 @@ def weighted_sum(x, w, int n_threads):
                     carry += (total - (z - y)) + (at.sums[p] - y)
                     total = z
         finally:
-            PyMem_RawFree(at.sums)
+            free(at.sums)
         return total + carry if abs(total) < <double>INFINITY else total
     finally:
         release(&held)

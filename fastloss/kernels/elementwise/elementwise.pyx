@@ -4,7 +4,7 @@ A loss is a tag (a struct with its parameters) and an inline function from (pred
 type of the tags (registry.pxd) makes a loop of its own for each, without a call or a switch in it.  Operands have one
 shape and any layout and dtype: they are read in spans, in place where they can be, and so are results written.
 """
-from cpython.mem cimport PyMem_RawFree, PyMem_RawMalloc
+from libc.stdlib cimport free, malloc
 from libc.math cimport INFINITY, fabs
 from libc.stdint cimport uintptr_t
 from libc.string cimport memcpy
@@ -601,7 +601,7 @@ cdef double over(Job* job, const Loss* loss, int n_threads, real dummy) except? 
     at.several = <Several>several[Loss, real]
     at.parts = (job.n + PART - 1)//PART
     at.blocks = min(at.parts, blocks(job.n, 1, n_threads))
-    at.sums = &one if at.parts == 1 else <double*>PyMem_RawMalloc(at.parts*sizeof(double))
+    at.sums = &one if at.parts == 1 else <double*>malloc(at.parts*sizeof(double))
     if at.sums == NULL:
         no_memory(at.parts*sizeof(double))
     try:
@@ -615,7 +615,7 @@ cdef double over(Job* job, const Loss* loss, int n_threads, real dummy) except? 
                 total = z
     finally:
         if at.sums != &one:
-            PyMem_RawFree(at.sums)
+            free(at.sums)
     return total + carry
 
 

@@ -1,5 +1,5 @@
 """Scratch of one call: each thread's is allocated by the first block it works on, and used by all."""
-from cpython.mem cimport PyMem_RawFree, PyMem_RawMalloc
+from libc.stdlib cimport free, malloc
 from libc.stdint cimport uintptr_t
 from libc.string cimport memset
 
@@ -21,7 +21,7 @@ cdef inline int new_scratch(Scratches* s, int team, size_t size) except -1:
     s.size = size
     s.team = team
     s.failed = 0
-    s.memory = <char**>PyMem_RawMalloc(team*sizeof(char*))
+    s.memory = <char**>malloc(team*sizeof(char*))
     if s.memory == NULL:
         no_memory(team*sizeof(char*))
     memset(s.memory, 0, team*sizeof(char*))
@@ -31,7 +31,7 @@ cdef inline int new_scratch(Scratches* s, int team, size_t size) except -1:
 cdef inline char* scratch_of(Scratches* s, int thread) noexcept nogil:
     """This thread's, on a cache line; NULL, and `failed` is set, where there is none to be had."""
     if s.memory[thread] == NULL:
-        s.memory[thread] = <char*>PyMem_RawMalloc(s.size + 64)
+        s.memory[thread] = <char*>malloc(s.size + 64)
         if s.memory[thread] == NULL:
             fl_set(&s.failed)
             return NULL
@@ -41,8 +41,8 @@ cdef inline char* scratch_of(Scratches* s, int thread) noexcept nogil:
 cdef inline int free_scratch(Scratches* s) except -1:
     cdef int k
     for k in range(s.team):
-        PyMem_RawFree(s.memory[k])
-    PyMem_RawFree(s.memory)
+        free(s.memory[k])
+    free(s.memory)
     if s.failed:
         no_memory(s.size)
     return 0

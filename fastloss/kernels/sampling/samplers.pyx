@@ -1,6 +1,6 @@
 """Samples, with and without repeats, and their expected counts."""
 from cpython.exc cimport PyErr_CheckSignals
-from cpython.mem cimport PyMem_RawCalloc, PyMem_RawFree
+from libc.stdlib cimport calloc, free
 from libc.math cimport fabs, floor, log, log1p
 from libc.stdint cimport int64_t, uint32_t, uint64_t
 from libc.string cimport memset
@@ -65,7 +65,7 @@ def sample(list now, object out, bint unique, int64_t limit, object true, object
     if unique:
         size = _set_size(w.n, job.size)
         if size > SMALL:
-            large = <uint64_t*>PyMem_RawCalloc(<size_t>size, 8)
+            large = <uint64_t*>calloc(<size_t>size, 8)
             if large == NULL:
                 raise MemoryError(f"no room for the set of num_sampled = {job.size} ids, {8*size} bytes")
         else:
@@ -81,7 +81,7 @@ def sample(list now, object out, bint unique, int64_t limit, object true, object
             PyErr_CheckSignals()
             job.rare = False
     finally:
-        PyMem_RawFree(large)
+        free(large)
     drawn = <double>job.tries
     if job.filled < job.size or true is not None and counted == NULL:
         return -1, job.filled, drawn, False
@@ -424,7 +424,7 @@ def inclusion_times(tuple law, double wanted, double[::1] times, int64_t single)
     cdef int64_t v = 0, tiles
     cdef Py_ssize_t i, m, used
     cdef int _turn
-    cdef double* scratch = <double*>PyMem_RawCalloc(6*CLASSES, 8)
+    cdef double* scratch = <double*>calloc(6*CLASSES, 8)
     if scratch == NULL:
         raise MemoryError()
     try:
@@ -450,7 +450,7 @@ def inclusion_times(tuple law, double wanted, double[::1] times, int64_t single)
             _waits(&c, scratch + 5*CLASSES)
             used = _interpolated(&c, scratch + 5*CLASSES, &times[0])
     finally:
-        PyMem_RawFree(scratch)
+        free(scratch)
     for _turn in range(50):                         # Newton's method: the sum is concave in x
         drawn = slope = error = 0
         v = 0

@@ -4,7 +4,7 @@ Two shapes of the same work: row by row (row_sums.pxd), and for few classes tile
 slower loop in float64 for what these two do not know (float64_rows.pxd).  Which one is taken depends on options and the
 number of classes alone, so a row's bits depend on nothing but the row.
 """
-from cpython.mem cimport PyMem_RawFree, PyMem_RawMalloc
+from libc.stdlib cimport free, malloc
 from libc.stdint cimport INT32_MAX, int32_t, int64_t, uint64_t, uintptr_t
 from libc.string cimport memcpy
 
@@ -122,7 +122,7 @@ cdef int run(Job* job, real dummy, int n_threads) except -1:
     room = WIDE_ARRAYS*wide_room(c) if job.wide else room
     room += APART//<Py_ssize_t>sizeof(real) if threads > 1 else 0
     size = threads*room*sizeof(real) + 64
-    memory = PyMem_RawMalloc(size)
+    memory = malloc(size)
     if memory == NULL:
         no_memory(size)
     at.job = job
@@ -135,7 +135,7 @@ cdef int run(Job* job, real dummy, int n_threads) except -1:
             (<real*>at.scratch)[0] = 0
             for_blocks(run_block, &at, k, n_threads)
     finally:
-        PyMem_RawFree(memory)
+        free(memory)
     return 0
 
 
