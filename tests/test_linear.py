@@ -672,3 +672,19 @@ def test_smoothing_where_the_label_is_masked_and_weighs_nothing(dtype):
     )  # fmt: skip
     lse = np.log(1 + np.exp(2.0))
     np.testing.assert_allclose(loss, 0.5 / 3 * (lse + lse - 2), rtol=2e-7 if dtype == np.float32 else 1e-15)
+
+
+@pytest.mark.parametrize("class_weight", [None, [0, 1, 1], [2, 1, 0]])
+@pytest.mark.parametrize(
+    "logits", [[1e6, 1e6 + 1, 1e6 - 2], [-900, 0, 1], [0, 25, -700], [3e5, -1, 2], [-9e4, -9e4, -8e4]]
+)
+@pytest.mark.parametrize("dtype", [np.float32, np.float64])
+def test_smoothing_keeps_its_digits_at_every_margin(dtype, logits, class_weight):
+    x, labels = np.array([logits] * 3, dtype), np.arange(3)
+    tables = [np.eye(3, dtype=dtype)[k : k + 1] for k in range(3)]  # the largest comes first, second and last
+    for order in itertools.permutations(range(3)):
+        w = None if class_weight is None else np.array(class_weight)[list(order)]
+        logits, options = x[:, order], {"class_weight": w, "label_smoothing": 0.25}
+        got = fl.linear_cross_entropy(inputs=logits, weights=tables, labels=labels, **options)
+        want, _, _ = reference.cross_entropy(labels, logits, **options)
+        assert reference.ulps(got, want).max() <= 4

@@ -31,7 +31,8 @@ cdef enum:                  # rows of `state`, one number for each row of the ba
     SUM                     # of exp over unmarked classes, in that unit; with REST, compensated
     REST
     SPREAD                  # sum of exp times (TOP - logit): what entropy needs
-    TILT                    # sum of smoothing times logit
+    TILT                    # sum of smoothing times half of (TOP - logit): the whole could overflow
+    SMOOTHED                # sum of smoothing so far
     ARGMAX
     SLOPE                   # what multiplies exp in the gradient
     SCALE                   # what multiplies the row's gradient
@@ -231,6 +232,8 @@ cdef inline void references(const Job* job, Py_ssize_t g, const real* top, const
                 state[SUM*rows + j] *= f
                 state[REST*rows + j] *= f
                 state[SPREAD*rows + j] = state[SPREAD*rows + j]*f + state[SUM*rows + j]*(<double>top[j] - old)
+            if job.smooth != NULL and old > <double>(-INFINITY):
+                state[TILT*rows + j] += state[SMOOTHED*rows + j]*(0.5*<double>top[j] - 0.5*old)
             m[j] = top[j]
             state[TOP*rows + j] = m[j]
             state[ARGMAX*rows + j] = job.first + job.c + <Py_ssize_t>arg[j]
@@ -249,21 +252,25 @@ cdef inline void take_marks(const Job* job, Py_ssize_t g, real* z) noexcept nogi
                 z[y*lanes + r] = -INFINITY
 
 
-cdef inline void tilts(const Job* job, Py_ssize_t g, const real* z) noexcept nogil:
-    """Sum of smoothing times logit, where smoothing is not 0."""
+cdef inline void tilts(const Job* job, Py_ssize_t g, const real* z, const real* m) noexcept nogil:
+    """Adds to TILT and SMOOTHED, where smoothing is not 0: logits far from 0 that differ little keep their digits."""
     cdef double sum[LANES]
+    cdef double top[LANES]
     cdef Py_ssize_t lanes = lanes_of(z[0]), j
     cdef Py_ssize_t c, rows = job.groups*lanes
-    cdef double u
+    cdef double u, share = 0
     for j in range(lanes):
         sum[j] = 0
+        top[j] = 0.5*<double>m[j] if m[j] > <real>(-INFINITY) else 0.0
     for c in range(job.nc):
         u = job.smooth[job.first + job.c + c]
+        share += u
         if u != 0:
             for j in range(lanes):
-                sum[j] += u*<double>z[c*lanes + j]
+                sum[j] += u*(top[j] - 0.5*<double>z[c*lanes + j])
     for j in range(lanes):
         job.state[TILT*rows + g*lanes + j] += sum[j]
+        job.state[SMOOTHED*rows + g*lanes + j] += share
 
 
 cdef inline void sums(const Job* job, Py_ssize_t g, real dummy) noexcept nogil:
@@ -291,7 +298,7 @@ cdef inline void sums(const Job* job, Py_ssize_t g, real dummy) noexcept nogil:
         largest(job, z, top, arg)
     references(job, g, top, arg, m)
     if job.smooth != NULL:
-        tilts(job, g, z)
+        tilts(job, g, z, m)
     if not job.apart:
         take_marks(job, g, z)
     for j in range(lanes):

@@ -218,6 +218,7 @@ cdef void finish_row(const Ends* at, Py_ssize_t i, real dummy) noexcept nogil:
     cdef real unmarked = m              # `apart`: the others' own reference; `own` is their sum in its unit
     cdef double others, e, each, total, ratio, lse, weight, scale, slope, loss, sum_t = 0, other, u, v, entropy
     cdef double own, down = 1           # from that unit to the one of the largest logit
+    cdef double above                   # lse less the largest logit
     others = state[SUM*rows] + state[REST*rows] if state[SUM*rows] < <double>INFINITY else state[SUM*rows]
     own = others
     for q in range(at.k if at.other != NULL else 0):
@@ -264,13 +265,15 @@ cdef void finish_row(const Ends* at, Py_ssize_t i, real dummy) noexcept nogil:
         for q in range(at.k if at.slopes != NULL else 0):
             at.slopes[i*at.k + q] = 0
         return
-    v = sum_t + at.smooth_sum if z[best] > <double>(-INFINITY) else sum_t
-    loss = v*ratio if v != 0 else 0.0
+    loss = sum_t*ratio if sum_t != 0 else 0.0
     for q in range(at.k):
         if q != best and t[q] != 0:
             loss += t[q]*(z[best] - z[q])
     if at.smooth_sum != 0:
-        loss += at.smooth_sum*(z[best] if z[best] > <double>(-INFINITY) else lse) - state[TILT*rows]
+        above = ratio                               # exact where the best label is on top, else off by a unit of 1
+        if z[best] != m:
+            above = fl_log(total/fl_exp_label(<double>m - terms.shift, terms.power, bias))
+        loss += at.smooth_sum*(above if not above < 0 else 0.0) + 2*state[TILT*rows]
     if other != 0:
         if others > 1e-280:                         # else its digits are lost below the largest logit
             loss += other*fl_log1p((each + e)/others)
