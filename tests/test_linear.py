@@ -674,9 +674,9 @@ def test_smoothing_where_the_label_is_masked_and_weighs_nothing(dtype):
     np.testing.assert_allclose(loss, 0.5 / 3 * (lse + lse - 2), rtol=2e-7 if dtype == np.float32 else 1e-15)
 
 
-@pytest.mark.parametrize("class_weight", [None, [0, 1, 1], [2, 1, 0]])
+@pytest.mark.parametrize("class_weight", [None, [0, 1, 1], [2, 1, 0], [0, 1, 0]])
 @pytest.mark.parametrize(
-    "logits", [[1e6, 1e6 + 1, 1e6 - 2], [-900, 0, 1], [0, 25, -700], [3e5, -1, 2], [-9e4, -9e4, -8e4]]
+    "logits", [[1e6, 1e6 + 1, 1e6 - 2], [-900, 0, 1], [0, 25, -700], [3e5, -1, 2], [-9e4, -9e4, -8e4], [0, 30, -2]]
 )
 @pytest.mark.parametrize("dtype", [np.float32, np.float64])
 def test_smoothing_keeps_its_digits_at_every_margin(dtype, logits, class_weight):

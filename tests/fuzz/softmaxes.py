@@ -150,12 +150,13 @@ class _Rows:
         w = wide(a.get("class_weight", np.ones(n)))
         self.row_weight = (w * z).sum(-1) if "class_weight" in a else np.ones(x.shape[:-1])
         self.row_weight = np.where(self.counts, self.row_weight, 0)
+        self.row_size = np.where(self.counts, np.abs(w * z).sum(-1), 0)  # labels of both signs cancel in it
         self.less, self.p, self.others = reference.logsumexp_less(x) if n else (x, x, x)
         self.sick = np.isnan(self.less).any(-1)
         with np.errstate(all="ignore"):
             self._law(call)
             self._losses(wide(call.get("label_smoothing")), z, w, keep)
-            if a.get("z_loss"):
+            if a.get("z_loss") and n:  # a row without classes is 0
                 self._z_loss(wide(a["z_loss"]), x, w, "class_weight" in a)
             self._slopes_of_caps()
         self.on = self.counts & ~self.nothing  # else it is 0, whatever the row holds
@@ -223,7 +224,7 @@ class _Rows:
         self.curvature = times(p * p, _but_own(second)) + times(q * q, second) + p * q * first.sum(-1, keepdims=True)
         self.curvature_size = times(p * p, _but_own(second_size)) + times(q * q, second_size)
         self.curvature_size = self.curvature_size + p * q * first_size.sum(-1, keepdims=True)
-        self.nothing = (t == 0).all(-1)
+        self.nothing, self.most = (t == 0).all(-1), size.max(-1, initial=0)
         self.to_labels, self.to_labels_size = (1 - smoothing) * w * self.value, (1 - smoothing) * w * self.value_size
         self.denominator_slope = w + 0 * z
 
@@ -259,7 +260,8 @@ def expect(call: Call, got: dict[str, Any]) -> dict[str, Expect]:
     plain = not any(k in a for k in ("class_weight", "where")) and not a.get("label_smoothing")
     plain = plain and call.function in (SPARSE, DENSE) and not a.get("z_loss")
     ulp = (2 if plain else 4) * (1 if dtype == np.float32 else 2) * rows.growth
-    tail = Tail(call, rows.counts.shape, rows.row_weight if "class_weight" in a or "ignore_index" in a else 1.0)
+    weighs = "class_weight" in a or "ignore_index" in a
+    tail = Tail(call, rows.counts.shape, *((rows.row_weight, rows.row_size) if weighs else ()))
     value = tail.value(rows.loss, ulp * unit(rows.size, dtype), dtype)
     found = {"value": value}
     if not call.wrt:
@@ -275,7 +277,9 @@ def expect(call: Call, got: dict[str, Any]) -> dict[str, Expect]:
             want, size = rows.grad, rows.grad_size
         elif call.hessian == "upper":
             want, size = 2 * want, 2 * size
-        least = 64 * wide(np.finfo(np.float64 if dtype == np.float64 else np.float32).smallest_subnormal)
+        # probabilities rounded to denormal numbers, which the focal loss multiplies by logarithms and gamma
+        times = 64 + rows.growth * np.where(np.isfinite(rows.less), rows.less, 0).max(-1, initial=0) * rows.most
+        least = times[..., None] * wide(np.finfo(np.float64 if dtype == np.float64 else np.float32).smallest_subnormal)
         hess = tail.grad(want, 2 * ulp * unit(size, dtype) + least, logits, dtype, scale, free)  # of factors
         hess.want = np.abs(hess.want) if call.hessian == "residual" else hess.want
         found["hess"] = back(hess)

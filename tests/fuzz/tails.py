@@ -84,9 +84,12 @@ def note(draw: Draw, call: Call) -> None:
 
 
 class Tail:
-    """Weights and reduction of one call whose losses have this shape; row_weight as the mean takes it."""
+    """Weights and reduction of one call whose losses have this shape; row_weight as the mean takes it.
 
-    def __init__(self, call: Call, shape: tuple[int, ...], row_weight: Any = 1.0) -> None:
+    row_size is the sum of the magnitudes of what a row's weight is the sum of: by default its own.
+    """
+
+    def __init__(self, call: Call, shape: tuple[int, ...], row_weight: Any = 1.0, row_size: Any = None) -> None:
         self.reduction = call.get("reduction")
         given = call.arguments.get("sample_weight")
         self.weighted = given is not None
@@ -94,7 +97,8 @@ class Tail:
         self.shape = shape
         total = np.broadcast_to(wide(row_weight), shape) * self.weight
         total = np.where(self.weight != 0, total, 0)
-        self.total, size = total.sum(), np.abs(total).sum()
+        sizes = np.broadcast_to(np.abs(row_weight if row_size is None else row_size), shape) * np.abs(self.weight)
+        self.total, size = total.sum(), np.where(self.weight != 0, sizes, 0).sum()
         # relative error of what divides a mean, which weights of both signs let cancel
         self.noise = 16 * eps(np.float64) * (size / np.abs(self.total) if self.total != 0 else 0)
         self.noise = self.noise if self.reduction == "mean" else 0

@@ -5,7 +5,8 @@ and a row's bits depend on nothing but the row.  A block is read by three produc
 the inputs (lanes: rows) and gradient to the table (lanes: its columns), all in the layout the first one wrote.  The
 table is packed once per block, from whatever it is stored in.
 
-A row's marked classes (its label, or the k best of a teacher) stay out of its sum of exp: see row_sums.pxd for why.
+A row's marked classes (its label, or the k best of a teacher) stay out of its sum of exp: see row_sums.pxd for why.  With
+smoothing its largest logit does too, if it is not one of them: log-sum-exp less that one may be all there is of a loss.
 """
 from libc.math cimport INFINITY, ldexp
 from libc.stdint cimport int64_t
@@ -217,16 +218,36 @@ cdef inline double unit_ratio(real old, real new) noexcept nogil:
     return fl_exp_label((<double>s - <double>t) + d*FL_LN2, bias_of(old), bias_of(old))
 
 
+cdef inline bint is_marked(const Job* job, Py_ssize_t row, Py_ssize_t c) noexcept nogil:
+    cdef Py_ssize_t q
+    for q in range(job.k if row < job.n else 0):
+        if job.marks[row*job.k + q] == c:
+            return True
+    return False
+
+
+cdef inline double exp_at(real x, real m) noexcept nogil:
+    """exp(x), in the unit of the reference m."""
+    cdef real shift = shift_of(m)
+    return fl_exp_label(<double>x - <double>shift, power_of(m, shift), bias_of(m))
+
+
 cdef inline void references(const Job* job, Py_ssize_t g, const real* top, const real* arg, real* m) noexcept nogil:
     """m = each lane's largest logit so far; what was summed around a smaller one comes to its unit."""
     cdef Py_ssize_t lanes = lanes_of(m[0]), j
     cdef Py_ssize_t rows = job.groups*lanes
     cdef double* state = job.state + g*lanes
-    cdef double f, old
+    cdef double f, old, s
     for j in range(lanes):
         old = state[TOP*rows + j]
         m[j] = <real>old
         if top[j] > m[j]:
+            if job.smooth != NULL and old > <double>(-INFINITY):
+                if not is_marked(job, g*lanes + j, <Py_ssize_t>state[ARGMAX*rows + j]):     # it was left out
+                    f = exp_at(m[j], m[j])
+                    s = state[SUM*rows + j]
+                    state[SUM*rows + j] = s + f
+                    state[REST*rows + j] += sum_rest(s, f, s + f)
             if state[SUM*rows + j] != 0:
                 f = unit_ratio(m[j], top[j])
                 state[SUM*rows + j] *= f
@@ -286,6 +307,8 @@ cdef inline void sums(const Job* job, Py_ssize_t g, real dummy) noexcept nogil:
     cdef double total[LANES]
     cdef double rest[LANES]
     cdef double wide[LANES]
+    cdef real left_out[LANES]
+    cdef Py_ssize_t place[LANES]
     cdef Py_ssize_t lanes = lanes_of(dummy), j
     cdef Py_ssize_t c, stop, rows = job.groups*lanes
     cdef real* z = group_of(job, g, dummy)
@@ -295,12 +318,19 @@ cdef inline void sums(const Job* job, Py_ssize_t g, real dummy) noexcept nogil:
     settle_logits(job, z, top, arg)
     if job.apart:
         take_marks(job, g, z)
+    if job.apart or job.smooth != NULL:
         largest(job, z, top, arg)
     references(job, g, top, arg, m)
     if job.smooth != NULL:
         tilts(job, g, z, m)
     if not job.apart:
         take_marks(job, g, z)
+    if job.smooth != NULL:
+        for j in range(lanes):      # the largest logit so far, if it is here
+            place[j] = <Py_ssize_t>arg[j]*lanes + j
+            left_out[j] = z[place[j]]
+            if m[j] > <real>(-INFINITY) and state[ARGMAX*rows + j] == job.first + job.c + <Py_ssize_t>arg[j]:
+                z[place[j]] = -INFINITY
     for j in range(lanes):
         m[j] = m[j] if m[j] > <real>(-INFINITY) else <real>0
         shift[j] = shift_of(m[j])
@@ -343,6 +373,9 @@ cdef inline void sums(const Job* job, Py_ssize_t g, real dummy) noexcept nogil:
         state[REST*rows + j] += sum_rest(s, total[j], t) + rest[j]
         state[SUM*rows + j] = t
         state[SPREAD*rows + j] += wide[j]
+    if job.smooth != NULL:
+        for j in range(lanes):
+            z[place[j]] = left_out[j]
 
 
 # ------------------------------------------------------------------ gradients

@@ -9,7 +9,7 @@ from libc.stdint cimport int64_t
 from fastloss._parallel cimport for_blocks
 from fastloss.kernels.arrays.arrays cimport Held, release, take
 from fastloss.kernels.linear.block cimport (
-    ARGMAX, FIELDS, REST, ROWS, SCALE, SLOPE, SPREAD, STEP, SUM, TILT, TOP, Job, biases_gradient, group_of,
+    ARGMAX, FIELDS, REST, ROWS, SCALE, SLOPE, SPREAD, STEP, SUM, TILT, TOP, Job, biases_gradient, exp_at, group_of,
     inputs_product, logits, pack_inputs_group, pack_table_tile, parts_of_columns, settle_logits, slopes, sums,
     table_product, table_tasks, unit_ratio, unpack_inputs_group,
 )
@@ -218,9 +218,14 @@ cdef void finish_row(const Ends* at, Py_ssize_t i, real dummy) noexcept nogil:
     cdef real unmarked = m              # `apart`: the others' own reference; `own` is their sum in its unit
     cdef double others, e, each, total, ratio, lse, weight, scale, slope, loss, sum_t = 0, other, u, v, entropy
     cdef double own, down = 1           # from that unit to the one of the largest logit
-    cdef double above                   # lse less the largest logit
-    others = state[SUM*rows] + state[REST*rows] if state[SUM*rows] < <double>INFINITY else state[SUM*rows]
-    own = others
+    cdef double top = 0                 # exp of the largest logit, where smoothing left it out of the others' sum
+    cdef double rest                    # the sum without it
+    rest = state[SUM*rows] + state[REST*rows] if state[SUM*rows] < <double>INFINITY else state[SUM*rows]
+    if at.smooth != NULL:
+        top = exp_at(m, m) if m > <real>(-INFINITY) else <double>0
+        for q in range(at.k):
+            top = top if y[q] != <int64_t>state[ARGMAX*rows] else 0.0
+    others = own = rest + top
     for q in range(at.k if at.other != NULL else 0):
         m = <real>z[q] if z[q] > m else m
     if m > unmarked:
@@ -270,10 +275,8 @@ cdef void finish_row(const Ends* at, Py_ssize_t i, real dummy) noexcept nogil:
         if q != best and t[q] != 0:
             loss += t[q]*(z[best] - z[q])
     if at.smooth_sum != 0:
-        above = ratio                               # exact where the best label is on top, else off by a unit of 1
-        if z[best] != m:
-            above = fl_log(total/fl_exp_label(<double>m - terms.shift, terms.power, bias))
-        loss += at.smooth_sum*(above if not above < 0 else 0.0) + 2*state[TILT*rows]
+        v = fl_log1p((rest + each + e)/top) if top != 0 else ratio          # log-sum-exp less the largest logit
+        loss += at.smooth_sum*v + 2*state[TILT*rows]
     if other != 0:
         if others > 1e-280:                         # else its digits are lost below the largest logit
             loss += other*fl_log1p((each + e)/others)
