@@ -421,3 +421,15 @@ def test_packed_refuses():
         with pytest.raises(error, match=words):
             fl.packed_sequence_loss(**kwargs)
     assert fl.packed_sequence_loss(logits, targets, [3]).shape == (0,)
+
+
+@pytest.mark.parametrize("over", ["time", "batch"])
+def test_sums_of_many_equal_terms_do_not_drift(over):
+    n, c = 5000, 7
+    logits, targets, weights = np.zeros((n, c)), np.zeros(n, int), np.full(n, 0.1)
+    perplexity = fl.packed_sequence_loss(logits, targets, [0, n], weights=weights, reduction="perplexity")
+    np.testing.assert_allclose(perplexity, c, rtol=1e-15)
+    shape = (1, n) if over == "time" else (n, 1)
+    options = {"average_across_timesteps": over == "time", "average_across_batch": over == "batch"}
+    x, y, w = logits.reshape(*shape, c), targets.reshape(shape), weights.reshape(shape)
+    np.testing.assert_allclose(fl.sequence_loss(x, y, w, **options), np.log(c), rtol=5e-16)

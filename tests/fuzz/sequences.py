@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from typing import Any
 
 import numpy as np
@@ -14,7 +13,6 @@ import fastloss as fl
 from .bounds import Expect, eps, unit
 from .calls import Call
 from .draws import INTEGERS, Draw
-from .products import terms_of
 from .tails import loss_dtype, scaled, touch
 
 # average over time, over batch, sum over time, over batch
@@ -114,11 +112,6 @@ class _Losses:
         self.slope_error = 4 * unit(np.abs(up) + np.abs(down), self.dtype) + 4 * unit(0, self.dtype)
 
 
-def _chain(w: Any, axes: tuple[int, ...]) -> Any:
-    """Relative error of sums over these axes, whose terms are added one after the other, and of what is done then."""
-    return (8 + terms_of(math.prod(w.shape[k] for k in axes))) * eps(np.float64)
-
-
 def _combined(f: _Losses, w: Any, kind: str, axes: tuple[int, ...], shape: tuple[int, ...]) -> tuple[Any, ...]:
     """Value and its error, the denominator, kept as one number for each position."""
     keep = {"axis": axes, "keepdims": True}
@@ -127,7 +120,7 @@ def _combined(f: _Losses, w: Any, kind: str, axes: tuple[int, ...], shape: tuple
     d = {"weights": add(w), "count": add((w != 0) * np.longdouble(1)), "one": np.ones_like(add(w))}[kind]
     finite = np.where(np.isfinite(weighted), np.abs(weighted), 0)
     value = np.where(d != 0, add(weighted) / d, 0)
-    error = add(np.abs(w) * np.where(np.isfinite(f.loss), f.error, 0)) + _chain(w, axes) * (
+    error = add(np.abs(w) * np.where(np.isfinite(f.loss), f.error, 0)) + 8 * eps(np.float64) * (
         add(finite) + np.abs(value) * add(np.abs(w)) * (kind == "weights")
     )
     return value, np.where(d != 0, error / np.abs(d), 0), d
@@ -145,12 +138,12 @@ def _results(
     if "logits" in call.wrt:
         own = a["logits"].dtype
         found["grad logits"] = scaled(f.slope, f.slope_error, own, f.dtype, scale[..., None], False,
-                                      _chain(w, axes))  # fmt: skip
+                                      8 * eps(np.float64))  # fmt: skip
     if "weights" in call.wrt:
         mean = value if kind == "weights" else 0
         slope = (f.loss - mean) / d
         of_mean = error if kind == "weights" else 0
-        size = (f.error + of_mean + _chain(w, axes) * (np.abs(f.loss) + np.abs(mean))) / np.abs(d)
+        size = (f.error + of_mean + 8 * eps(np.float64) * (np.abs(f.loss) + np.abs(mean))) / np.abs(d)
         on = np.where((d != 0) & (w != 0), cotangent, 0)
         found["grad weights"] = scaled(slope, size, a["weights"].dtype, np.dtype(np.float64), on, ~np.isfinite(f.loss))
     return found
@@ -242,11 +235,11 @@ def expect_packed(call: Call, got: dict[str, Any]) -> dict[str, Expect]:
         open_ = np.zeros(len(w), bool)
         for b in range(n):
             rows = slice(ends[b], ends[b + 1])
-            noise[rows] = _chain(w[rows], (0,)) + (error[b] / value[b] if how == "perplexity" else 0)
+            noise[rows] = 8 * eps(np.float64) + (error[b] / value[b] if how == "perplexity" else 0)
             open_[rows] = free[b]
             if how == "perplexity" and value[b] > np.exp(top):  # as if it were infinite
                 scale[rows] = np.where(scale[rows] != 0, np.sign(scale[rows]) * np.inf, 0)
-                noise[rows] = _chain(w[rows], (0,))
+                noise[rows] = 8 * eps(np.float64)
         noise = noise[:, None]
         own = a["logits"].dtype
         found["grad logits"] = scaled(f.slope, f.slope_error, own, f.dtype, scale[:, None], open_[:, None], noise)

@@ -1,13 +1,14 @@
 """Sequence losses: what is done with the cross entropies of positions [batch, time], or of packed tokens.
 
 The softmax kernels make the cross entropies; here are the weights before and the sums after.  A position of weight 0 is
-never looked at.  Sums are in float64, in one fixed order.
+never looked at.  Sums are in float64, compensated, in one fixed order.
 """
 from libc.math cimport exp
 from libc.stdint cimport INT64_MIN, int64_t
 
 from fastloss.kernels.arrays.arrays cimport NO_AXIS, Held, Rows, index_at, load, release, row_at, store, take
 from fastloss.kernels.math.vmath cimport real
+from fastloss.kernels.softmax.lane_sums cimport add_block, settled
 
 cpdef enum:
     NONE                # one value a position: no denominator
@@ -67,25 +68,25 @@ def mark(targets, const double[::1] weights, Py_ssize_t n_classes, int64_t[::1] 
 
 # ------------------------------------------------------------------ groups: position b, t belongs to result b sb + t st
 
-cdef inline void add(double[::1] out, const double[:, ::1] w, const double[:, ::1] v, bint count, Py_ssize_t sb,
-                     Py_ssize_t st) noexcept nogil:
-    """out += w v, or w where v is None, or 1, over the positions whose w is not 0; along a row first."""
-    cdef Py_ssize_t b, t
-    cdef double row, x
-    for b in range(w.shape[0]):
-        row = 0
-        for t in range(w.shape[1]):
-            x = 0
-            if w[b, t] != 0:
-                x = 1 if count else w[b, t]
-                if v is not None:
-                    x = w[b, t]*v[b, t]
-            if st:
-                out[b*sb + t*st] += x
-            else:
-                row += x
-        if st == 0:
-            out[b*sb] += row
+cdef inline void sums(double[::1] out, const double[:, ::1] w, const double[:, ::1] v, bint count, Py_ssize_t sb,
+                      Py_ssize_t st) noexcept nogil:
+    """out = sums of w v, or of w where v is None, or of 1, over the positions whose w is not 0; along a row first.
+
+    Compensated: the sum of many equal terms would drift.
+    """
+    cdef Py_ssize_t B = w.shape[0], T = w.shape[1], row, column, b, t
+    cdef double x, total, rest
+    for row in range(B if sb else 1):
+        for column in range(T if st else 1):
+            total = rest = 0
+            for b in range(row, row + 1 if sb else B):
+                for t in range(column, column + 1 if st else T):
+                    if w[b, t] != 0:
+                        x = 1 if count else w[b, t]
+                        if v is not None:
+                            x = w[b, t]*v[b, t]
+                        add_block(&total, &rest, x)
+            out[row*sb + column*st] = settled(total, rest)
 
 
 def denominators(const double[:, ::1] weights, int kind, Py_ssize_t sb, Py_ssize_t st, double[::1] out):
@@ -93,8 +94,7 @@ def denominators(const double[:, ::1] weights, int kind, Py_ssize_t sb, Py_ssize
         if kind == NONE:
             out[:] = 1
         else:
-            out[:] = 0
-            add(out, weights, None, kind == COUNT, sb, st)
+            sums(out, weights, None, kind == COUNT, sb, st)
 
 
 def scales(const double[:, ::1] weights, const double[::1] denominator, const double[::1] cotangent, Py_ssize_t sb,
@@ -117,8 +117,7 @@ def combine(const double[:, ::1] weights, const double[:, ::1] losses, const dou
     """out = sum of weight times loss, over the denominator; 0 where that is 0."""
     cdef Py_ssize_t g
     with nogil:
-        out[:] = 0
-        add(out, weights, losses, False, sb, st)
+        sums(out, weights, losses, False, sb, st)
         for g in range(out.shape[0]):
             out[g] = out[g]/denominator[g] if denominator[g] != 0 else 0
 
@@ -154,15 +153,17 @@ def packed(const double[::1] weights, const real[::1] losses, const int64_t[::1]
            double[::1] denominator):
     """out = each sequence's sum, mean or perplexity; denominator = its weights' sum (1 for sums)."""
     cdef Py_ssize_t b, i
-    cdef double total, weight, w
+    cdef double total, weight, w, rest, weight_rest
     with nogil:
         for b in range(out.shape[0]):
-            total = weight = 0
+            total = weight = rest = weight_rest = 0
             for i in range(offsets[b], offsets[b + 1]):
                 w = weights[i] if weights is not None else 1.0
                 if w != 0:
-                    total += w*losses[i]
-                    weight += w
+                    add_block(&total, &rest, w*losses[i])
+                    add_block(&weight, &weight_rest, w)
+            total = settled(total, rest)
+            weight = settled(weight, weight_rest)
             if kind != SUM:
                 total = total/weight if weight != 0 else 0
             out[b] = exp(total) if kind == PERPLEXITY else total
