@@ -151,12 +151,13 @@ def _logistic(f: _Sampled) -> tuple[Any, ...]:
     parts = q * softplus(-f.true), (1 - q) * softplus(f.true), np.where(f.away, 0, softplus(f.others))
     loss = parts[0].sum(1) + parts[1].sum(1) + parts[2].sum(1)
     up, down, side = (1 - q) * s(f.true), q * s(-f.true), np.where(f.away, 0, s(f.others))
-    error = ((up + down) * f.true_error).sum(1) + (side * f.others_error).sum(1)
-    bend = s(f.true) * s(-f.true), side * s(-f.others)
+    error = ((up + down) * f.true_error).sum(1) + np.where(f.away, 0, side * f.others_error).sum(1)
+    # what was removed is 0 in a NaN row too
+    bend = s(f.true) * s(-f.true), np.where(f.away, 0, side * s(-f.others) * f.others_error)
     # the exponential of a sampled logit may underflow in the dtype of the logits
     error = error + wide(np.finfo(f.dtype).tiny) * f.others.shape[1]
     grad_error = np.concatenate([bend[0] * f.true_error * 2 + 6 * eps(f.dtype) * (up + down),
-                                 bend[1] * f.others_error * 2 + 6 * eps(f.dtype) * side], 1)  # fmt: skip
+                                 bend[1] * 2 + 6 * eps(f.dtype) * side], 1)  # fmt: skip
     return loss, error, np.concatenate([up - down, side], 1), grad_error
 
 
