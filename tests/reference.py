@@ -41,7 +41,7 @@ def logsumexp_less(x, axis=-1):
         e = np.exp(x - m)
         total = e.sum(-1, keepdims=True)
         others = sum_of_others(e)
-        less = np.where(e > 1e-300 * total, np.log1p(others / e), np.log(total) + m - x)
+        less = np.where(e > 1e-300 * total, np.log1p(others / e), np.log(total) + (m - x))
     return np.moveaxis(less, -1, axis), np.moveaxis(e / total, -1, axis), np.moveaxis(others / total, -1, axis)
 
 

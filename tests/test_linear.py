@@ -688,3 +688,26 @@ def test_smoothing_keeps_its_digits_at_every_margin(dtype, logits, class_weight)
         got = fl.linear_cross_entropy(inputs=logits, weights=tables, labels=labels, **options)
         want, _, _ = reference.cross_entropy(labels, logits, **options)
         assert reference.ulps(got, want).max() <= 4
+
+
+@pytest.mark.parametrize("dtype", [np.float32, np.float64])
+@pytest.mark.parametrize("gap", [30, 660, 700, 8000])
+def test_other_classes_far_below_keep_their_digits(dtype, gap):
+    rng = np.random.default_rng(gap)
+    top = (rng.uniform(-1e6, 1e6, 50)).astype(dtype)
+    x = np.stack([top, top - dtype(gap), top - dtype(gap + 1.25)], 1)
+    labels = (np.zeros((50, 1), int), np.full((50, 1), 0.25))
+    got = fl.linear_cross_entropy(inputs=x, weights=np.eye(3, dtype=dtype), labels=labels, tail="other")
+    a, b, c = reference.wide(x).T
+    rest = (b - a) + np.log1p(np.exp(c - b))  # less the best logit
+    want = 0.25 * np.log1p(np.exp(rest)) + 0.75 * (np.log1p(np.exp(rest)) - rest)
+    assert reference.ulps(got, want).max() <= 4
+
+
+def test_entropy_of_logits_far_from_0():
+    x = np.array([[1e6 + 0.3, 1e6, 1e6 - 1], [1e302, 0, -1e302], [-1e302, 1e302, 1e302]])
+    for labels in ([0, 0, 0], [2, 2, 2]):
+        _, stats = fl.linear_cross_entropy(inputs=x, weights=np.eye(3), labels=labels, return_stats=True)
+        less, p, _ = reference.logsumexp_less(x)
+        want = np.where(p > 0, p * less, 0).sum(-1)
+        np.testing.assert_allclose(stats.entropy, want.astype(float), rtol=1e-15)

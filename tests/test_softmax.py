@@ -700,3 +700,22 @@ def test_partials_and_tails_far_apart():
     lse = np.log1p(np.e)
     np.testing.assert_allclose(loss, 0.5 * (2000 - lse), rtol=1e-15)
     np.testing.assert_allclose(slopes, [0.5, -0.5 / (1 + np.e), -0.5 * np.e / (1 + np.e)], rtol=1e-14)
+
+
+@pytest.mark.parametrize("c", [3, 31, 40, 3000])
+@pytest.mark.parametrize("axis", [0, 1])
+@pytest.mark.parametrize("dtype", [np.float32, np.float64])
+def test_targets_that_sum_to_0_have_the_gradient_of_every_class(dtype, axis, c):
+    rng = np.random.default_rng(c)
+    x = rng.standard_normal((5, c)).astype(dtype)
+    t = np.zeros((5, c), dtype)
+    t[:, 0], t[:, 1] = 1, -3
+    t[np.arange(5), 2 + x[:, 2:].argmax(1)] = 2
+    t[0, :] = np.where(x[0] == x[0].max(), 0, t[0])  # and a row whose targets do not
+    f = fl.value_and_grad(fl.softmax_cross_entropy_with_logits, "logits")
+    _, grad = f(logits=np.moveaxis(x, 1, axis).copy(), labels=np.moveaxis(t, 1, axis).copy(), axis=axis)
+    _, want, _ = reference.cross_entropy(t, x)
+    assert reference.ulps(np.moveaxis(grad, axis, 1), want).max() <= 4
+    x[1, 1] = np.nan
+    _, grad = f(logits=np.moveaxis(x, 1, axis).copy(), labels=np.moveaxis(t, 1, axis).copy(), axis=axis)
+    assert np.isnan(np.moveaxis(grad, axis, 1)).all(1).tolist() == [False, True, False, False, False]

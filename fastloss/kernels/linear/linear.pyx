@@ -254,7 +254,8 @@ cdef void finish_row(const Ends* at, Py_ssize_t i, real dummy) noexcept nogil:
     weight = at.z_loss*(at.weight[i] if at.weight != NULL else 1)
     if at.lse != NULL:
         at.lse[i] = lse
-        entropy = (state[SPREAD*rows]*down + others*(lse - unmarked))/total
+        v = fl_log(total/exp_at(m, m)) + (<double>m - <double>unmarked)     # lse less the others' reference
+        entropy = state[SPREAD*rows]*down/total + (others/total*v if others != 0 else 0.0)
         if at.other != NULL:
             put_argmax(at, i)
         for q in range(at.k):
@@ -281,7 +282,8 @@ cdef void finish_row(const Ends* at, Py_ssize_t i, real dummy) noexcept nogil:
         if others > 1e-280:                         # else its digits are lost below the largest logit
             loss += other*fl_log1p((each + e)/others)
         else:
-            loss += other*(lse - log_sum(own, power_of(unmarked, shift_of(unmarked)), shift_of(unmarked), bias))
+            u = shift_of(unmarked)      # of both, so that nothing is lost where they are large
+            loss += other*(ratio + ((z[best] - u) - log_sum(own, power_of(unmarked, <real>u), 0, bias)))
     if weight != 0:
         loss += weight*lse*lse
     at.loss[i] = loss

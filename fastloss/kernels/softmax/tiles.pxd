@@ -22,6 +22,13 @@ cdef enum:
     DENSE_TILE = 32             # with a target for every class row by row is faster from here on
     DENSE_SIZE = 32*64
 
+cdef extern from *:
+    """
+    /* In place of a slope of 0 where a row counts: times a probability 0, times NaN NaN. */
+    #define FL_LEAST 5e-324
+    """
+    const double FL_LEAST
+
 
 cdef inline void load_masked(const Job* job, Py_ssize_t i, Py_ssize_t n, real* b) noexcept nogil:
     cdef Py_ssize_t k, r, c = job.logits.width
@@ -43,7 +50,7 @@ cdef inline void asks_of(const Job* job, Asks* asks, const real* otherwise) noex
 
 cdef inline void scale_tile(real* b, Py_ssize_t c, Py_ssize_t lanes, const double* scale, const Lanes* rows,
                             const real* out, const double* entry) noexcept nogil:
-    """b times each lane's slope, but entry at class out; all 0 where the scale is 0."""
+    """b times each lane's slope, but entry at class out; all 0 where the scale is 0, but see FL_LEAST."""
     cdef real f[S]
     cdef real rest[S]
     cdef real apart[S]
@@ -147,7 +154,7 @@ cdef inline void index_tiles(const Job* job, const Law* law, Py_ssize_t start, P
                         label[r] = TILE
                     else:
                         entry[r] = entry_of_law(&worth[r], rows.label[r]/rows.total[r])*weight[r]
-                        slope = slope if slope != 0 else 1e-300     # of 0 the entry would be 0, too
+                        slope = slope if slope != 0 else FL_LEAST      # of 0 the entry would be 0, too
                     weight[r] = weight[r]*slope if weight[r] != 0 else 0.0
             scale_tile(b, c, lanes, weight, &rows, label, entry)
             store_tile(&job.grad, i, n, b)
@@ -226,7 +233,7 @@ cdef inline void target_tiles(const Job* job, Py_ssize_t start, Py_ssize_t stop,
     cdef double scale[LANES]
     cdef double entry[LANES]
     cdef double factor[LANES]
-    cdef double label
+    cdef double label, total
     cdef Lanes rows
     cdef Asks asks
     cdef Py_ssize_t i = start, c = job.logits.width, n, r, k
@@ -274,7 +281,10 @@ cdef inline void target_tiles(const Job* job, Py_ssize_t start, Py_ssize_t stop,
                 put_labels_grad(job, i + r, row, m[r], rows.ratio[r], scale[r])
         if job.grad.data != NULL:
             for j in range(lanes):
-                dots.dot[j] = scale[j]*(dots.rest[j] + dots.top[j])
+                total = dots.rest[j] + dots.top[j]
+                dots.dot[j] = scale[j]*total if total != 0 else 0.0
+                if dots.dot[j] == 0 and scale[j] != 0:
+                    dots.dot[j] = FL_LEAST
                 # the maximum's entry apart, as two terms that cancel only where the truth does
                 label = rows.label[j]*rows.inverse[j]
                 entry[j] = (dots.rest[j]*label - dots.top[j]*(rows.others[j]*rows.inverse[j]))*scale[j]
