@@ -7,7 +7,7 @@ from typing import Any
 
 import ml_dtypes
 import numpy as np
-from reference import wide
+from reference import sum_of_others, wide
 
 
 def unit(a: Any, dtype: Any) -> Any:
@@ -23,6 +23,28 @@ def unit(a: Any, dtype: Any) -> Any:
 def eps(dtype: Any) -> Any:
     """Half a unit in the last place of 1: the error of one rounding."""
     return np.longdouble(float(ml_dtypes.finfo(dtype).eps)) / 2
+
+
+def moved(p: Any, error: Any) -> Any:
+    """The most that a probability, or the slope of a softplus, may become where its logarithm is off by so much."""
+    return np.minimum(1, p * np.exp(np.minimum(error, 11000)))
+
+
+def wander(p: Any, error: Any) -> Any:
+    """How far it may be from there, up or down."""
+    return np.maximum(moved(p, error) - p, -p * np.expm1(-error))
+
+
+def softmax_errors(p: Any, others: Any, error: Any) -> tuple[Any, Any, Any]:
+    """How far log-sum-exp less each logit, probabilities and log-sum-exp may be off for these errors of logits.
+
+    To first order errors weigh by probabilities; those move by up to e^2 for errors of 1.
+    """
+    most = error.max(-1, keepdims=True, initial=0)
+    growth = np.exp(np.minimum(2 * most, 11000))
+    less = np.minimum(growth * (others * error + sum_of_others(p * error)), error + most)
+    mean = np.minimum(growth * (p * error).sum(-1, keepdims=True), most)
+    return less, wander(p, less), mean
 
 
 @dataclass

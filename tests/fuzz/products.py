@@ -14,7 +14,7 @@ from reference import wide
 import fastloss as fl
 
 from . import calls
-from .bounds import Expect, eps, unit
+from .bounds import Expect, eps, moved, softmax_errors, unit, wander
 from .calls import Call, Problem
 from .draws import EDGES, FLOATS, INTEGERS, Draw
 from .tails import Tail, finish, loss_dtype, note
@@ -169,9 +169,7 @@ class _Layer:
         self.slope, self.slope_error = self.slope / heat, self.slope_error / heat + e * self.slope / heat
         self.less, self.p, self.others = reference.logsumexp_less(self.z) if self.z.shape[1] else (self.z,) * 3
         self.error = np.where(np.isfinite(self.z), self.error, 0)
-        self.mean_error = (self.p * self.error).sum(-1, keepdims=True)
-        # of each class's less: its own error, and those of the others
-        self.less_error = self.others * self.error + reference.sum_of_others(self.p * self.error)
+        self.less_error, self.p_error, self.mean_error = softmax_errors(self.p, self.others, self.error)
         top = self.z.max(-1, keepdims=True, initial=-np.inf)
         self.lse = (
             np.where(self.p.sum(-1, keepdims=True) > 0, 0, 0)
@@ -209,11 +207,13 @@ def expect_linear(call: Call, got: dict[str, Any]) -> dict[str, Expect]:
             alone = alone | (left != 0) & (far > 690)  # said to be infinite where so little is left
             extra = np.where(left != 0, left * np.where(share > 1e-300, np.log1p(marked / share), far), 0)
             worst = f.error.max(-1, initial=0)
-            extra_error = np.where(left != 0, left * 2 * marked * worst + 8 * e * np.abs(extra) + 2 * e * marked, 0)
+            most = moved(marked, 2 * worst)
+            extra_error = np.where(left != 0, left * 2 * most * worst + 8 * e * np.abs(extra) + 2 * e * most, 0)
             # left (p_k - q_k), q the share among the rest
             both = reference.logsumexp_less(among)[1]
             bucket = left[:, None] * (f.p - both)
-            bucket_error = left[:, None] * (f.p + both) * (4 * worst[:, None] + 16 * e)
+            bucket_error = wander(f.p, 4 * worst[:, None] + 16 * e) + wander(both, 4 * worst[:, None] + 16 * e)
+            bucket_error = left[:, None] * bucket_error
     else:
         y = a["labels"].reshape(-1)
         counts = y != a["ignore_index"] if "ignore_index" in a else counts
@@ -249,7 +249,7 @@ def expect_linear(call: Call, got: dict[str, Any]) -> dict[str, Expect]:
     total = t.sum(-1, keepdims=True)
     up, down = f.p * (total - t), t * f.others
     g = up - down + bucket
-    p_error = f.p * f.less_error
+    p_error = f.p_error
     g_error = total * p_error + 8 * e * (up + down + np.abs(bucket)) + bucket_error + 4 * e * total * f.p
     if zeta:
         push = 2 * zeta * row_weight[:, None] * f.lse * f.p
@@ -283,7 +283,7 @@ def _stats(call: Call, f: _Layer, counts: Any, got: dict[str, Any]) -> dict[str,
     entropy = (f.p * some).sum(-1)
     # sums of terms as large as the logits that count
     size = (f.p * np.where(f.p > 0, np.abs(f.z), 0)).sum(-1) + np.abs(lse) + 1
-    error = (f.p * (f.less_error + (1 + some) * (f.error + f.mean_error))).sum(-1) + 8 * e * size
+    error = ((f.p + f.p_error) * (f.less_error + (1 + some) * (f.error + f.mean_error))).sum(-1) + 8 * e * size
     given = call.arguments["labels"]
     pair = isinstance(given, tuple)
     ids = (given[0] if pair else given).astype(np.int64).reshape(len(lse), given[0].shape[-1] if pair else 1) * counts[

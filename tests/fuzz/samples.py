@@ -10,7 +10,7 @@ from reference import softplus, wide
 
 import fastloss as fl
 
-from .bounds import Expect, eps, unit
+from .bounds import Expect, eps, moved, softmax_errors, unit
 from .calls import Call, Made
 from .draws import FLOATS, INTEGERS, Draw
 from .products import KINDS, few, is_exact, product, sick, sizes, terms_of
@@ -137,11 +137,11 @@ def _softmax(f: _Sampled) -> tuple[Any, ...]:
     z = np.concatenate([f.true, np.where(f.away, -np.inf, f.others)], 1)
     error = np.concatenate([f.true_error, np.where(f.away, 0, f.others_error)], 1)
     less, p, rest = reference.logsumexp_less(z)
-    less_error = rest * error + reference.sum_of_others(p * error)
+    less_error, p_error, _ = softmax_errors(p, rest, error)
     loss, loss_error = less[:, :t].mean(1), less_error[:, :t].mean(1)
     target = np.concatenate([np.full((1, t), 1 / wide(t)), np.zeros((1, f.others.shape[1]))], 1)
     up, down = p * (1 - target), target * rest
-    return loss, loss_error, up - down, p * less_error + 6 * eps(f.dtype) * (up + down)
+    return loss, loss_error, up - down, p_error + 6 * eps(f.dtype) * (up + down)
 
 
 def _logistic(f: _Sampled) -> tuple[Any, ...]:
@@ -151,13 +151,16 @@ def _logistic(f: _Sampled) -> tuple[Any, ...]:
     parts = q * softplus(-f.true), (1 - q) * softplus(f.true), np.where(f.away, 0, softplus(f.others))
     loss = parts[0].sum(1) + parts[1].sum(1) + parts[2].sum(1)
     up, down, side = (1 - q) * s(f.true), q * s(-f.true), np.where(f.away, 0, s(f.others))
-    error = ((up + down) * f.true_error).sum(1) + np.where(f.away, 0, side * f.others_error).sum(1)
+    # where errors are large slopes are those at the far end
+    most = (1 - q) * moved(s(f.true), f.true_error) + q * moved(s(-f.true), f.true_error)
+    error = (most * f.true_error).sum(1)
+    error = error + np.where(f.away, 0, moved(side, f.others_error) * f.others_error).sum(1)
     # what was removed is 0 in a NaN row too
-    bend = s(f.true) * s(-f.true), np.where(f.away, 0, side * s(-f.others) * f.others_error)
+    bend = [moved(s(v), d) * moved(s(-v), d) * d for v, d in ((f.true, f.true_error), (f.others, f.others_error))]
     # the exponential of a sampled logit may underflow in the dtype of the logits
     error = error + wide(np.finfo(f.dtype).tiny) * f.others.shape[1]
-    grad_error = np.concatenate([bend[0] * f.true_error * 2 + 6 * eps(f.dtype) * (up + down),
-                                 bend[1] * 2 + 6 * eps(f.dtype) * side], 1)  # fmt: skip
+    grad_error = np.concatenate([bend[0] * 2 + 6 * eps(f.dtype) * (up + down),
+                                 np.where(f.away, 0, bend[1]) * 2 + 6 * eps(f.dtype) * side], 1)  # fmt: skip
     return loss, error, np.concatenate([up - down, side], 1), grad_error
 
 
@@ -246,13 +249,13 @@ def expect_in_batch(call: Call, got: dict[str, Any]) -> dict[str, Expect]:
     away = (ids[:, None] == ids) & ~np.eye(n, dtype=bool)
     less, p, rest = reference.logsumexp_less(np.where(away, -np.inf, z))
     error = np.where(away, 0, error)
-    less_error = rest * error + reference.sum_of_others(p * error)
+    less_error, p_error, _ = softmax_errors(p, rest, error)
     loss, loss_error = np.diagonal(less), np.diagonal(less_error)
     tail = Tail(call, (n,))
     found = {"value": tail.value(loss, loss_error + (4 if dtype == np.float32 else 8) * unit(loss, dtype), dtype)}
     own = np.eye(n, dtype=bool)
     g = np.where(own, -rest, p)
-    g_error = p * less_error + 6 * e * np.abs(g)
+    g_error = p_error + 6 * e * np.abs(g)
     scale = tail.scale[:, None]
     g = np.where(scale != 0, g * scale * slope, 0)
     g_error = np.where(
