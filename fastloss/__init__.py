@@ -19,7 +19,8 @@ _MODULES = {
     "losses.deviances": "gamma_loss kl_divergence poisson_loss tweedie_loss",
     "_core.gradients": "value_and_grad",
     "losses.in_batch": "in_batch_softmax_loss",
-    "losses.linear": "LinearStats linear_cross_entropy linear_partials loss_from_partials merge_partials",
+    "losses.linear": "LinearStats linear_cross_entropy",
+    "losses.linear_partials": "linear_partials loss_from_partials merge_partials",
     "losses.regression": (
         "hinge_loss huber_loss log_cosh_loss mean_absolute_error mean_squared_error quantile_loss squared_hinge_loss"
     ),

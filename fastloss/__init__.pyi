@@ -5,13 +5,8 @@ from fastloss._core.sparse_rows import SparseRows
 from fastloss.losses.ctc import ctc_beam_search_decode, ctc_greedy_decode, ctc_loss, edit_distance
 from fastloss.losses.deviances import gamma_loss, kl_divergence, poisson_loss, tweedie_loss
 from fastloss.losses.in_batch import in_batch_softmax_loss
-from fastloss.losses.linear import (
-    LinearStats,
-    linear_cross_entropy,
-    linear_partials,
-    loss_from_partials,
-    merge_partials,
-)
+from fastloss.losses.linear import LinearStats, linear_cross_entropy
+from fastloss.losses.linear_partials import linear_partials, loss_from_partials, merge_partials
 from fastloss.losses.regression import (
     hinge_loss,
     huber_loss,

@@ -74,7 +74,7 @@ X = fl.fixed_unigram_candidate_sampler
         (lambda: U([[1]], 1, 0, True, 9), ValueError, "num_sampled must lie in"),
         (lambda: U([[1]], 1, 10, True, 9), ValueError, "num_sampled must be at most 9"),
         (lambda: U([[1]], 1, 1, True, 0), ValueError, "range_max must lie in"),
-        (lambda: U([[9]], 1, 1, True, 9), ValueError, "true_classes must lie in [0, 9), got 9 at row 0"),
+        (lambda: U([[9]], 1, 1, True, 9), ValueError, "true_classes must lie in [0, 9), got 9 at index (0, 0)"),
         (lambda: U([[1]], 1, 1, 1, 9), TypeError, "unique must be a bool"),
         (lambda: U([[1.5]], 1, 1, True, 9), TypeError, "true_classes must be integers"),
         (lambda: U([[1], [2, 3]], 1, 1, True, 9), TypeError, "true_classes must be an array, got [[1], [2, 3]]"),
@@ -82,7 +82,7 @@ X = fl.fixed_unigram_candidate_sampler
         (lambda: X([[1]], 1, 1, True, 3, unigrams=[1, 2]), ValueError, "range_max must be 2, the number of ids"),
         (lambda: X([[1]], 1, 1, True, 3), ValueError, "unigrams or vocab_file must be given"),
         (lambda: X([[0]], 1, 3, True, 3, unigrams=[1, 0, 2]), ValueError, "num_sampled must be at most 2"),
-        (lambda: A([[3]], 1, 3, True), ValueError, "true_classes must lie in [0, 3), got 3 at row 0"),
+        (lambda: A([[3]], 1, 3, True), ValueError, "true_classes must lie in [0, 3), got 3 at index (0, 0)"),
         (lambda: A([[0]], 1, 0, True), ValueError, "num_sampled must lie in"),
         (lambda: A([[0]], 1, 2, None), TypeError, "unique must be a bool"),
     ],
@@ -255,7 +255,7 @@ S5 = fl.UniformSampler(5, seed=1)
     [
         (lambda: N(5, [[1]], 1), TypeError, "sampler must be a sampler or an AliasTable, got 5"),
         (lambda: N(S5, [[1]], 1, seed=3), ValueError, "seed must be None for a sampler"),
-        (lambda: N(S5, [[1], [5]], 1), ValueError, "positives must lie in [0, 5), got 5 at row 1"),
+        (lambda: N(S5, [[1], [5]], 1), ValueError, "positives must lie in [0, 5), got 5 at index (1, 0)"),
         (lambda: N(S5, [[1.0]], 1), TypeError, "positives must be integers"),
         (lambda: N(S5, [1], 1), ValueError, "positives must have the shape [batch, T], got shape (1,)"),
         (

@@ -628,7 +628,7 @@ def test_bad_buffers_are_refused():
 @pytest.mark.parametrize(
     ("arguments", "error", "words"),
     [
-        ({"labels": [0, -1, 1]}, ValueError, r"labels must not be negative, got -1 at index \(1,\)"),
+        ({"labels": [0, -1, 1]}, ValueError, r"labels must not be negative, got -1 at row 1"),
         ({"first_class": -1}, ValueError, "first_class must lie in"),
         ({"first_class": 0.5}, TypeError, "first_class must be an integer"),
     ],

@@ -12,7 +12,6 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 from fastloss._core import inputs as check
-from fastloss._core import memory as _memory
 
 Array = NDArray[Any]
 Loss = TypeVar("Loss", bound=Callable[..., Any])
@@ -38,35 +37,6 @@ class Wants:
         self.grads: dict[str, Any] = {}
         self.hessian_kind = hessian_kind
         self.hessian: Array | None = None
-
-    def is_plain(self, like: Array, apart: Array) -> bool:
-        """Whether only the gradient to `like` is asked for, and nothing is left to be checked about its buffer."""
-        if not self.plain:
-            return False
-        given = self.buffers.get(self.wrt[0])
-        return given is None or check.fits(given, like, apart)
-
-    def plain_buffer(self, like: Array) -> Array:
-        """Where that gradient goes, once is_plain."""
-        given = self.buffers.get(self.wrt[0])
-        grad: Array = _memory.empty_like(like) if given is None else given
-        self.grads[self.wrt[0]] = grad
-        return grad
-
-    def main_buffer(self, name: str, like: Array, apart: dict[str, Array | None]) -> Array:
-        """Where the main input's gradient goes; it may be written over that input."""
-        given = check.output("grad_out", self.buffers.get(name), like.shape, like.dtype, {name: like, **apart}, like)
-        grad = _memory.empty_like(like) if given is None else given
-        self.grads[name] = grad
-        return grad
-
-    def hessian_buffer(self, like: Array, apart: dict[str, Array | None]) -> Array | None:
-        """Where the second derivatives go, laid out as the main input; None: not asked for."""
-        if self.hessian_kind is None:
-            return None
-        given = check.output("hess_out", self.buffers.get("hessian"), like.shape, like.dtype, {**apart, **self.grads})
-        self.hessian = _memory.empty_like(like) if given is None else given
-        return self.hessian
 
 
 def differentiable(*names: str, hessians: tuple[str, ...] = ()) -> Callable[[Loss], Loss]:
@@ -130,30 +100,13 @@ def value_and_grad(loss: Callable[..., Any], wrt: str | Sequence[str] | None = N
     >>> grad
     array([[-2.0611537e-09,  2.0611537e-09]], dtype=float32)
     """
-    names = getattr(loss, "wrt", None)
-    if names is None:
-        raise TypeError(f"loss must be a loss of fastloss, got {check.shown(loss)}")
-    single = wrt is None or isinstance(wrt, str)
-    if not single and not (isinstance(wrt, (tuple, list)) and all(isinstance(name, str) for name in wrt)):
-        raise TypeError(f"wrt must be a name, or a tuple or list of names, got {check.shown(wrt)}")
-    asked: tuple[str, ...] = names[:1] if wrt is None else (wrt,) if isinstance(wrt, str) else tuple(wrt)
-    for name in asked:
-        if name not in names:
-            raise ValueError(f"wrt must be among {names}, got {check.shown(name)}")
-    if len(set(asked)) < len(asked):
-        raise ValueError(f"wrt must not repeat a name, got {asked}")
+    names = check.differentiated(loss)
+    asked, single = check.wrt(wrt, names)
     main = asked == names[:1]
 
     @functools.wraps(loss)
     def value_and_gradient(*args: Any, cotangent: ArrayLike | None = None, grad_out: Any = None, **kwargs: Any) -> Any:
-        buffers = {}
-        if single and grad_out is not None:
-            buffers[asked[0]] = grad_out
-        elif grad_out is not None:
-            if not isinstance(grad_out, (tuple, list)) or len(grad_out) != len(asked):
-                got = check.shown(grad_out)
-                raise ValueError(f"grad_out must be a tuple or list of {len(asked)} arrays, as wrt, got {got}")
-            buffers = dict(zip(asked, grad_out, strict=True))
+        buffers = check.grad_outs(grad_out, asked, single)
         wants = Wants(asked, cotangent, buffers, main and cotangent is None)
         value = call(loss, args, kwargs, wants)
         if single:
@@ -210,11 +163,3 @@ def _add_infinities(to: Any, of: Any) -> None:
             a, b = getattr(a, "values", a), getattr(b, "values", b)  # of SparseRows
             with np.errstate(all="ignore"):
                 np.add(a, b * b.dtype.type(np.inf), out=a, where=b != 0)
-
-
-def sum_back(grad: Array, shape: tuple[int, ...]) -> Array:
-    """The gradient of an argument that was broadcast: summed over the axes it was repeated along."""
-    lead = grad.ndim - len(shape)
-    axes = tuple(k for k in range(grad.ndim) if k < lead or (shape[k - lead] == 1 and grad.shape[k] != 1))
-    with np.errstate(over="ignore", invalid="ignore"):
-        return np.asarray(grad.sum(axis=axes, dtype=np.float64)).reshape(shape)

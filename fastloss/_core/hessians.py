@@ -54,9 +54,7 @@ def value_grad_hess(loss: Callable[..., Any], hessian: str = "diagonal") -> Call
     >>> f(labels=[1, 0], logits=np.array([0.0, -40.0]))[2]
     array([2.50000000e-01, 4.24835426e-18])
     """
-    names = getattr(loss, "wrt", None)
-    if names is None:
-        raise TypeError(f"loss must be a loss of fastloss, got {check.shown(loss)}")
+    names = check.differentiated(loss)
     kind = check.choice("hessian", hessian, loss.hessians)  # type: ignore[attr-defined]
 
     @functools.wraps(loss)

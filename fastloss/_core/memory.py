@@ -21,6 +21,7 @@ LINE = 64  # bytes
 HUGE = 1 << 21
 NO_LIMIT = 1 << 62
 LARGE = 1 << 26  # bytes that are worth a look at what the machine has
+PIECE = 1 << 20  # elements that are copied between two looks at pending signals
 POISON = os.environ.get("FASTLOSS_POISON") == "1"  # what is read before it is written shows: NaN, or -1
 
 _CGROUPS = {"": ("/sys/fs/cgroup", "memory.max"), "memory": ("/sys/fs/cgroup/memory", "memory.limit_in_bytes")}
@@ -127,6 +128,18 @@ def aligned(size: int, dtype: np.dtype[Any], name: str = "a table") -> Array:
         raise _none(name, size, dtype) from None
     first = -memory.__array_interface__["data"][0] % unit
     return memory[first : first + space].view(dtype)
+
+
+def copied(given: Array, dtype: Any) -> Array:
+    """A copy in C order, made in pieces, for an interrupt is heard between two of them."""
+    if given.size <= PIECE:
+        return np.array(given, dtype, order="C")
+    out = empty(given.shape, dtype)
+    into = out.reshape(-1)
+    source = given.reshape(-1) if given.ndim == 1 or given.flags.c_contiguous else given.flat
+    for first in range(0, into.size, PIECE):
+        into[first : first + PIECE] = source[first : first + PIECE]
+    return out
 
 
 def pieces(dtype: np.dtype[Any], *counts: int) -> list[Array]:

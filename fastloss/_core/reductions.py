@@ -15,27 +15,19 @@ from numpy.typing import ArrayLike, NDArray
 
 from fastloss._core import inputs as check
 from fastloss._core import memory as _memory
+from fastloss._core import outputs
 from fastloss._core.gradients import Wants
 from fastloss._native import reductions
 
 Array = NDArray[Any]
-KINDS = ("none", "sum", "mean")
-FITS = 3e38  # is finite in every dtype of a loss
 
 
-def narrow(out: Array, values: Any) -> None:
-    """Write into an array of perhaps fewer bits; what is too large for it is infinite, without a warning."""
-    with np.errstate(over="ignore", invalid="ignore"):
-        out[...] = values
-
-
-def number(value: float, dtype: np.dtype[Any], out: Array | None) -> Any:
-    """A reduced loss, written to `out` if there is one."""
-    if out is None and -FITS < value < FITS:  # no need to silence anything, which takes longer than a small loss
-        return dtype.type(value)
-    result = _memory.empty((), dtype) if out is None else out
-    narrow(result, value)
-    return result[()] if out is None else out
+def reduced(kind: str, losses: Array, n_threads: int) -> Any:
+    """The sum or the mean of losses without weights."""
+    total = reductions.weighted_sum(losses, None, n_threads)
+    if kind == "mean":
+        total = total / losses.size if losses.size else 0.0
+    return outputs.number(total, losses.dtype, None)
 
 
 class Reduction:
@@ -61,18 +53,17 @@ class Reduction:
         shape: tuple[int, ...],
         dtype: np.dtype[Any],
         apart: dict[str, Array | None],
+        *,
         row_weight: Array | None = None,
         wants: Wants | None = None,
         n_threads: int = 1,
     ) -> None:
-        if type(reduction) is not str or reduction not in KINDS:
-            reduction = check.choice("reduction", reduction, KINDS)
-        self._kind = reduction
+        self._kind = reduction = check.kind(reduction)
         self._threads = n_threads
         self._row_weight = row_weight
         self._weight = None if sample_weight is None else check.weights("sample_weight", sample_weight, shape)
         if out is not None:
-            check.output("out", out, shape if reduction == "none" else (), dtype, apart)
+            outputs.checked("out", out, shape if reduction == "none" else (), dtype, apart)
         self._out = out
         # the kernel writes where the result goes, unless something is left to be done to it
         self._direct = reduction == "none" and self._weight is None
@@ -116,11 +107,11 @@ class Reduction:
                 out = self.loss if self._out is None else self._out
                 reductions.multiply(self.loss, self._weight, out, self._threads)
                 self.loss = out
-            return self.loss if self.loss.ndim or self._out is not None else self.loss[()]
+            return outputs.returned(self.loss, self._out)
         total = reductions.weighted_sum(self.loss, self._weight, self._threads)
         if self._kind == "mean":
             total = total / self.total if self.total != 0 else 0.0
-        return number(total, self.loss.dtype, self._out)
+        return outputs.number(total, self.loss.dtype, self._out)
 
 
 class ElementReduction:
@@ -144,12 +135,11 @@ class ElementReduction:
         shape: tuple[int, ...],
         dtype: np.dtype[Any],
         apart: dict[str, Array],
+        *,
         wants: Wants | None,
         n_threads: int,
     ) -> None:
-        if type(reduction) is not str or reduction not in KINDS:
-            reduction = check.choice("reduction", reduction, KINDS)
-        self._kind = reduction
+        self._kind = reduction = check.kind(reduction)
         self._shape = shape
         self._dtype = dtype
         self._total = 1.0
@@ -164,7 +154,7 @@ class ElementReduction:
         if wants is not None:
             self._set_factor(wants.cotangent)
         if out is not None:
-            check.output("out", out, shape if reduction == "none" else (), dtype, {**apart, **self.apart})
+            outputs.checked("out", out, shape if reduction == "none" else (), dtype, {**apart, **self.apart})
             self.apart["out"] = out
         self._out = out
 
@@ -204,7 +194,7 @@ class ElementReduction:
     def value(self, loss: Array | None, total: float) -> Any:
         """The result, once the kernel has run."""
         if loss is not None:
-            return loss if loss.ndim or self._out is not None else loss[()]
+            return outputs.returned(loss, self._out)
         if self._kind == "mean":
             total = total / self._total if self._total != 0 else 0.0
-        return number(total, self._dtype, self._out)
+        return outputs.number(total, self._dtype, self._out)

@@ -11,6 +11,7 @@ from numpy.typing import NDArray
 
 from fastloss._core import inputs as check
 from fastloss._core import memory as _memory
+from fastloss._core import outputs
 from fastloss._core import threads as _threads
 from fastloss._native import tables as _kernels
 
@@ -175,10 +176,9 @@ class SparseRows:
                [1., 1.]])
         """
         scale = check.scalar("scale", scale, -np.inf, np.inf)
-        if not isinstance(array, np.ndarray):
-            raise TypeError(f"array must be an array, got {check.shown(array)}")
+        check.an_array("array", array)
         check.loss_dtype("array", array.dtype)
-        check.output("array", array, self.shape, array.dtype, {"values": self.values, "indices": self.indices})
+        outputs.checked("array", array, self.shape, array.dtype, {"values": self.values, "indices": self.indices})
         if array.ndim > 2 and not array.flags.c_contiguous:
             raise ValueError(f"array must be C-contiguous beyond two axes, got strides {array.strides}")
         self._sum(self._runs(), array, scale, True, n_threads)

@@ -12,9 +12,9 @@ import os
 import sys
 
 from fastloss import _parallel
-from fastloss._core.values import index, shown
+from fastloss._core.inputs.values import index, shown
 
-GRAIN = 32768  # elements; kernels/parallel.pxd has it too
+GRAIN = 32768  # elements; kernels/parallel/parallel.pxd has it too
 MOST = 1024  # threads of one call, whatever is asked for
 
 

@@ -9,6 +9,7 @@ from numpy.typing import ArrayLike, NDArray
 
 from fastloss._core import inputs as check
 from fastloss._core import memory as _memory
+from fastloss._core import outputs
 from fastloss._core import threads as _threads
 from fastloss._core.gradients import Wants, differentiable
 from fastloss._core.reductions import Reduction
@@ -26,51 +27,7 @@ def _logits(logits: ArrayLike) -> tuple[Array, np.dtype[Any]]:
     """The logits, checked, and the dtype of their losses."""
     x = check.array("logits", logits)
     dtype = check.loss_dtype("logits", x.dtype)
-    if x.ndim != 3:
-        raise ValueError(f"logits must have three axes, of time, batch and class, got shape {x.shape}")
-    return x, dtype
-
-
-def _sequences(name: str, value: ArrayLike, length: ArrayLike | None, size: int | None = None) -> tuple[Array, ...]:
-    """Sequences as rows or concatenated; each one's first element, over the flattened array, and its length."""
-    a = check.integers(name, value)
-    of = "label_length" if name == "labels" else f"{name}_length"
-    if a.ndim == 2:
-        n_rows = a.shape[0] if size is None else size
-        if a.shape[0] != n_rows:
-            raise ValueError(f"{name} must have shape ({size}, any), one row for each of the batch, got {a.shape}")
-        n = check.lengths(of, a.shape[1] if length is None else length, n_rows, a.shape[1], name)
-        return a, np.arange(n_rows, dtype=np.int64) * a.shape[1], n
-    if a.ndim != 1:
-        raise ValueError(f"{name} must have shape [batch, length] or be concatenated, got shape {a.shape}")
-    lengths = check.integers(of, check.array(of, length))  # type: ignore[arg-type]
-    n = check.lengths(of, lengths, lengths.size if size is None else size, a.size, name)
-    ends = np.cumsum(n)
-    if n.size and ends[-1] != a.size:
-        raise ValueError(f"{of} must sum to {a.size}, the number of concatenated {name}, got {ends[-1]}")
-    return a, ends - n, n
-
-
-def _labellings(
-    labels: ArrayLike, length: ArrayLike | None, size: int, n_classes: int, blank: int
-) -> tuple[Array, ...]:
-    """Sequences of labels, checked."""
-    y, start, n = _sequences("labels", labels, length, size)
-    row, place = _kernels.bad_label(y, start, n, n_classes, blank)
-    if row >= 0:
-        value = y.reshape(-1)[start[row] + place] if y.ndim == 1 else y[row, place]
-        rule = f"not hold blank_index {blank}" if value == blank else f"lie in [0, {n_classes})"
-        raise ValueError(f"labels must {rule}, got {value} at row {row}, label {place}")
-    return y, start, n
-
-
-def _gradient(wants: Wants, logits: Array, apart: dict[str, Array | None]) -> Array:
-    """Where the kernel writes the logits' gradient; it may be the logits themselves."""
-    buffer = wants.buffers.get("logits")
-    check.output("grad_out", buffer, logits.shape, logits.dtype, {"logits": logits, **apart}, logits)
-    wants.grads["logits"] = _memory.empty_like(logits) if buffer is None else buffer
-    grad: Array = wants.grads["logits"]
-    return grad
+    return check.with_axes("logits", x, "time", "batch", "class"), dtype
 
 
 @differentiable("logits")
@@ -183,12 +140,18 @@ def ctc_loss(
     x = _batch_first(given, logits_time_major)
     size, n_frames, n_classes = x.shape
     blank = check.axis_index(blank_index, n_classes, "blank_index")
-    y, start, n_labels = _labellings(labels, label_length, size, n_classes, blank)
+    y, start, n_labels = check.concatenated("labels", labels, label_length, size)
+    row, place = _kernels.bad_label(y, start, n_labels, n_classes, blank)
+    if row >= 0:
+        raise check.bad_symbol(y, start, row, place, n_classes=n_classes, blank=blank)
     length = n_frames if logit_length is None else logit_length
     frames = check.lengths("logit_length", length, size, n_frames, "frames")
     threads = _threads.resolve(n_threads, x.size + 4 * y.size * n_frames)
-    rows = Reduction(reduction, sample_weight, out, (size,), dtype, {"logits": x, "labels": y}, None, _wants, threads)
-    grad = None if _wants is None else _gradient(_wants, given, {"labels": y, "out": rows.loss})
+    apart: dict[str, Array | None] = {"logits": x, "labels": y}
+    rows = Reduction(reduction, sample_weight, out, (size,), dtype, apart, wants=_wants, n_threads=threads)
+    grad = None
+    if _wants is not None:
+        grad = outputs.gradient(_wants, "logits", given, {"labels": y, "out": rows.loss}, in_place=True)
     order = np.argsort(-frames * (n_classes + 4 * n_labels), kind="stable")
     _kernels.ctc(
         check.raw(x), y, start, n_labels, frames, order, blank, collapse, merge, skip,
@@ -222,6 +185,7 @@ def _decode(
     time_major: bool,
     blank_index: int,
     merge: bool,
+    *,
     width: int,
     paths: int,
     n_threads: int | None,
@@ -300,7 +264,7 @@ def ctc_greedy_decode(
     (array([[1, 2]]), array([2]))
     """
     labels, n, score, x, *_ = _decode(
-        logits, logit_length, logits_time_major, blank_index, merge_repeated, 0, 1, n_threads
+        logits, logit_length, logits_time_major, blank_index, merge_repeated, width=0, paths=1, n_threads=n_threads
     )
     return Decoded(labels[:, 0], n[:, 0], _narrowed(score, check.loss_dtype("logits", x.dtype)))
 
@@ -368,8 +332,9 @@ def ctc_beam_search_decode(
     width = check.whole("beam_width", beam_width, 1, 2**31)
     paths = check.whole("top_paths", top_paths, 1, width)
     labels, n, _, x, frames, blank, threads = _decode(
-        logits, logit_length, logits_time_major, blank_index, merge_repeated, width, paths, n_threads
-    )
+        logits, logit_length, logits_time_major, blank_index, merge_repeated, width=width, paths=paths,
+        n_threads=n_threads,
+    )  # fmt: skip
     size = n.shape[0]
     loss, start = _memory.empty((paths, size), check.loss_dtype("logits", x.dtype)), np.arange(size) * labels.shape[2]
     order = np.argsort(-frames, kind="stable")
@@ -430,10 +395,9 @@ def edit_distance(
     >>> fl.edit_distance([[1, 2, 3], [1, 2, 3]], [[1, 3], [4, 5]], normalize=False)
     array([1., 3.])
     """
-    a, a_start, a_length = _sequences("hypothesis", hypothesis, hypothesis_length)
-    b, b_start, b_length = _sequences("truth", truth, truth_length)
-    if len(a_length) != len(b_length):
-        raise ValueError(f"truth must have as many sequences as hypothesis, {len(a_length)}, got {len(b_length)}")
+    a, a_start, a_length = check.concatenated("hypothesis", hypothesis, hypothesis_length)
+    b, b_start, b_length = check.concatenated("truth", truth, truth_length)
+    check.as_many("truth", len(b_length), "hypothesis", len(a_length))
     normalize = check.flag("normalize", normalize)
     if a.dtype == b.dtype == np.uint64:  # the kernel's integers are signed; which are equal stays the same
         a, b = a.view(np.int64), b.view(np.int64)

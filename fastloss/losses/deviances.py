@@ -68,8 +68,9 @@ def poisson_loss(
     """
     p = (float(check.flag("compute_full_loss", compute_full_loss)),)
     return evaluate(
-        _wants, _kernels.POISSON, p, "predictions", predictions, labels, sample_weight, reduction, out, n_threads
-    )
+        _wants, _kernels.POISSON, p, "predictions", predictions, labels,
+        sample_weight=sample_weight, reduction=reduction, out=out, n_threads=n_threads,
+    )  # fmt: skip
 
 
 @elementwise_loss("predictions", "labels")
@@ -121,8 +122,9 @@ def gamma_loss(
     np.float64(2.0)
     """
     return evaluate(
-        _wants, _kernels.GAMMA, (), "predictions", predictions, labels, sample_weight, reduction, out, n_threads
-    )
+        _wants, _kernels.GAMMA, (), "predictions", predictions, labels,
+        sample_weight=sample_weight, reduction=reduction, out=out, n_threads=n_threads,
+    )  # fmt: skip
 
 
 @elementwise_loss("predictions", "labels")
@@ -180,7 +182,10 @@ def tweedie_loss(
     q = check.scalar("power", power, -_INF, _INF)
     what = {1.0: _kernels.POISSON, 2.0: _kernels.GAMMA}.get(q, _kernels.TWEEDIE)
     p = (0.0 if q == 1 else q,)
-    return evaluate(_wants, what, p, "predictions", predictions, labels, sample_weight, reduction, out, n_threads)
+    return evaluate(
+        _wants, what, p, "predictions", predictions, labels,
+        sample_weight=sample_weight, reduction=reduction, out=out, n_threads=n_threads,
+    )  # fmt: skip
 
 
 @elementwise_loss("predictions", "labels")
@@ -234,5 +239,6 @@ def kl_divergence(
     np.float64(0.14384103622589045)
     """
     return evaluate(
-        _wants, _kernels.DIVERGENCE, (), "predictions", predictions, labels, sample_weight, reduction, out, n_threads
-    )
+        _wants, _kernels.DIVERGENCE, (), "predictions", predictions, labels,
+        sample_weight=sample_weight, reduction=reduction, out=out, n_threads=n_threads,
+    )  # fmt: skip

@@ -11,9 +11,10 @@ from numpy.typing import ArrayLike, NDArray
 
 from fastloss._core import inputs as check
 from fastloss._core import memory as _memory
+from fastloss._core import outputs
 from fastloss._core import threads as _threads
-from fastloss._core.gradients import Loss, Wants, differentiable, sum_back
-from fastloss._core.reductions import KINDS, ElementReduction, narrow, number
+from fastloss._core.gradients import Loss, Wants, differentiable
+from fastloss._core.reductions import ElementReduction
 from fastloss._native import elementwise as _kernels
 
 Array = NDArray[Any]
@@ -43,6 +44,7 @@ def _plain(
     parameters: tuple[float, ...],
     x: Any,
     labels: Any,
+    *,
     reduction: str,
     out: Array | None,
     n_threads: int | None,
@@ -52,7 +54,7 @@ def _plain(
     threads = _threads.resolve(n_threads, x.size)
     loss = None if reduction != "none" else _memory.empty_like(x) if out is None else out
     q = None if pos_weight is None else check.raw(check.broadcast("pos_weight", pos_weight.copy(), x.shape))
-    grad = None if wants is None else wants.plain_buffer(x)
+    grad = None if wants is None else outputs.plain_gradient(wants, x)
     factor = 1.0 / x.size if reduction == "mean" and x.size else 1.0
     total = _kernels.run(
         what, parameters, x, labels, q, None, None, loss, grad, None, None, None, loss is None, factor, threads
@@ -61,7 +63,7 @@ def _plain(
         return loss if loss.ndim or out is not None else loss[()]
     if reduction == "mean":
         total = total / x.size if x.size else 0.0
-    return number(total, x.dtype, None)
+    return outputs.number(total, x.dtype, None)
 
 
 def evaluate(
@@ -71,6 +73,7 @@ def evaluate(
     main: str,
     x: ArrayLike,
     labels: ArrayLike,
+    *,
     sample_weight: ArrayLike | None,
     reduction: str,
     out: Array | None,
@@ -79,13 +82,15 @@ def evaluate(
 ) -> Any:
     """The loss `what` of the main input (of that name) and its labels; gradients go where `wants` says."""
     q = None if pos_weight is None else check.numbers("pos_weight", pos_weight)
-    known = type(reduction) is str and reduction in KINDS
-    plain = known and sample_weight is None and _is_plain(x, labels) and (q is None or q.ndim == 0)
+    reduction = check.kind(reduction)
+    plain = sample_weight is None and _is_plain(x, labels) and (q is None or q.ndim == 0)
     if plain and out is not None:
         simple = wants is None and reduction == "none" and out is not x
-        plain = simple and check.fits(out, x, labels)  # type: ignore[arg-type]
-    if plain and (wants is None or wants.is_plain(x, labels)):  # type: ignore[arg-type]
-        return _plain(wants, what, parameters, x, labels, reduction, out, n_threads, q)
+        plain = simple and outputs.fits(out, x, labels)  # type: ignore[arg-type]
+    if plain and (wants is None or outputs.is_plain(wants, x, labels)):  # type: ignore[arg-type]
+        return _plain(
+            wants, what, parameters, x, labels, reduction=reduction, out=out, n_threads=n_threads, pos_weight=q
+        )
     a = check.array(main, x)
     dtype = check.loss_dtype(main, a.dtype)
     given = {main: a, "labels": check.numbers("labels", labels)}
@@ -97,40 +102,21 @@ def evaluate(
     if wants is not None and wants.hessian_kind is not None:
         check.same_shape(main, a, shape, "that of the result, to have a Hessian")
     threads = _threads.resolve(n_threads, math.prod(shape))
-    rows = ElementReduction(reduction, sample_weight, out, shape, dtype, given, wants, threads)
+    rows = ElementReduction(reduction, sample_weight, out, shape, dtype, given, wants=wants, n_threads=threads)
     loss = rows.buffer(a)
     grads: dict[str, Array] = {}
     hessian = None
     if wants is not None:
-        grads = _gradient_buffers(wants, given, shape, main, rows)
-        hessian = wants.hessian_buffer(a, {**given, **rows.apart})
+        grads = outputs.full_gradients(wants, given, main, shape, rows.apart)
+        hessian = outputs.hessian(wants, a, {**given, **rows.apart})
     total = _kernels.run(
         what, parameters, full[main], full["labels"], full.get("pos_weight"), rows.weight, rows.cotangent, loss,
         check.raw(grads.get(main)), check.raw(grads.get("labels")), check.raw(grads.get("pos_weight")),
         check.raw(hessian), loss is None, rows.factor, threads,
     )  # fmt: skip
     if wants is not None:
-        for name, grad in grads.items():
-            if wants.grads[name] is not grad:
-                narrow(wants.grads[name], sum_back(grad, given[name].shape))
+        outputs.hand_over(wants, grads)
     return rows.value(loss, total)
-
-
-def _gradient_buffers(
-    wants: Wants, given: dict[str, Array], shape: tuple[int, ...], main: str, rows: ElementReduction
-) -> dict[str, Array]:
-    """Where the kernel writes; wants.grads has what the caller gets, which is smaller where an input was broadcast."""
-    full: dict[str, Array] = {}
-    for name in wants.wrt:
-        a = given[name]
-        check.differentiable(name, a)
-        apart = {**given, **rows.apart}
-        apart |= {f"the buffer for {other}": buffer for other, buffer in wants.grads.items()}
-        alias = a if name == main and a.shape == shape else None
-        buffer = check.output("grad_out", wants.buffers.get(name), a.shape, a.dtype, apart, alias)
-        wants.grads[name] = _memory.empty_like(a) if buffer is None else buffer
-        full[name] = wants.grads[name] if a.shape == shape else _memory.empty(shape)
-    return full
 
 
 def unary(what: int, x: ArrayLike, out: Array | None, n_threads: int | None) -> Any:
@@ -138,10 +124,9 @@ def unary(what: int, x: ArrayLike, out: Array | None, n_threads: int | None) -> 
     a = check.array("x", x)
     check.loss_dtype("x", a.dtype)
     threads = _threads.resolve(n_threads, a.size)
-    check.output("out", out, a.shape, a.dtype, {"x": a}, a)
-    result = _memory.empty_like(a) if out is None else out
+    result = outputs.value_like(out, a, {"x": a})
     _kernels.run(
         what, (), check.raw(a), None, None, None, None, check.raw(result), None, None, None, None, False, 1.0,
         threads,
     )  # fmt: skip
-    return result if result.ndim or out is not None else result[()]
+    return outputs.returned(result, out)

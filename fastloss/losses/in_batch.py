@@ -9,10 +9,11 @@ from numpy.typing import ArrayLike, NDArray
 
 from fastloss._core import inputs as check
 from fastloss._core import memory as _memory
+from fastloss._core import outputs
 from fastloss._core import threads as _threads
 from fastloss._core.gradients import Wants, differentiable
-from fastloss._core.reductions import Reduction, narrow
-from fastloss.losses.sampled_logits import Logits, Slopes, buffer_of, clear_zeros, contiguous, losses, shifts
+from fastloss._core.reductions import Reduction
+from fastloss.losses.sampled_logits import Logits, Slopes, clear_zeros, contiguous, losses, shifts
 
 Array = NDArray[Any]
 
@@ -87,8 +88,7 @@ def in_batch_softmax_loss(
     q, k = check.array("queries", queries), check.array("keys", keys)
     dtype = check.loss_dtype("queries", q.dtype)
     check.loss_dtype("keys", k.dtype)
-    if q.ndim != 2:
-        raise ValueError(f"queries must have shape [batch, D], got {q.shape}")
+    check.matrix("queries", q, "batch", "D")
     check.same_shape("keys", k, q.shape, "that of queries")
     n = len(q)
     items = None if item_ids is None else check.packed(check.integers("item_ids", item_ids), np.int64)
@@ -101,12 +101,12 @@ def in_batch_softmax_loss(
     slope = 1 / check.scalar("temperature", temperature, float(np.finfo(dtype).tiny), float(np.finfo(dtype).max))
     threads = _threads.resolve(n_threads, n * n)
     apart: dict[str, Array | None] = {"queries": q, "keys": k, "item_ids": items}
-    rows = Reduction(reduction, sample_weight, out, (n,), dtype, apart, None, _wants, threads)
-    buffers: dict[str, Array] = {}
+    rows = Reduction(reduction, sample_weight, out, (n,), dtype, apart, wants=_wants, n_threads=threads)
+    d_queries = d_keys = None
     if _wants is not None:
-        for wrt, a in (("queries", q), ("keys", k)):
-            if wrt in _wants.wrt:
-                buffers[wrt] = buffer_of(_wants, wrt, a, apart | {"out": rows.loss})
+        others = apart | {"out": rows.loss}
+        d_queries = outputs.gradient(_wants, "queries", q, others, in_place=True)
+        d_keys = outputs.gradient(_wants, "keys", k, others, in_place=True)
 
     x, candidates = contiguous(q, dtype), contiguous(k, dtype)
     logits = Logits(
@@ -116,15 +116,15 @@ def in_batch_softmax_loss(
     if _wants is not None:
         slopes = Slopes(
             _memory.empty((n, 1)),
-            _memory.empty_like(x) if "queries" in buffers else None,
-            np.zeros_like(x) if "keys" in buffers else None,
+            _memory.empty_like(x) if d_queries is not None else None,
+            np.zeros_like(x) if d_keys is not None else None,
             None,
         )
     losses(False, logits, rows, slopes, threads)
     value = rows.value()
     if slopes is not None:
-        if slopes.x is not None:
-            narrow(buffers["queries"], clear_zeros(slopes.x, rows))
-        if slopes.candidates is not None:
-            narrow(buffers["keys"], slopes.candidates)
+        if d_queries is not None and slopes.x is not None:
+            outputs.narrow(d_queries, clear_zeros(slopes.x, rows))
+        if d_keys is not None:
+            outputs.narrow(d_keys, slopes.candidates)
     return value

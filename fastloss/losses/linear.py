@@ -12,9 +12,10 @@ from numpy.typing import ArrayLike, NDArray
 
 from fastloss._core import inputs as check
 from fastloss._core import memory as _memory
+from fastloss._core import outputs
 from fastloss._core import threads as _threads
 from fastloss._core.gradients import Wants, differentiable
-from fastloss._core.reductions import Reduction, narrow
+from fastloss._core.reductions import Reduction
 from fastloss._native import linear as _kernels
 
 Array = NDArray[Any]
@@ -81,8 +82,9 @@ class _Blocks:
     """Sizes of blocks, and scratch for one of them."""
 
     def __init__(
-        self, table: _Table, n: int, d: int, max_memory: int | None, dx: bool, dw: list[Array] | None, db: bool
-    ) -> None:
+        self, table: _Table, n: int, d: int, max_memory: int | None, *, dx: bool = False,
+        dw: list[Array] | None = None, db: bool = False,
+    ) -> None:  # fmt: skip
         size = table.dtype.itemsize
         self.wide = size == 8
         lanes, panel = _kernels.lanes(self.wide), _kernels.PANEL
@@ -163,32 +165,19 @@ class _Wanted:
     """Where gradients go."""
 
     def __init__(self, wants: Wants, inputs: Array, table: _Table, apart: dict[str, Array | None]) -> None:
-        self._apart = apart
-        self.inputs = self.biases = self.weights = None
+        self.inputs: Array | None = None
+        self.biases: Array | None = None
+        self.weights: list[Array] | None = None
         for name in wants.wrt:
-            given = wants.buffers.get(name)
             if name == "inputs":
-                wants.grads[name] = self.inputs = self._buffer("inputs", given, inputs, inputs)
+                self.inputs = outputs.gradient(wants, name, inputs, apart, in_place=True)
             elif name == "biases":
-                if table.biases is None:
-                    raise ValueError("biases must be given to have a gradient")
-                check.loss_dtype("biases", table.biases.dtype)
-                wants.grads[name] = self.biases = self._buffer("biases", given, table.biases)
-            else:
-                several = [given] * len(table.shards)
-                if table.many and given is not None:
-                    several = check.one_buffer_each("grad_out of weights", given, len(several), "weights are")
-                self.weights = [
-                    self._buffer(name, a, b) for name, a, b in zip(table.names, several, table.shards, strict=True)
-                ]
-                wants.grads[name] = self.weights if table.many else self.weights[0]
-
-    def _buffer(self, name: str, given: Any, a: Array, alias: Array | None = None) -> Array:
-        buffer = check.output("grad_out", given, a.shape, a.dtype, self._apart, alias)
-        if buffer is None:
-            buffer = _memory.empty_like(a)
-        self._apart = self._apart | {f"the buffer for {name}": buffer}
-        return buffer
+                biases = check.given(name, table.biases, " to have a gradient", ValueError)
+                self.biases = outputs.gradient(wants, name, biases, apart)
+            elif table.many:
+                self.weights = outputs.gradients(wants, name, table.shards, apart)
+            elif (only := outputs.gradient(wants, name, table.shards[0], apart)) is not None:
+                self.weights = [only]
 
 
 class _Call:
@@ -227,7 +216,7 @@ class _Call:
                stats: LinearStats | None, memory: int | None) -> None:  # fmt: skip
         """Fills `rows.loss`, gradients and statistics."""
         dx, dw, db = (None, None, None) if wanted is None else (wanted.inputs, wanted.weights, wanted.biases)
-        blocks = _Blocks(self.table, self.n, self.d, memory, dx is not None, dw, db is not None)
+        blocks = _Blocks(self.table, self.n, self.d, memory, dx=dx is not None, dw=dw, db=db is not None)
         loss = _memory.empty(self.n)
         bias_sums = None if db is None else np.zeros(self.table.n_classes)
         for a in [] if dw is None or self.n else dw:
@@ -259,9 +248,9 @@ class _Call:
                 )  # fmt: skip
             if dx is not None:
                 _kernels.unpack(plan, blocks.wide, blocks.dx, state, check.raw(dx), dx.ndim - 1, start, self.threads)
-        narrow(rows.loss, loss.reshape(rows.loss.shape))
+        outputs.narrow(rows.loss, loss.reshape(rows.loss.shape))
         if db is not None:
-            narrow(db, bias_sums)
+            outputs.narrow(db, bias_sums)
 
 
 def _part(a: Array | None, rows: slice) -> Array | None:
@@ -390,11 +379,10 @@ def linear_cross_entropy(
     y = check.class_labels("labels", labels, shape, n_classes, check.ignored(ignore_index), tail)
     smoothing = check.scalar("label_smoothing", label_smoothing, 0, 1)
     class_weights = check.vector("class_weight", class_weight, n_classes)
-    if y.tail == "other" and (smoothing != 0 or class_weights is not None):
-        raise ValueError("tail must not be 'other' where label_smoothing or class_weight is given")
+    check.tail_alone(y.tail, smoothing, class_weights)
     cap = 0.0 if softcap is None else check.positive("softcap", softcap)
     heat, zeta = check.positive("temperature", temperature), check.scalar("z_loss", z_loss, 0, math.inf)
-    memory = None if max_memory is None else int(min(check.positive("max_memory", max_memory), 2.0**62))
+    memory = check.memory_limit(max_memory)
     wants_stats = check.flag("return_stats", return_stats)
     targets = _Targets(y, n_classes, class_weights, smoothing)
     apart = {
@@ -403,10 +391,10 @@ def linear_cross_entropy(
         "biases": table.biases,
         **dict(zip(table.names, table.shards, strict=True)),
     }
+    row_weight = None if targets.row_weight is None else targets.row_weight.reshape(shape)
     rows = Reduction(
-        reduction, sample_weight, out, shape, table.dtype, apart,
-        None if targets.row_weight is None else targets.row_weight.reshape(shape), _wants, threads,
-    )  # fmt: skip
+        reduction, sample_weight, out, shape, table.dtype, apart, row_weight=row_weight, wants=_wants, n_threads=threads
+    )
     wanted = None if _wants is None else _Wanted(_wants, x, table, {**apart, "out": rows.loss})
     stats = None
     if wants_stats:
@@ -427,132 +415,3 @@ def _shaped(stats: LinearStats, labels: check.ClassLabels, shape: tuple[int, ...
         stats.lse.reshape(shape).astype(dtype), log_prob.astype(dtype), stats.entropy.reshape(shape).astype(dtype),
         stats.argmax.reshape(shape), (stats.argmax == best).reshape(shape),
     )  # fmt: skip
-
-
-def linear_partials(
-    *,
-    inputs: ArrayLike,
-    weights: ArrayLike | Sequence[Array],
-    labels: ArrayLike,
-    biases: ArrayLike | None = None,
-    first_class: int = 0,
-    softcap: float | None = None,
-    temperature: float = 1.0,
-    max_memory: int | None = None,
-    n_threads: int | None = None,
-) -> Array:
-    """What a part of the vocabulary adds to a linear cross entropy: for tables spread over processes.
-
-    Parameters
-    ----------
-    inputs, weights, biases, softcap, temperature, max_memory, n_threads
-        As in :func:`linear_cross_entropy`; rows of `weights` are the classes from `first_class` on.
-    labels : array_like of int, shape [...]
-        Class indices over the whole vocabulary; here or elsewhere.
-    first_class : int, default 0
-        The class of the first row of `weights`.
-
-    Returns
-    -------
-    ndarray of float64, shape [..., 4]
-        Exponent, sum, what the sum has rounded off, logit of the label: the sum of exp over these classes without the
-        label is ``(sum + rest) * 2**exponent``, and the logit is ``-inf`` where the label is elsewhere.  For
-        :func:`merge_partials` and :func:`loss_from_partials`.
-
-    Raises
-    ------
-    TypeError, ValueError
-        As :func:`linear_cross_entropy`; if a label or `first_class` is negative.
-
-    Examples
-    --------
-    >>> import numpy as np
-    >>> import fastloss as fl
-    >>> table = np.float32([[20, 0], [0, 1], [0, 2]])
-    >>> row = {"inputs": np.float32([[1, 0]]), "labels": [0]}
-    >>> parts = [fl.linear_partials(weights=table[k : k + 1], first_class=k, **row) for k in range(3)]
-    >>> fl.loss_from_partials(fl.merge_partials(*parts))
-    array([4.12230724e-09])
-    """
-    x = check.features("inputs", inputs)
-    table = _Table(weights, biases, x)
-    shape = x.shape[:-1]
-    first = check.whole("first_class", first_class, 0, 2**62 - 1)
-    y = check.same_shape("labels", check.integers("labels", labels), shape, "that of inputs without its last axis")
-    y = y.copy()  # nobody changes it after it was checked
-    check.not_negative("labels", y)
-    here = (y >= first) & (y < first + table.n_classes)
-    ids = y.astype(np.int64).reshape(-1, 1) - first
-    ids[~here.reshape(-1)] = -1
-    cap = 0.0 if softcap is None else check.positive("softcap", softcap)
-    heat = check.positive("temperature", temperature)
-    memory = None if max_memory is None else int(min(check.positive("max_memory", max_memory), 2.0**62))
-    threads = _threads.resolve(n_threads, len(ids) * table.n_classes)
-    call = _Call(x, table, ids, cap, heat, threads)
-    blocks = _Blocks(table, call.n, call.d, memory, False, None, False)
-    result = _memory.empty((call.n, 4))
-    for start in range(0, call.n, max(1, blocks.rows)):
-        _, state, marks, marked = call.sums(blocks, start, None, False)
-        _kernels.partials(blocks.wide, len(marks), state, marked, result[start : start + len(marks)])
-    return result.reshape(*shape, 4)
-
-
-def merge_partials(*partials: ArrayLike) -> Array:
-    """The partial sums of several parts of a vocabulary as those of all of them.
-
-    Parameters
-    ----------
-    *partials : array_like of float64, shape [..., 4]
-        From :func:`linear_partials` or this function, each class in one of them.
-
-    Returns
-    -------
-    ndarray of float64, shape [..., 4]
-        In whatever order and grouping parts are merged, the loss is the same to 1 unit in the last place.
-
-    Raises
-    ------
-    TypeError, ValueError
-        If there is none, or one of another dtype or shape.
-
-    Examples
-    --------
-    See :func:`linear_partials`.
-    """
-    if not partials:
-        raise ValueError("partials must be one array or more, got none")
-    arrays = [check.partials(f"partials[{i}]", a) for i, a in enumerate(partials)]
-    result = arrays[0].copy()
-    for i, a in enumerate(arrays):
-        check.same_shape(f"partials[{i}]", a, result.shape, "that of partials[0]")
-    for a in arrays[1:]:
-        _kernels.merge(result.reshape(-1, 4), a.reshape(-1, 4), result.reshape(-1, 4))
-    return result
-
-
-def loss_from_partials(partials: ArrayLike) -> Array:
-    """The cross entropies of rows whose partial sums have been merged over all classes.
-
-    Parameters
-    ----------
-    partials : array_like of float64, shape [..., 4]
-        From :func:`merge_partials`, or from :func:`linear_partials` of the whole vocabulary.
-
-    Returns
-    -------
-    ndarray of float64, shape [...]
-        In nats; ``inf`` where no part had the label.
-
-    Raises
-    ------
-    TypeError, ValueError
-        If `partials` are of another dtype or shape.
-
-    Examples
-    --------
-    See :func:`linear_partials`.
-    """
-    a = check.partials("partials", partials)
-    result = _memory.empty(a.shape[:-1])
-    _kernels.partial_losses(a.reshape(-1, 4), result.reshape(-1))
-    return result

@@ -69,8 +69,9 @@ def mean_squared_error(
     np.float64(2.0)
     """
     return evaluate(
-        _wants, _kernels.SQUARED_ERROR, (), "predictions", predictions, labels, sample_weight, reduction, out, n_threads
-    )
+        _wants, _kernels.SQUARED_ERROR, (), "predictions", predictions, labels,
+        sample_weight=sample_weight, reduction=reduction, out=out, n_threads=n_threads,
+    )  # fmt: skip
 
 
 @elementwise_loss("predictions", "labels")
@@ -120,8 +121,8 @@ def mean_absolute_error(
     np.float64(1.0)
     """
     return evaluate(
-        _wants, _kernels.ABSOLUTE_ERROR, (), "predictions", predictions, labels, sample_weight, reduction, out,
-        n_threads,
+        _wants, _kernels.ABSOLUTE_ERROR, (), "predictions", predictions, labels,
+        sample_weight=sample_weight, reduction=reduction, out=out, n_threads=n_threads,
     )  # fmt: skip
 
 
@@ -175,8 +176,9 @@ def huber_loss(
     """
     p = (check.positive("delta", delta),)
     return evaluate(
-        _wants, _kernels.HUBER, p, "predictions", predictions, labels, sample_weight, reduction, out, n_threads
-    )
+        _wants, _kernels.HUBER, p, "predictions", predictions, labels,
+        sample_weight=sample_weight, reduction=reduction, out=out, n_threads=n_threads,
+    )  # fmt: skip
 
 
 @elementwise_loss("predictions", "labels")
@@ -225,8 +227,9 @@ def log_cosh_loss(
     array([5.00000000e-17, 9.99306853e+02])
     """
     return evaluate(
-        _wants, _kernels.LOG_COSH, (), "predictions", predictions, labels, sample_weight, reduction, out, n_threads
-    )
+        _wants, _kernels.LOG_COSH, (), "predictions", predictions, labels,
+        sample_weight=sample_weight, reduction=reduction, out=out, n_threads=n_threads,
+    )  # fmt: skip
 
 
 @elementwise_loss("predictions", "labels")
@@ -280,8 +283,9 @@ def quantile_loss(
     """
     p = (check.scalar("quantile", quantile, 0, 1),)
     return evaluate(
-        _wants, _kernels.QUANTILE, p, "predictions", predictions, labels, sample_weight, reduction, out, n_threads
-    )
+        _wants, _kernels.QUANTILE, p, "predictions", predictions, labels,
+        sample_weight=sample_weight, reduction=reduction, out=out, n_threads=n_threads,
+    )  # fmt: skip
 
 
 @elementwise_loss("predictions", "labels")
@@ -333,8 +337,9 @@ def hinge_loss(
     array([1.5, 0. ])
     """
     return evaluate(
-        _wants, _kernels.HINGE, (), "predictions", predictions, labels, sample_weight, reduction, out, n_threads
-    )
+        _wants, _kernels.HINGE, (), "predictions", predictions, labels,
+        sample_weight=sample_weight, reduction=reduction, out=out, n_threads=n_threads,
+    )  # fmt: skip
 
 
 @elementwise_loss("predictions", "labels")
@@ -385,5 +390,6 @@ def squared_hinge_loss(
     array([2.25, 0.  ])
     """
     return evaluate(
-        _wants, _kernels.SQUARED_HINGE, (), "predictions", predictions, labels, sample_weight, reduction, out, n_threads
-    )
+        _wants, _kernels.SQUARED_HINGE, (), "predictions", predictions, labels,
+        sample_weight=sample_weight, reduction=reduction, out=out, n_threads=n_threads,
+    )  # fmt: skip

@@ -12,9 +12,10 @@ from numpy.typing import ArrayLike, NDArray
 
 from fastloss._core import inputs as check
 from fastloss._core import memory as _memory
+from fastloss._core import outputs
 from fastloss._core import threads as _threads
-from fastloss._core.gradients import Loss, Wants, sum_back
-from fastloss._core.reductions import KINDS, Reduction, narrow
+from fastloss._core.gradients import Loss, Wants
+from fastloss._core.reductions import Reduction, reduced
 from fastloss._native import softmax as _kernels
 
 Array = NDArray[Any]
@@ -41,22 +42,28 @@ def quick_if_plain(index: bool) -> Callable[[Loss], Loss]:
             labels: Any = None,
             logits: Any = None,
             axis: int = -1,
+            reduction: str = "none",
             n_threads: int | None = None,
             _wants: Wants | None = None,
             **options: Any,
         ) -> Any:
             if not options:
-                value = _plain(index, labels, logits, axis, n_threads, _wants)
+                value = _plain(index, labels, logits, axis, reduction, n_threads, _wants)
                 if value is not None:
                     return value
-            return loss(labels=labels, logits=logits, axis=axis, n_threads=n_threads, _wants=_wants, **options)
+            return loss(
+                labels=labels, logits=logits, axis=axis, reduction=reduction, n_threads=n_threads, _wants=_wants,
+                **options,
+            )  # fmt: skip
 
         return call  # type: ignore[return-value]
 
     return decorate
 
 
-def _plain(index: bool, labels: Any, logits: Any, axis: int, n_threads: int | None, wants: Wants | None) -> Any:
+def _plain(
+    index: bool, labels: Any, logits: Any, axis: int, reduction: str, n_threads: int | None, wants: Wants | None
+) -> Any:
     """row_loss without options: what a call on a few rows costs is Python, so this is all of it.  None: it cannot."""
     if type(logits) is not np.ndarray or logits.dtype.kind != "f" or labels is None:
         return None
@@ -66,14 +73,20 @@ def _plain(index: bool, labels: Any, logits: Any, axis: int, n_threads: int | No
     y = check.integers("labels", labels) if index else check.numbers("labels", labels)
     if y.shape != (shape if index else logits.shape) or (not index and (y.dtype.kind == "V" or not y.size)):
         return None
-    if wants is not None and not wants.is_plain(logits, y):
+    if wants is not None and not outputs.is_plain(wants, logits, y):
         return None
     threads = _threads.resolve(n_threads, logits.size)
+    kind = check.kind(reduction)
     loss = (_memory.small if logits.size < _threads.GRAIN else _memory.empty)(shape, dtype)
-    grad = None if wants is None else wants.plain_buffer(logits)
-    bad = _kernels.plain(logits, y, axis, index, loss, grad, threads)
+    grad = None if wants is None else outputs.plain_gradient(wants, logits)
+    if grad is None or kind != "mean":
+        bad = _kernels.plain(logits, y, axis, index, loss, grad, threads)
+    else:
+        bad = _kernels.losses(logits, y, axis, index, loss, threads, grad=grad, factor=1 / max(loss.size, 1))
     if bad >= 0:
         raise check.bad_label("labels", y, bad, logits.shape[axis])
+    if kind != "none":
+        return reduced(kind, loss, threads)
     return loss if shape else loss[()]
 
 
@@ -115,8 +128,7 @@ def row_loss(
         options["softcap"] = cap
     if heat != 1:
         options["temperature"] = heat
-    if type(reduction) is not str or reduction not in KINDS:
-        reduction = check.choice("reduction", reduction, KINDS)
+    reduction = check.kind(reduction)
     ignore = check.ignored(ignore_index)
     full = labels if index else check.broadcast("labels", labels, logits.shape)
     x, y = check.raw(logits), check.raw(full)
@@ -128,13 +140,15 @@ def row_loss(
         if bad >= 0:
             raise check.bad_label("labels", labels, bad, n_classes, ignore)
     apart = {"logits": logits, "labels": labels, "where": mask}
-    rows = Reduction(reduction, sample_weight, out, shape, dtype, apart, row_weight, wants, threads)
-    grad = labels_grad = hess = None
+    rows = Reduction(
+        reduction, sample_weight, out, shape, dtype, apart, row_weight=row_weight, wants=wants, n_threads=threads
+    )
+    grads: dict[str, Array] = {}
     if wants is not None:
-        if wants.hessian_kind == "upper" and not options.keys().isdisjoint(("z_loss", "softcap")):
-            raise ValueError("hessian must be 'diagonal' or 'residual' where z_loss or softcap is given, got 'upper'")
-        grad, labels_grad = _gradient_buffers(wants, logits, labels, full, rows.loss)
-        hess = wants.hessian_buffer(logits, {**apart, "out": rows.loss})
+        check.no_upper(wants.hessian_kind, "z_loss" in options, "softcap" in options)
+        others: dict[str, Array | None] = {**apart, "out": rows.loss}
+        grads = outputs.full_gradients(wants, {"logits": logits, "labels": labels}, "logits", logits.shape, others)
+        hess = outputs.hessian(wants, logits, others)
         if hess is not None:
             options |= {"hess": check.raw(hess), "hessian": HESSIANS.index(str(wants.hessian_kind))}
         if rows.scale is not None:
@@ -149,46 +163,23 @@ def row_loss(
     if ignore is not None:
         options["ignore"] = ignore
 
-    def run(grad: Array | None, labels_grad: Array | None, mean: float = 0.0) -> None:
-        if grad is not None:
-            options["grad"] = check.raw(grad)
-        if labels_grad is not None:
-            options.update(labels_grad=check.raw(labels_grad), mean=mean)
-        bad = _kernels.losses(x, y, axis, index, rows.loss, threads, **options)
+    def run(grads: dict[str, Array], mean: float = 0.0) -> None:
+        for name, option in (("logits", "grad"), ("labels", "labels_grad")):
+            if name in grads:
+                options[option] = check.raw(grads[name])
+        bad = _kernels.losses(x, y, axis, index, rows.loss, threads, mean=mean, **options)
         if bad >= 0:
             raise check.bad_label("labels", labels, bad, n_classes, ignore)
 
     if n_classes == 0:
         rows.loss[...] = 0
-    if labels_grad is not None and row_weight is not None:
-        run(None, None)  # labels move the mean's denominator too: its value comes first
+    if "labels" in grads and row_weight is not None:
+        run({})  # labels move the mean's denominator too: its value comes first
         value = rows.value()
-        run(grad, labels_grad, float(value))
+        run(grads, float(value))
     else:
-        run(grad, labels_grad)
+        run(grads)
         value = rows.value()
-    if labels_grad is not None and wants is not None and wants.grads["labels"] is not labels_grad:
-        narrow(wants.grads["labels"], sum_back(labels_grad, labels.shape))
+    if wants is not None:
+        outputs.hand_over(wants, grads)
     return value
-
-
-def _gradient_buffers(
-    wants: Wants, logits: Array, labels: Array, full: Array, loss: Array
-) -> tuple[Array | None, Array | None]:
-    """Where the kernel writes; wants.grads has what the caller gets, labels in their own shape and dtype."""
-    grad = labels_grad = None
-    for name in wants.wrt:
-        a = logits if name == "logits" else labels
-        check.differentiable(name, a)
-        apart: dict[str, Array | None] = {"logits": logits, "labels": labels, "out": loss}
-        apart |= {f"the buffer for {other}": buffer for other, buffer in wants.grads.items()}
-        alias = logits if name == "logits" else None
-        buffer = check.output("grad_out", wants.buffers.get(name), a.shape, a.dtype, apart, alias)
-        if buffer is None:
-            buffer = _memory.empty_like(a)
-        wants.grads[name] = buffer
-        if name == "logits":
-            grad = buffer
-        else:
-            labels_grad = buffer if full.shape == a.shape else _memory.empty(full.shape)
-    return grad, labels_grad

@@ -10,16 +10,16 @@ from numpy.typing import ArrayLike, NDArray
 
 from fastloss._core import inputs as check
 from fastloss._core import memory as _memory
+from fastloss._core import outputs
 from fastloss._core import threads as _threads
 from fastloss._core.gradients import Wants, differentiable
-from fastloss._core.reductions import Reduction, narrow
+from fastloss._core.reductions import Reduction
 from fastloss._core.tables import Table
 from fastloss._native import sampled as _kernels
 from fastloss._native import tables as _table_kernels
 from fastloss.losses.sampled_logits import (
     Logits,
     Slopes,
-    buffer_of,
     clear_zeros,
     contiguous,
     losses,
@@ -54,24 +54,6 @@ def _draw(
     return sampler.candidates(labels, num_sampled, True)
 
 
-def _given(sampled_values: Any, num_sampled: int, shape: tuple[int, ...], n: int) -> Any:
-    """sampled_values, checked."""
-    if sampled_values is None:
-        return None
-    if not isinstance(sampled_values, (tuple, list)) or len(sampled_values) != 3:
-        raise ValueError(
-            "sampled_values must be (sampled_candidates, true_expected_count, sampled_expected_count), "
-            f"got {check.shown(sampled_values)}"
-        )
-    of = ("sampled_candidates", "true_expected_count", "sampled_expected_count")
-    names = [f"sampled_values[{k}] ({name})" for k, name in enumerate(of)]
-    ids = check.integers(names[0], sampled_values[0])
-    check.same_shape(names[0], ids, (num_sampled,), "[num_sampled]")
-    true = check.counts(names[1], sampled_values[1], shape)
-    expected = check.counts(names[2], sampled_values[2], (num_sampled,))
-    return check.ids(names[0], ids, n), true, expected
-
-
 def _check_counts(candidates: Candidates) -> None:
     for name, counts in zip(candidates._fields[1:], candidates[1:], strict=True):
         bad = _kernels.bad_count(counts.reshape(-1))
@@ -86,6 +68,7 @@ def _sampled(
     biases: Any,
     labels: ArrayLike,
     inputs: ArrayLike,
+    *,
     num_sampled: int,
     num_classes: int,
     num_true: int,
@@ -106,10 +89,8 @@ def _sampled(
     check.choice("partition_strategy", partition_strategy, STRATEGIES)
     w = Table("weights", weights, 2, partition_strategy)
     b = Table("biases", biases, 1, partition_strategy)
-    if x.ndim != 2 or x.shape[1:] != w.row:
-        raise ValueError(f"inputs must have shape [batch, {w.row[0]}], as rows of weights, got {x.shape}")
-    if b.n != w.n:
-        raise ValueError(f"biases must have {w.n} entries, one for each row of weights, got {b.n}")
+    check.rows_of("inputs", x, w.row, "weights")
+    check.one_a_row("biases", b.n, "weights", w.n)
     remove_accidental_hits = check.flag("remove_accidental_hits", remove_accidental_hits)
     subtract_log_q = check.flag("subtract_log_q", subtract_log_q)
     num_true = check.whole("num_true", num_true, 1)
@@ -118,18 +99,17 @@ def _sampled(
         num_classes = check.whole("num_classes", num_classes, 1, w.n)
     given_labels = check.same_shape("labels", check.integers("labels", labels), (len(x), num_true), "[batch, num_true]")
     y = check.ids("labels", given_labels, w.n if sampled_values is not None else num_classes)
-    given = _given(sampled_values, num_sampled, y.shape, w.n)
+    given = None if sampled_values is None else check.sampled_values(sampled_values, num_sampled, y.shape, w.n)
     check.sampler(sampler, sampled_values, seed, num_classes, _Sampler)
     threads = _threads.resolve(n_threads, len(x) * num_sampled)
 
     apart: dict[str, Array | None] = {"inputs": x, "labels": given_labels}
     apart |= {f"a shard of {name}": a for name, t in (("weights", w), ("biases", b)) for a in t.arrays}
-    rows = Reduction(reduction, sample_weight, out, (len(x),), dtype, apart, None, wants, threads)
+    rows = Reduction(reduction, sample_weight, out, (len(x),), dtype, apart, wants=wants, n_threads=threads)
     d_inputs = None
     if wants is not None:
         check.no_buffers(wants.buffers, ("weights", "biases"))
-        if "inputs" in wants.wrt:
-            d_inputs = buffer_of(wants, "inputs", x, apart | {"out": rows.loss})
+        d_inputs = outputs.gradient(wants, "inputs", x, apart | {"out": rows.loss}, in_place=True)
     if given is not None and subtract_log_q:
         _check_counts(Candidates(*given))
     drawn = _draw(y, num_sampled, num_classes, given, sampler, seed)
@@ -144,16 +124,17 @@ def _sampled(
             values = _memory.empty((y.size + num_sampled, x.shape[1]), dtype)
         slopes = Slopes(
             _memory.empty(y.shape),
-            None if d_inputs is None else _target(d_inputs, dense),
+            None if d_inputs is None else outputs.product(d_inputs, dense),
             None if values is None else values[y.size :],
             np.zeros(num_sampled) if "biases" in wants.wrt else None,
         )
     losses(is_nce, logits, rows, slopes, threads)
     value = rows.value()
     if wants is not None and slopes is not None:
-        _finish(wants, w, b, y, drawn.sampled_candidates, logits, slopes, values, rows)
+        ids = drawn.sampled_candidates
+        _finish(wants, w, b, labels=y, ids=ids, logits=logits, slopes=slopes, values=values, rows=rows)
         if d_inputs is not None and d_inputs is not slopes.x:
-            narrow(d_inputs, slopes.x)
+            outputs.narrow(d_inputs, slopes.x)
     return value
 
 
@@ -180,12 +161,6 @@ def _logits(
     return Logits(x, k, lambda some: w.gather(ids[some], x.dtype), shift, true.reshape(labels.shape), hits)
 
 
-def _target(buffer: Array, x: Array) -> Array:
-    """The buffer itself where a product can be written to it, else an array of its own."""
-    fits = buffer.dtype == x.dtype and buffer.flags.c_contiguous and buffer.flags.aligned
-    return buffer if fits and not np.may_share_memory(buffer, x) else _memory.empty_like(x)
-
-
 def _in_order(w: Table, labels: Array) -> Iterator[tuple[int, Array, Array | None]]:
     """As Table.locate, but one label of a row at a time: its sums have their order, not that of the shards."""
     if len(w.arrays) == 1:
@@ -202,6 +177,7 @@ def _finish(
     wants: Wants,
     w: Table,
     b: Table,
+    *,
     labels: Array,
     ids: Array,
     logits: Logits,
@@ -330,9 +306,10 @@ def sampled_softmax_loss(
     array([0.13920631])
     """
     return _sampled(
-        _wants, False, weights, biases, labels, inputs, num_sampled, num_classes, num_true, sampled_values,
-        remove_accidental_hits, partition_strategy, seed, subtract_log_q, sampler, sample_weight, reduction, out,
-        n_threads,
+        _wants, False, weights, biases, labels, inputs, num_sampled=num_sampled, num_classes=num_classes,
+        num_true=num_true, sampled_values=sampled_values, remove_accidental_hits=remove_accidental_hits,
+        partition_strategy=partition_strategy, seed=seed, subtract_log_q=subtract_log_q, sampler=sampler,
+        sample_weight=sample_weight, reduction=reduction, out=out, n_threads=n_threads,
     )  # fmt: skip
 
 
@@ -400,7 +377,8 @@ def nce_loss(
     array([1.38629436])
     """
     return _sampled(
-        _wants, True, weights, biases, labels, inputs, num_sampled, num_classes, num_true, sampled_values,
-        remove_accidental_hits, partition_strategy, seed, subtract_log_q, sampler, sample_weight, reduction, out,
-        n_threads,
+        _wants, True, weights, biases, labels, inputs, num_sampled=num_sampled, num_classes=num_classes,
+        num_true=num_true, sampled_values=sampled_values, remove_accidental_hits=remove_accidental_hits,
+        partition_strategy=partition_strategy, seed=seed, subtract_log_q=subtract_log_q, sampler=sampler,
+        sample_weight=sample_weight, reduction=reduction, out=out, n_threads=n_threads,
     )  # fmt: skip

@@ -8,9 +8,7 @@ from typing import Any, NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from fastloss._core import inputs as check
 from fastloss._core import memory as _memory
-from fastloss._core.gradients import Wants
 from fastloss._core.reductions import Reduction
 from fastloss._native import sampled as _kernels
 
@@ -104,12 +102,3 @@ def _zeros(rows: Reduction) -> Array:
 def contiguous(a: Array, dtype: np.dtype[Any]) -> Array:
     """As the kernels take it: a copy unless it lies so already."""
     return np.require(a, dtype, ["C", "A"])
-
-
-def buffer_of(wants: Wants, name: str, a: Array, apart: dict[str, Array | None]) -> Array:
-    """Where the gradient to a dense argument goes."""
-    apart = apart | {f"the buffer for {other}": b for other, b in wants.grads.items() if isinstance(b, np.ndarray)}
-    buffer = check.output("grad_out", wants.buffers.get(name), a.shape, a.dtype, apart, a)
-    grad: Array = _memory.empty_like(a) if buffer is None else buffer
-    wants.grads[name] = grad
-    return grad

@@ -10,39 +10,14 @@ from numpy.typing import ArrayLike, NDArray
 
 from fastloss._core import inputs as check
 from fastloss._core import memory as _memory
+from fastloss._core import outputs
 from fastloss._core import threads as _threads
 from fastloss._core.gradients import Wants, differentiable, value_and_grad
-from fastloss._core.reductions import narrow
 from fastloss._native import sequence as _kernels
 from fastloss._native import softmax as _softmax
 
 Array = NDArray[Any]
 LARGE = 1e20  # a perplexity that is multiplied into gradients last: float32 ends at 3e38
-
-
-def _buffer(wants: Wants | None, name: str, a: Array, apart: dict[str, Array | None]) -> Array | None:
-    """Where to write the gradient by this argument, or None where it is not wanted."""
-    if wants is None or name not in wants.wrt:
-        return None
-    if a.dtype.kind in "iub":
-        raise TypeError(f"{name} must be float16, bfloat16, float32 or float64 to have a gradient, got {a.dtype}")
-    apart = apart | {f"the buffer for {other}": buffer for other, buffer in wants.grads.items()}
-    alias = a if name == "logits" else None
-    buffer = check.output("grad_out", wants.buffers.get(name), a.shape, a.dtype, {name: a, **apart}, alias)
-    wants.grads[name] = _memory.empty_like(a) if buffer is None else buffer
-    grad: Array = wants.grads[name]
-    return grad
-
-
-def _targets(targets: ArrayLike, logits: Array, name: str = "targets") -> Array:
-    """Class indices, or a number for every class."""
-    y = check.array(name, targets)
-    if y.ndim == logits.ndim:
-        return check.same_shape(name, check.numbers(name, y), logits.shape, "that of logits")
-    rule = "that of logits, with or without classes"
-    if y.size == 0 and isinstance(targets, list | tuple):  # an empty list has no dtype of its own
-        y = y.astype(np.int64)
-    return check.same_shape(name, check.integers(name, y), logits.shape[:-1], rule)
 
 
 def _marked(targets: Array, weights: Array, logits: Array, name: str = "targets") -> Array:
@@ -89,30 +64,9 @@ def _losses_by(
     grad[counts] = slopes
 
 
-def _callable(function: Any, wants: Wants | None) -> None:
-    if function is not None and not callable(function):
-        raise TypeError(f"softmax_loss_function must be a function, got {check.shown(function)}")
-    if function is not None and wants is not None and not hasattr(function, "wrt"):
-        rule = "must be a loss of fastloss to have a gradient"
-        raise TypeError(f"softmax_loss_function {rule}, got {check.shown(function)}")
-
-
-def _per_position(a: ArrayLike | None, shape: tuple[int, ...]) -> Array | None:
-    """Weights, checked, as they came."""
-    return None if a is None else check.same_shape("weights", check.numbers("weights", a), shape, "that of positions")
-
-
 def _kind(average_time: bool, average_batch: bool, sum_time: bool, sum_batch: bool) -> tuple[int, bool, bool]:
     """The denominator, and whether time and batch are summed over."""
-    average_time = check.flag("average_across_timesteps", average_time)
-    average_batch = check.flag("average_across_batch", average_batch)
-    sum_time = check.flag("sum_over_timesteps", sum_time)
-    sum_batch = check.flag("sum_over_batch", sum_batch)
-    if (average_time or average_batch) and (sum_time or sum_batch):
-        raise ValueError(
-            "average_across_timesteps and average_across_batch must not go with sum_over_timesteps and sum_over_batch, "
-            f"got {average_time}, {average_batch}, {sum_time}, {sum_batch}"
-        )
+    average_time, average_batch, sum_time, sum_batch = check.across(average_time, average_batch, sum_time, sum_batch)
     kind = (
         _kernels.AVERAGE
         if average_time or average_batch
@@ -148,9 +102,7 @@ class _Positions:
         batch: bool,
     ) -> None:
         size, n_frames = shape
-        if weights is None and lengths is None:
-            raise TypeError("weights must be given, or lengths")
-        n = None if lengths is None else check.lengths("lengths", lengths, size, n_frames, "timesteps")
+        n = check.weights_or_lengths(weights, lengths, shape)
         self.weights = _memory.empty(shape)
         _kernels.positions(check.raw(weights), n, self.weights)
         self._kind = kind
@@ -164,21 +116,17 @@ class _Positions:
     def scale(self, cotangent: ArrayLike | None) -> Array:
         """What multiplies the positions' gradients."""
         if cotangent is not None:
-            given = check.numbers("cotangent", cotangent)
-            self._cotangent = (
-                check.same_shape("cotangent", given, self.shape, "that of the value").astype(float).reshape(-1)
-            )
+            self._cotangent = _cotangent(cotangent, self.shape)
         out = _memory.empty_like(self.weights)
         _kernels.scales(self.weights, self._denominator, self._cotangent, *self._strides, out)
         return out
 
-    def value(self, losses: Array, out: Array | None) -> Any:
-        """The result; `losses` may be of any memory layout."""
+    def value(self, losses: Array, result: Array, out: Array | None) -> Any:
+        """The result, written where it goes; `losses` may be of any memory layout."""
         self._losses = check.packed(losses, np.float64)
         _kernels.combine(self.weights, self._losses, self._denominator, *self._strides, self._value)
-        result = _memory.empty(self.shape, losses.dtype) if out is None else out
-        narrow(result, self._value.reshape(self.shape))
-        return result if result.ndim or out is not None else result[()]
+        outputs.narrow(result, self._value.reshape(self.shape))
+        return outputs.returned(result, out)
 
     def weight_slopes(self, out: Array) -> None:
         _kernels.weight_slopes(
@@ -274,27 +222,28 @@ def sequence_loss(
     """
     x = check.array("logits", logits)
     dtype = check.loss_dtype("logits", x.dtype)
-    if x.ndim != 3:
-        raise ValueError(f"logits must have three axes, of batch, time and class, got shape {x.shape}")
-    y = _targets(targets, x)
-    w = _per_position(weights, x.shape[:2])
-    _callable(softmax_loss_function, _wants)
+    check.with_axes("logits", x, "batch", "time", "class")
+    y = check.targets("targets", targets, x)
+    w = check.per_position(weights, x.shape[:2], "that of positions")
+    check.loss_function("softmax_loss_function", softmax_loss_function, _wants is not None)
     kind = _kind(average_across_timesteps, average_across_batch, sum_over_timesteps, sum_over_batch)
     positions = _Positions(w, lengths, x.shape[:2], *kind)
     apart = {"logits": x, "targets": y, "weights": w}
-    check.output("out", out, positions.shape, dtype, apart)
-    if w is None and _wants is not None and "weights" in _wants.wrt:
-        raise TypeError("weights must be given to have a gradient")
-    others = {"targets": y, "out": out}
-    grad = _buffer(_wants, "logits", x, others | {"weights": w})
-    slopes = None if w is None else _buffer(_wants, "weights", w, others | {"logits": x})
-    scale = None if _wants is None else positions.scale(_wants.cotangent)
+    result = outputs.value(out, positions.shape, dtype, apart)
+    grad = slopes = scale = None
+    if _wants is not None:
+        if "weights" in _wants.wrt:
+            check.given("weights", w, " to have a gradient")
+        others = {**apart, "out": result}
+        grad = outputs.gradient(_wants, "logits", x, others, in_place=True)
+        slopes = None if w is None else outputs.gradient(_wants, "weights", w, others)
+        scale = positions.scale(_wants.cotangent)
     losses = np.zeros(x.shape[:2], dtype)
     if softmax_loss_function is None:
         _cross_entropies(x, _marked(y, positions.weights, x), losses, grad, scale, n_threads)
     else:
         _losses_by(softmax_loss_function, x, y, losses, grad, scale, positions.weights != 0)
-    value = positions.value(losses, out)
+    value = positions.value(losses, result, out)
     if slopes is not None:
         positions.weight_slopes(slopes)
     return value
@@ -355,25 +304,11 @@ def sequence_loss_by_example(
     >>> fl.sequence_loss_by_example(steps, targets=[[0], [1]], weights=[[1.0], [1.0]])
     array([1.03972077])
     """
-    logits = check.sequence("logits", logits, "arrays, one for each time")
-    targets = check.sequence("targets", targets, "arrays, one for each time")
-    weights = check.sequence("weights", weights, "arrays, one for each time")
     average_across_timesteps = check.flag("average_across_timesteps", average_across_timesteps)
-    _callable(softmax_loss_function, _wants)
-    if not len(logits) == len(targets) == len(weights) != 0:
-        raise ValueError(
-            "logits, targets and weights must be lists of the same length, not empty, got "
-            f"{len(logits)}, {len(targets)} and {len(weights)}"
-        )
-    xs = [check.array(f"logits[{t}]", x) for t, x in enumerate(logits)]
+    check.loss_function("softmax_loss_function", softmax_loss_function, _wants is not None)
+    xs, targets, weights = check.over_time(logits, targets, weights)
     shape, dtype = xs[0].shape, check.loss_dtype("logits[0]", xs[0].dtype)
-    if len(shape) != 2:
-        raise ValueError(f"logits[0] must have two axes, of batch and class, got shape {shape}")
-    for t, x in enumerate(xs):
-        check.same_shape(f"logits[{t}]", x, shape, "that of logits[0]")
-        if x.dtype != xs[0].dtype:
-            raise TypeError(f"logits[{t}] must be {xs[0].dtype}, as logits[0], got {x.dtype}")
-    ys = [_targets(y, x, f"targets[{t}]") for t, (x, y) in enumerate(zip(xs, targets, strict=True))]
+    ys = [check.targets(f"targets[{t}]", y, x) for t, (x, y) in enumerate(zip(xs, targets, strict=True))]
     w = _memory.empty((shape[0], len(xs)))
     for t, a in enumerate(weights):
         w[:, t] = check.same_shape(f"weights[{t}]", check.numbers(f"weights[{t}]", a), shape[:1], "one weight a row")
@@ -382,11 +317,11 @@ def sequence_loss_by_example(
     )
     columns = np.ascontiguousarray(positions.weights.T)
     marked = [_marked(y, columns[t], xs[t], f"targets[{t}]") for t, y in enumerate(ys)]
-    check.output("out", out, shape[:1], dtype, {f"logits[{t}]": x for t, x in enumerate(xs)})
-    grads: list[Array | None] = [None] * len(xs)
+    result = outputs.value(out, shape[:1], dtype, {f"logits[{t}]": x for t, x in enumerate(xs)})
+    grads: Sequence[Array | None] = [None] * len(xs)
     scale = None
     if _wants is not None:
-        grads = _lists(_wants, xs)
+        grads = outputs.gradients(_wants, "logits", xs, {"out": result}, in_place=True) or grads
         scale = np.ascontiguousarray(positions.scale(_wants.cotangent).T)
     losses = np.zeros(w.T.shape, dtype)
     for t, x in enumerate(xs):
@@ -395,19 +330,7 @@ def sequence_loss_by_example(
             _cross_entropies(x, marked[t], losses[t], grads[t], of_t, n_threads)
         else:
             _losses_by(softmax_loss_function, x, ys[t], losses[t], grads[t], of_t, columns[t] != 0)
-    return positions.value(losses.T, out)
-
-
-def _lists(wants: Wants, xs: list[Array]) -> list[Array | None]:
-    """Buffers for the gradients of a list."""
-    given = check.one_buffer_each("grad_out", wants.buffers.get("logits", [None] * len(xs)), len(xs), "logits")
-    grads: list[Array | None] = []
-    for t, (x, buffer) in enumerate(zip(xs, given, strict=True)):
-        apart = {f"logits[{k}]": a for k, a in enumerate(xs)} | {f"grad_out[{k}]": g for k, g in enumerate(grads)}
-        check.output(f"grad_out[{t}]", buffer, x.shape, x.dtype, apart, x)
-        grads.append(_memory.empty_like(x) if buffer is None else buffer)
-    wants.grads["logits"] = grads
-    return grads
+    return positions.value(losses.T, result, out)
 
 
 @differentiable("logits")
@@ -470,21 +393,21 @@ def packed_sequence_loss(
     """
     x = check.array("logits", logits)
     dtype = check.loss_dtype("logits", x.dtype)
-    if x.ndim != 2:
-        raise ValueError(f"logits must have two axes, of token and class, got shape {x.shape}")
-    y = _targets(targets, x)
+    check.with_axes("logits", x, "token", "class")
+    y = check.targets("targets", targets, x)
     ends = check.offsets("offsets", offsets, x.shape[0])
     kind = {"sum": _kernels.SUM, "mean": _kernels.MEAN, "perplexity": _kernels.PERPLEXITY}
     how = kind[check.choice("reduction", reduction, kind)]
     w = np.zeros(x.shape[0])
-    given = None if weights is None else check.same_shape(
-        "weights", check.numbers("weights", weights), x.shape[:1], "one weight a token"
-    )  # fmt: skip
+    given = check.per_position(weights, x.shape[:1], "one weight a token")
     w[ends[0] : ends[-1]] = 1 if given is None else given[ends[0] : ends[-1]]
     marked = _marked(y, w, x)
     shape = (len(ends) - 1,)
-    check.output("out", out, shape, dtype, {"logits": x, "targets": y, "weights": given})
-    grad = _buffer(_wants, "logits", x, {"targets": y, "out": out, "weights": given})
+    apart = {"logits": x, "targets": y, "weights": given}
+    result = outputs.value(out, shape, dtype, apart)
+    grad = None
+    if _wants is not None:
+        grad = outputs.gradient(_wants, "logits", x, {**apart, "out": result}, in_place=True)
     losses, value, denominator = np.zeros(x.shape[:1], dtype), _memory.empty(shape), _memory.empty(shape)
     scale = None
     large = np.zeros(shape, bool)
@@ -501,6 +424,5 @@ def packed_sequence_loss(
     for b in np.flatnonzero(large & (how == _kernels.PERPLEXITY)) if grad is not None else ():
         assert grad is not None
         _multiply(grad[ends[b] : ends[b + 1]], value[b])
-    result = _memory.empty(shape, dtype) if out is None else out
-    narrow(result, value)
+    outputs.narrow(result, value)
     return result

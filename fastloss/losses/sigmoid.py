@@ -77,8 +77,9 @@ def sigmoid_cross_entropy_with_logits(
     array([9.357623e-14, 6.931472e-01,          inf], dtype=float32)
     """
     return evaluate(
-        _wants, _kernels.SIGMOID_CROSS_ENTROPY, (), "logits", logits, labels, sample_weight, reduction, out, n_threads
-    )
+        _wants, _kernels.SIGMOID_CROSS_ENTROPY, (), "logits", logits, labels,
+        sample_weight=sample_weight, reduction=reduction, out=out, n_threads=n_threads,
+    )  # fmt: skip
 
 
 @elementwise_loss("logits", "labels", "pos_weight")
@@ -142,11 +143,10 @@ def weighted_cross_entropy_with_logits(
     array([2.07944154e+00, 4.24835426e-18])
     """
     y = check.one_of("labels", labels, "targets", targets)
-    if pos_weight is None:
-        raise TypeError("pos_weight must be given")
+    check.given("pos_weight", pos_weight)
     return evaluate(
-        _wants, _kernels.WEIGHTED_CROSS_ENTROPY, (), "logits", logits, y, sample_weight, reduction, out, n_threads,
-        pos_weight,
+        _wants, _kernels.WEIGHTED_CROSS_ENTROPY, (), "logits", logits, y,
+        sample_weight=sample_weight, reduction=reduction, out=out, n_threads=n_threads, pos_weight=pos_weight,
     )  # fmt: skip
 
 
@@ -212,8 +212,8 @@ def sigmoid_focal_loss(
     g = check.scalar("gamma", gamma, 0, float("inf"))
     weights = (1.0, 1.0) if a is None else (a, 1 - a)
     return evaluate(
-        _wants, _kernels.SIGMOID_FOCAL, (g, *weights), "logits", logits, labels, sample_weight, reduction, out,
-        n_threads,
+        _wants, _kernels.SIGMOID_FOCAL, (g, *weights), "logits", logits, labels,
+        sample_weight=sample_weight, reduction=reduction, out=out, n_threads=n_threads,
     )  # fmt: skip
 
 

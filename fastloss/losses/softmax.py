@@ -9,7 +9,7 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 from fastloss._core import inputs as check
-from fastloss._core import memory as _memory
+from fastloss._core import outputs
 from fastloss._core import threads as _threads
 from fastloss._core.gradients import Wants, differentiable
 from fastloss._native import softmax as _kernels
@@ -117,8 +117,7 @@ def sparse_softmax_cross_entropy_with_logits(
     """
     x = check.array("logits", logits)
     k = _class_axis(x, axis, dim)
-    y = check.integers("labels", labels)
-    check.same_shape("labels", y, check.without(x.shape, k), "that of logits without axis")
+    y = check.class_indices(labels, x, k)
     return row_loss(
         _wants, CROSS_ENTROPY, x, y, True, k, ignore_index=ignore_index, sample_weight=sample_weight,
         class_weight=class_weight, label_smoothing=label_smoothing, where=where, reduction=reduction, out=out,
@@ -226,8 +225,7 @@ def _normalize(
     check.loss_dtype("x", a.dtype)
     threads = _threads.resolve(n_threads, a.size)
     mask = None if where is None else check.mask("where", where, a.shape)
-    check.output("out", out, a.shape, a.dtype, {"x": a, "where": mask}, a)
-    result = _memory.empty_like(a) if out is None else out
+    result = outputs.value_like(out, a, {"x": a, "where": mask})
     rows, k = _rows(a, axis)
     target = _rows(result, axis)[0]
     kept = None if mask is None else _rows(mask, axis)[0]
@@ -374,9 +372,8 @@ def logsumexp(
     if check.flag("keepdims", keepdims):
         summed = check.axes(axis, a.ndim)
         shape = tuple(1 if d in summed else n for d, n in enumerate(a.shape))
-    check.output("out", out, shape, dtype, {"x": a, "where": mask})
-    result = _memory.empty(shape, dtype) if out is None else out
+    result = outputs.value(out, shape, dtype, {"x": a, "where": mask})
     if rows.shape[k] == 0:
         result[...] = -np.inf
     _kernels.normalize("logsumexp", check.raw(rows), k, result, kept, threads)
-    return result if result.ndim or out is not None else result[()]
+    return outputs.returned(result, out)

@@ -24,16 +24,7 @@ def _loss(
     x = check.array("logits", logits)
     check.loss_dtype("logits", x.dtype)  # first, for the number of its axes says what labels are
     k = check.class_axis("logits", x, axis)
-    y = check.array("labels", labels)
-    index = y.ndim != x.ndim
-    if index:
-        y = check.integers("labels", labels)
-        check.same_shape("labels", y, check.without(x.shape, k), "that of logits without axis")
-    elif ignore_index is not None:
-        got = check.ignored(ignore_index)
-        raise ValueError(f"ignore_index must be None where labels are targets, got {got} (use sample_weight)")
-    else:
-        y = check.numbers("labels", y)
+    y, index = check.indices_or_targets(labels, x, k, ignore_index)
     return row_loss(wants, law, x, y, index, k, ignore_index=ignore_index, **options)
 
 

@@ -8,22 +8,11 @@ from typing import Any
 import numpy as np
 from numpy.typing import ArrayLike
 
+from fastloss._core import inputs as check
 from fastloss._core import memory as _memory
 from fastloss._core import threads as _threads
 from fastloss._native import alias, samplers
-from fastloss.samplers.draws import (
-    Floats,
-    Ids,
-    Law,
-    Seed,
-    as_ids,
-    as_integer,
-    as_weights,
-    copied,
-    finish,
-    resolve_seed,
-    try_limit,
-)
+from fastloss.samplers.draws import Floats, Ids, Law, Seed, finish, try_limit
 
 
 class AliasTable:
@@ -65,15 +54,12 @@ class AliasTable:
     _drawable: int
 
     def __init__(self, weights: ArrayLike) -> None:
-        given = as_weights("weights", weights)
-        if not 1 <= given.size < 2**32:
-            raise ValueError(f"weights must be a vector of 1 to 2**32 - 1 numbers, got shape {given.shape}")
-        own = copied(given, np.float64)
+        given = check.alias_weights("weights", weights)
+        own = _memory.copied(given, np.float64)
         total, low, self._drawable, bad = alias.total_and_support(own)
         if bad >= 0:
-            raise ValueError(f"weights must be finite and not negative, got {own[bad]} at row {bad}")
-        if not 1e-280 < total < np.inf:
-            raise ValueError(f"weights must have a sum in [1e-280, 1.8e308], got {total}")
+            raise check.bad_weight("weights", own, bad)
+        check.weight_sum("weights", total)
         table = _memory.aligned(own.size + (own.size + 1) // 2, np.dtype(np.int64))
         alias.build(own, total, low, table)
         self._law = (samplers.LAWS["alias"], own.size, table, own, total)
@@ -109,10 +95,10 @@ class AliasTable:
             If size is not a shape, or seed not a seed.
         """
         shape = size if isinstance(size, (tuple, list)) else (size,)
-        shape = tuple(as_integer("size", s, 0) for s in shape)
+        shape = tuple(check.whole("size", s, 0) for s in shape)
         _memory.room("size", size, 8 * math.prod(shape))
         out = _memory.empty(shape, np.int64)
-        key, stream = resolve_seed(seed)
+        key, stream = check.seed(seed)
         few = n_threads is None and out.size < 65536  # one thread then; do not even ask how many there are
         samplers.spread(self._law, key, stream, out, 1 if few else _threads.resolve(n_threads))
         return out
@@ -139,11 +125,9 @@ class AliasTable:
         ValueError
             If fewer than k classes have positive weight.
         """
-        k = as_integer("k", k, 0)
-        if k > self._drawable:
-            raise ValueError(f"k must be at most {self._drawable}, the number of positive weights, got {k}")
+        k = check.unique_size("k", k, self._drawable)
         _memory.room("k", k, 8 * k)
-        key, stream = resolve_seed(seed)
+        key, stream = check.seed(seed)
         out = _memory.empty(k, np.int64)
         limit = try_limit(len(self), k)
         filled = samplers.sample([self._law, key, stream, 0, None], out, True, limit, None, None, None)[1]
@@ -159,7 +143,7 @@ class AliasTable:
         TypeError, ValueError
             If ids are not integers in [0, n).
         """
-        array = as_ids("ids", ids, len(self))
+        array = check.ids("ids", ids, len(self))
         out = _memory.empty(array.shape)
         samplers.measure(self._law, array, out, samplers.MEASURES["probability"], 0.0, None)
         return out

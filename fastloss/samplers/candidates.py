@@ -4,18 +4,17 @@ from __future__ import annotations
 
 import os
 from contextlib import nullcontext
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
+from fastloss._core import inputs as check
 from fastloss._core import memory as _memory
 from fastloss._core import threads as _threads
-from fastloss._core.values import array as as_array
-from fastloss._core.values import shown
 from fastloss._native import candidates, samplers
 from fastloss.samplers.alias import AliasTable
-from fastloss.samplers.draws import Ids, Law, Seed, as_bool, as_ids, as_int64, as_integer, resolve_seed, try_limit
+from fastloss.samplers.draws import Ids, Law, Seed, try_limit
 from fastloss.samplers.samplers import Candidates, LogUniformSampler, UniformSampler, _after, _Sampler
 from fastloss.samplers.unigrams import FixedUnigramSampler, LearnedUnigramSampler, read_counts
 
@@ -26,15 +25,6 @@ class AccidentalHits(NamedTuple):
     indices: Ids
     ids: Ids
     weights: NDArray[np.float32]
-
-
-def _matrix(name: str, array: ArrayLike, num_true: int) -> NDArray[Any]:
-    """`array`, which must have the shape [batch, num_true]."""
-    num_true = as_integer("num_true", num_true, 1)
-    matrix = as_array(name, array)
-    if matrix.ndim != 2 or matrix.shape[1] != num_true:
-        raise ValueError(f"{name} must have the shape [batch, num_true={num_true}], got shape {matrix.shape}")
-    return matrix
 
 
 def uniform_candidate_sampler(
@@ -90,7 +80,7 @@ def uniform_candidate_sampler(
     >>> ids, true
     (array([39, 49, 38]), array([[0.06]]))
     """
-    true = _matrix("true_classes", true_classes, num_true)
+    true = check.per_row("true_classes", true_classes, num_true)
     return UniformSampler(range_max, seed=seed).candidates(true, num_sampled, unique)
 
 
@@ -121,7 +111,7 @@ def log_uniform_candidate_sampler(
     >>> log_uniform_candidate_sampler([[0]], 1, 3, True, 2**40, seed=1).sampled_candidates
     array([96646399659,       73424,   173115944])
     """
-    true = _matrix("true_classes", true_classes, num_true)
+    true = check.per_row("true_classes", true_classes, num_true)
     return LogUniformSampler(range_max, seed=seed).candidates(true, num_sampled, unique)
 
 
@@ -153,7 +143,7 @@ def learned_unigram_candidate_sampler(
     array([[1.],
            [1.]])
     """
-    true = _matrix("true_classes", true_classes, num_true)
+    true = check.per_row("true_classes", true_classes, num_true)
     return LearnedUnigramSampler(range_max, seed=seed).candidates(true, num_sampled, unique)
 
 
@@ -191,9 +181,9 @@ def fixed_unigram_candidate_sampler(
     >>> fixed_unigram_candidate_sampler([[2]], 1, 4, False, 3, unigrams=[1, 2, 5], seed=0).true_expected_count
     array([[2.5]])
     """
-    true = _matrix("true_classes", true_classes, num_true)
-    range_max = as_integer("range_max", range_max, 1)
-    entries = range_max * as_integer("num_shards", num_shards, 1)  # the file may have
+    true = check.per_row("true_classes", true_classes, num_true)
+    range_max = check.whole("range_max", range_max, 1)
+    entries = range_max * check.whole("num_shards", num_shards, 1)  # the file may have
     unigrams, vocab_file = read_counts(unigrams, vocab_file, entries), ""
     sampler = FixedUnigramSampler(
         unigrams,
@@ -204,8 +194,7 @@ def fixed_unigram_candidate_sampler(
         shard=shard,
         seed=seed,
     )
-    if sampler.range_max != range_max:
-        raise ValueError(f"range_max must be {sampler.range_max}, the number of ids in the shard, got {range_max}")
+    check.range_of_shard(range_max, sampler.range_max)
     return sampler.candidates(true, num_sampled, unique)
 
 
@@ -231,9 +220,9 @@ def all_candidate_sampler(
     Candidates(sampled_candidates=array([0, 1, 2]), true_expected_count=array([[1.]]), \
 sampled_expected_count=array([1., 1., 1.]))
     """
-    num_sampled = as_integer("num_sampled", num_sampled, 1)
-    as_bool("unique", unique)
-    true = as_ids("true_classes", _matrix("true_classes", true_classes, num_true), num_sampled, own=False)
+    num_sampled = check.whole("num_sampled", num_sampled, 1)
+    check.boolean("unique", unique)
+    true = check.ids("true_classes", check.per_row("true_classes", true_classes, num_true), num_sampled, own=False)
     _memory.room("num_sampled", num_sampled, 16 * num_sampled)
     return Candidates(np.arange(num_sampled, dtype=np.int64), np.ones(true.shape), np.ones(num_sampled))
 
@@ -278,10 +267,8 @@ def compute_accidental_hits(
     >>> hits.indices, hits.ids
     (array([0, 1, 1]), array([2, 0, 3]))
     """
-    true = _any_ids("true_classes", _matrix("true_classes", true_classes, num_true))
-    sampled = _any_ids("sampled_candidates", as_array("sampled_candidates", sampled_candidates))
-    if sampled.ndim != 1:
-        raise ValueError(f"sampled_candidates must be a vector, got shape {sampled.shape}")
+    true = check.any_ids("true_classes", check.per_row("true_classes", true_classes, num_true))
+    sampled = check.id_vector("sampled_candidates", sampled_candidates)
     follows = _memory.empty(sampled.size, np.int64)
     room = true.size
     while True:
@@ -293,14 +280,6 @@ def compute_accidental_hits(
         room = found
     weights = np.full(found, np.finfo(np.float32).min, np.float32)
     return AccidentalHits(rows[:found].copy(), places[:found].copy(), weights)
-
-
-def _any_ids(name: str, array: NDArray[Any]) -> Ids:
-    """Any integers that int64 holds."""
-    ids = as_int64(name, array)
-    if array.dtype.kind == "u" and ids.min(initial=0) < 0:
-        raise ValueError(f"{name} must lie below 2**63, got {array.max()}")
-    return ids
 
 
 def sample_negatives(
@@ -351,13 +330,10 @@ def sample_negatives(
     Traceback (most recent call last):
     ValueError: positives must leave at least 4 ids that can be drawn, left 3 at row 0
     """
-    if not isinstance(sampler, (_Sampler, AliasTable)):
-        raise TypeError(f"sampler must be a sampler or an AliasTable, got {shown(sampler)}")
-    if seed is not None and isinstance(sampler, _Sampler):
-        raise ValueError("seed must be None for a sampler, which has its own stream")
-    num_sampled = as_integer("num_sampled", num_sampled, 1)
-    unique = as_bool("unique", unique)
-    starts, ids = _ragged(positives, sampler._law[1])
+    check.drawn_from(sampler, seed, _Sampler, AliasTable)
+    num_sampled = check.whole("num_sampled", num_sampled, 1)
+    unique = check.boolean("unique", unique)
+    starts, ids = check.ragged(positives, sampler._law[1])
     longest = int((starts[1:] - starts[:-1]).max(initial=0))
     threads = _threads.resolve(n_threads)
     _memory.room("num_sampled", num_sampled, 8 * num_sampled * starts.size)
@@ -368,33 +344,12 @@ def sample_negatives(
         wanted = num_sampled if unique else 1
         row, left = candidates.too_few(sampler._law, starts, ids, sampler._drawable, wanted, seen[0])
         if row >= 0:
-            raise ValueError(f"positives must leave at least {wanted} ids that can be drawn, left {left} at row {row}")
-        key, stream, block = sampler._now[1:4] if isinstance(sampler, _Sampler) else (*resolve_seed(seed), 0)
+            raise check.bad_positives(wanted, left, row)
+        key, stream, block = sampler._now[1:4] if isinstance(sampler, _Sampler) else (*check.seed(seed), 0)
         out = _negatives(sampler._law, samplers.derive(key, stream, block), starts, ids, num_sampled, unique, seen)
         if isinstance(sampler, _Sampler):
             sampler._now[3] = _after(block, num_sampled)
         return out
-
-
-def _ragged(positives: Any, range_max: int) -> tuple[Ids, Ids]:
-    """Positives as (indptr, indices)."""
-    if not isinstance(positives, tuple):
-        array = as_array("positives", positives)
-        if array.ndim != 2:
-            raise ValueError(f"positives must have the shape [batch, T], got shape {array.shape}")
-        ids = as_ids("positives", array, range_max)
-        return np.arange(len(ids) + 1, dtype=np.int64) * ids.shape[1], ids.reshape(-1)
-    if len(positives) != 2:
-        raise ValueError(f"positives must be an array or a tuple (indptr, indices), got {len(positives)} items")
-    ids = as_ids("indices", positives[1], range_max)
-    starts = as_ids("indptr", positives[0], ids.size + 1)
-    if ids.ndim != 1 or starts.ndim != 1 or starts.size == 0:
-        raise ValueError(f"indptr and indices must be vectors, got shapes {starts.shape} and {ids.shape}")
-    falls = np.flatnonzero(starts[1:] < starts[:-1])
-    if falls.size:
-        row = falls[0]
-        raise ValueError(f"indptr must not decrease, got {starts[row + 1]} after {starts[row]} at row {row}")
-    return starts, ids
 
 
 def _negatives(

@@ -10,26 +10,13 @@ from weakref import ref
 import numpy as np
 from numpy.typing import ArrayLike
 
+from fastloss._core import inputs as check
 from fastloss._core import memory as _memory
-from fastloss._core.values import choice, scalar, shown
 from fastloss._native import samplers
-from fastloss.samplers.draws import (
-    Floats,
-    Ids,
-    Law,
-    Seed,
-    as_bool,
-    as_ids,
-    as_int64,
-    as_integer,
-    finish,
-    outside,
-    resolve_seed,
-    try_limit,
-)
+from fastloss.samplers.draws import Floats, Ids, Law, Seed, finish, try_limit
 
 LAWS, _MEASURES, _INT64 = samplers.LAWS, samplers.MEASURES, np.dtype(np.int64)
-_ALL, _INFINITY = 2**64 - 1, float("inf")
+_ALL = 2**64 - 1
 _NONE: Any = object()  # instead of true classes: no counts are wanted; as a size: none yet
 _sample, _empty, _new = samplers.sample, _memory.small, tuple.__new__  # looked up once: a small call takes 4 us
 
@@ -71,12 +58,12 @@ class _Sampler:
     _keys: tuple[str, ...] = ("block", "key", "last", "sampler", "stream")  # of its state
 
     def __init__(self, law: Law, drawable: int, seed: Seed, expected_count: str) -> None:
-        self._inclusion = choice("expected_count", expected_count, EXPECTED_COUNTS) == "inclusion"
+        self._inclusion = check.choice("expected_count", expected_count, EXPECTED_COUNTS) == "inclusion"
         self._drawable = drawable
         # All that a call changes: law, key, stream and block (the place in the random bits), and the last sample (how
         # many ids, whether unique, in how many draws).  It is changed in one go, when all else is done, so that no
         # interrupt leaves half a call behind, and no fork that another thread makes takes one along.
-        self._now: list[Any] = [law, *resolve_seed(seed), 0, None]
+        self._now: list[Any] = [law, *check.seed(seed), 0, None]
         self._times: tuple[int, float, Floats] | None = None
         self._size: tuple[int, bool, int] = _NONE, False, 0  # what the last call asked for: see _checked
         self._unlocked()
@@ -119,19 +106,7 @@ class _Sampler:
 
     @state.setter
     def state(self, state: dict[str, Any]) -> None:
-        if not isinstance(state, dict):
-            raise TypeError(f"state must be a dict, got {shown(state)}")
-        if set(state) != set(self._keys):
-            raise ValueError(f"state must have the keys {', '.join(self._keys)}, got {shown(list(state))}")
-        choice("state['sampler']", state["sampler"], [type(self).__name__])
-        words = [as_integer(f"state[{name!r}]", state[name], 0, _ALL) for name in ("key", "stream", "block")]
-        last = state["last"]
-        if last is not None:
-            if not isinstance(last, (tuple, list)) or len(last) != 3:
-                raise TypeError(f"state['last'] must be None or (num_sampled, unique, tries), got {shown(last)}")
-            size = as_integer("num_sampled in state['last']", last[0], 1)
-            unique = as_bool("unique in state['last']", last[1])
-            last = size, unique, scalar("tries in state['last']", last[2], size, _INFINITY)
+        words, last = check.state(state, self._keys, type(self).__name__)
         with self._lock:
             law = self._restored(state)
             self._times = None
@@ -172,12 +147,7 @@ class _Sampler:
 
     def _checked(self, num_sampled: int, unique: bool) -> tuple[int, bool, int]:
         """A request for a sample, and how many draws it may take."""
-        size, distinct = as_integer("num_sampled", num_sampled, 1), as_bool("unique", unique)
-        if distinct and size > self._drawable:
-            raise ValueError(
-                f"num_sampled must be at most {self._drawable}, the number of ids that can be drawn, "
-                f"when they are to be unique, got {size}"
-            )
+        size, distinct = check.sample_size(num_sampled, unique, self._drawable)
         _memory.room("num_sampled", size, 16 * size)
         if distinct:
             _memory.room("num_sampled", size, 16 * size + 8 * samplers.set_size(self._law[1], size))
@@ -192,7 +162,7 @@ class _Sampler:
             If ids are not integers in [0, range_max).
         """
         law = self._now[0]
-        return self._measure(as_ids("ids", ids, law[1], law[2] is not None), _MEASURES["probability"], 0.0)
+        return self._measure(check.ids("ids", ids, law[1], own=law[2] is not None), _MEASURES["probability"], 0.0)
 
     def _measure(self, ids: Ids, what: int, x: float, times: Floats | None = None) -> Floats:
         out = _memory.empty(ids.shape)
@@ -233,21 +203,11 @@ class _Sampler:
         TypeError, ValueError
             If ids are not integers in [0, range_max); if there was no sample, or its description makes no sense.
         """
-        array = as_ids("ids", ids, self.range_max, self._law[2] is not None)
+        array = check.ids("ids", ids, self.range_max, own=self._law[2] is not None)
         if num_sampled is None:
-            last = self._now[4]
-            if last is None:
-                raise ValueError("num_sampled must be given before the first sample, got None")
-            return self._expected(array, *last)
-        num_sampled = as_integer("num_sampled", num_sampled, 1)
-        drawn: float = num_sampled
-        if as_bool("unique", unique):
-            if num_sampled > self._drawable:
-                raise ValueError(f"num_sampled must be at most {self._drawable} when unique, got {num_sampled}")
-            if not self._inclusion:
-                if tries is None:
-                    raise ValueError("tries must be given along with num_sampled for a unique sample, got None")
-                drawn = scalar("tries", tries, num_sampled, _INFINITY)
+            return self._expected(array, *check.last_sample(self._now[4]))
+        num_sampled, unique = check.sample_size(num_sampled, unique, self._drawable)
+        drawn = check.tries(tries, num_sampled) if unique and not self._inclusion else num_sampled
         return self._expected(array, num_sampled, unique, drawn)
 
     def _expected(self, ids: Ids, num_sampled: int, unique: bool, tries: float) -> Floats:
@@ -294,8 +254,8 @@ class _Sampler:
         """
         # small calls count: this is one function, and does nothing that it need not
         true: Any = true_classes
-        if not (type(true) is np.ndarray and true.dtype is _INT64 and true.flags.carray):  # as_int64's own shortcut
-            true = None if true is _NONE else as_int64("true_classes", true)
+        if not (type(true) is np.ndarray and true.dtype is _INT64 and true.flags.carray):  # int64's own shortcut
+            true = None if true is _NONE else check.int64("true_classes", true)
         with self._lock:
             size, distinct, limit = self._size
             if num_sampled is not size or unique is not distinct:  # the same objects as last time need no check
@@ -307,12 +267,12 @@ class _Sampler:
             bad, filled, tries, done = _sample(self._now, out, distinct, limit, true, of_true, counts)
             if not done:
                 if bad >= 0:
-                    raise outside("true_classes", true_classes, true, self.range_max, bad)
+                    raise check.bad_id("true_classes", true_classes, true, self.range_max, bad)
                 law, key, stream, block, _ = self._now
                 if filled < size:
                     tries, counts = tries + finish(law, key, stream, block, out, filled), None
                 if true is not None:
-                    true = as_ids("true_classes", true, law[1])  # others may have changed it since
+                    true = check.ids("true_classes", true, law[1])  # others may have changed it since
                     if counts is None:
                         of_true = self._expected(true, size, distinct, tries)
                         counts = self._expected(out, size, distinct, tries)
@@ -358,7 +318,7 @@ class UniformSampler(_Sampler):
     """
 
     def __init__(self, range_max: int, *, seed: Seed = None, expected_count: str = "tries") -> None:
-        n = as_integer("range_max", range_max, 1)
+        n = check.whole("range_max", range_max, 1)
         super().__init__((LAWS["uniform"], n, None, None, 0.0), n, seed, expected_count)
 
     def _included(self, num_sampled: int) -> tuple[int, float, Floats | None]:
@@ -394,5 +354,5 @@ class LogUniformSampler(_Sampler):
     """
 
     def __init__(self, range_max: int, *, seed: Seed = None, expected_count: str = "tries") -> None:
-        n = as_integer("range_max", range_max, 1)
+        n = check.whole("range_max", range_max, 1)
         super().__init__((LAWS["log_uniform"], n, None, None, 0.0), n, seed, expected_count)

@@ -3,34 +3,18 @@
 from __future__ import annotations
 
 import os
-import stat
-from array import array as growing
-from typing import Any, TextIO
+from typing import Any
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
+from fastloss._core import inputs as check
 from fastloss._core import memory as _memory
-from fastloss._core.values import choice, shown
 from fastloss._native import alias, samplers, unigram
-from fastloss.samplers.draws import (
-    NO_IDS,
-    Floats,
-    Ids,
-    Law,
-    Seed,
-    as_finite,
-    as_ids,
-    as_int64,
-    as_integer,
-    as_weights,
-    copied,
-)
+from fastloss.samplers.draws import NO_IDS, Floats, Ids, Law, Seed
 from fastloss.samplers.samplers import EXPECTED_COUNTS, LAWS, _Sampler
 
 _FEW = 1 << 14  # ids that are learned without a look at pending signals
-_ROWS = 2**31 - 1  # entries that a file may have
-_LINE = 1 << 16  # characters of a line of it
 
 
 class LearnedUnigramSampler(_Sampler):
@@ -72,14 +56,17 @@ class LearnedUnigramSampler(_Sampler):
     _keys = (*_Sampler._keys, "counts")
 
     def __init__(self, range_max: int, *, seed: Seed = None, expected_count: str = "tries") -> None:
-        inclusion = choice("expected_count", expected_count, EXPECTED_COUNTS) == "inclusion"
-        n = as_integer("range_max", range_max, 1, 2**31 if inclusion else 2**40)
+        inclusion = check.choice("expected_count", expected_count, EXPECTED_COUNTS) == "inclusion"
+        n = check.whole("range_max", range_max, 1, 2**31 if inclusion else 2**40)
         tree = _tree_for(n, 0)
         super().__init__((LAWS["learned_unigram"], n, tree, None, 0.0), n, seed, expected_count)
 
     def __getstate__(self) -> dict[str, Any]:
         with self._lock:
-            state = {**self.__dict__, "_now": [_with(self._law, copied(self._tree, self._tree.dtype)), *self._now[1:]]}
+            state = {
+                **self.__dict__,
+                "_now": [_with(self._law, _memory.copied(self._tree, self._tree.dtype)), *self._now[1:]],
+            }
         del state["_lock"]
         return state
 
@@ -110,7 +97,7 @@ class LearnedUnigramSampler(_Sampler):
         TypeError, ValueError
             If ids are not integers in [0, range_max); no count is changed then.
         """
-        array = as_ids("ids", ids, self._now[0][1])
+        array = check.ids("ids", ids, self._now[0][1])
         with self._lock:
             law, _, _, block, last = now = self._now
             if not samplers.advance(now, law, array, block, last):
@@ -160,15 +147,7 @@ class LearnedUnigramSampler(_Sampler):
         return {**super()._state(), "counts": self._counts()}
 
     def _restored(self, state: dict[str, Any]) -> Law:
-        counts = as_int64("state['counts']", state["counts"]).copy()  # nobody changes it after it was checked
-        if counts.shape != (self.range_max,):
-            raise ValueError(f"state['counts'] must have the shape ({self.range_max},), got shape {counts.shape}")
-        if counts.min() < 1:
-            row = int(np.argmax(counts < 1))
-            raise ValueError(f"state['counts'] must lie in [1, 2**62], got {counts[row]} at row {row}")
-        if float(counts.sum(dtype=float)) > 2.0**62:
-            raise ValueError(f"state['counts'] must have a sum of at most 2**62, got {counts.sum(dtype=float):g}")
-        return self._counted(counts)
+        return self._counted(check.state_counts(state["counts"], self.range_max))
 
 
 def _tree(law: Law) -> NDArray[Any]:
@@ -256,10 +235,10 @@ class FixedUnigramSampler(_Sampler):
         expected_count: str = "tries",
     ) -> None:
         counts = read_counts(unigrams, vocab_file)
-        reserved = as_integer("num_reserved_ids", num_reserved_ids, 0, 2**31 - 1)
-        self._num_shards = as_integer("num_shards", num_shards, 1)
-        self._shard = as_integer("shard", shard, 0, self._num_shards - 1)
-        self._reserved, self._distortion = reserved, as_finite("distortion", distortion)
+        reserved = check.whole("num_reserved_ids", num_reserved_ids, 0, 2**31 - 1)
+        self._num_shards = check.whole("num_shards", num_shards, 1)
+        self._shard = check.whole("shard", shard, 0, self._num_shards - 1)
+        self._reserved, self._distortion = reserved, check.scalar("distortion", distortion, -3e38, 3e38)
         mine = np.ascontiguousarray(counts[(self._shard - reserved) % self._num_shards :: self._num_shards])
         kept = len(range(self._shard, reserved, self._num_shards))
         law, drawable = _fixed_law(mine, kept, self._distortion)
@@ -282,108 +261,33 @@ class FixedUnigramSampler(_Sampler):
         TypeError, ValueError
             If ids are not integers in [0, range_max).
         """
-        return as_ids("ids", ids, self.range_max, own=False) * self._num_shards + self._shard
+        return check.ids("ids", ids, self.range_max, own=False) * self._num_shards + self._shard
 
 
-def read_counts(unigrams: ArrayLike, vocab_file: str | os.PathLike[str], most: int = _ROWS) -> Floats:
+def read_counts(unigrams: ArrayLike, vocab_file: str | os.PathLike[str], most: int = 2**31 - 1) -> Floats:
     """The counts of all entries, from either source; a file may have so many."""
-    given = as_weights("unigrams", unigrams)
-    path = _path(vocab_file)
-    if bool(given.size) == bool(path):
-        raise ValueError("unigrams or vocab_file must be given, and not both")
+    given = check.weight_vector("unigrams", unigrams)
+    path = check.file_name(vocab_file)
+    check.either(bool(given.size), path)
     if path:
-        return _read_counts(path, min(most, _ROWS))
+        return check.file_counts(path, most)
     fits = given.dtype == np.float64 and given.flags.c_contiguous and given.flags.aligned
-    counts = given if fits else copied(given, np.float64)
+    counts = given if fits else _memory.copied(given, np.float64)
     bad = alias.total_and_support(counts)[3]
     if bad >= 0:
-        raise ValueError(f"unigrams must be finite and not negative, got {counts[bad]} at row {bad}")
+        raise check.bad_weight("unigrams", counts, bad)
     return counts
-
-
-def _path(vocab_file: Any) -> str:
-    """A path as text."""
-    if not isinstance(vocab_file, (str, os.PathLike)):
-        raise TypeError(f"vocab_file must be a path, a str or os.PathLike, got {shown(vocab_file)}")
-    try:
-        path = os.fspath(vocab_file)
-        if not isinstance(path, str):
-            raise TypeError
-    except Exception:  # __fspath__ may raise anything
-        raise TypeError(f"vocab_file must be a path that is a str, got {shown(vocab_file)}") from None
-    try:
-        encoded = os.fsencode(path)
-    except UnicodeError:
-        encoded = b"\0"
-    if b"\0" in encoded:
-        raise ValueError(f"vocab_file must be a name that a file can have, got {shown(path)}")
-    return path
-
-
-def _open(path: str) -> TextIO:
-    """A regular file.  Others are not even opened, for that may do something, or wait."""
-    file = -1
-    kind = os.stat(path)
-    if stat.S_ISREG(kind.st_mode):
-        file = os.open(path, os.O_RDONLY | getattr(os, "O_NONBLOCK", 0) | getattr(os, "O_CLOEXEC", 0))
-        kind = os.fstat(file)
-    if not stat.S_ISREG(kind.st_mode):
-        if file >= 0:
-            os.close(file)
-        raise ValueError(f"vocab_file must be a regular file, got {_kind(kind.st_mode)}, {shown(path)}")
-    return open(file, encoding="utf-8", errors="replace")
-
-
-def _kind(mode: int) -> str:
-    kinds = {stat.S_IFDIR: "a directory", stat.S_IFIFO: "a FIFO", stat.S_IFSOCK: "a socket"}
-    return kinds.get(stat.S_IFMT(mode), "a device")
-
-
-def _read_counts(path: str, most: int) -> Floats:
-    """The last field of each line that is not blank."""
-    counts = growing("d")
-    number = 0
-    with _open(path) as file:
-        while line := file.readline(_LINE + 1):
-            number += 1
-            if len(line) > _LINE or number > _ROWS:
-                limit = f"lines of at most {_LINE} characters" if number <= _ROWS else f"at most {_ROWS} lines"
-                raise ValueError(f"vocab_file must have {limit}, got {shown(line)} at line {number}")
-            if not line.strip():
-                continue
-            field = line.rsplit(",", 1)[-1].strip()
-            try:
-                if "_" in field:
-                    raise ValueError
-                count = float.fromhex(field) if "x" in field.lower() else float(field)
-            except (ValueError, OverflowError):
-                rule = "vocab_file must end each line with a number"
-                raise ValueError(f"{rule}, got {shown(field)} at line {number}") from None
-            if not 0 <= count < np.inf:
-                rule = "vocab_file must hold counts that are finite and not negative"
-                raise ValueError(f"{rule}, got {shown(field)} at line {number}")
-            if len(counts) == most:
-                rule = f"vocab_file must hold at most {most} entries, as many as there are ids"
-                raise ValueError(f"{rule}, got one more at line {number}")
-            counts.append(count)
-    if not counts:
-        raise ValueError(f"vocab_file must hold at least one entry, got none in {shown(path)}")
-    return np.frombuffer(counts)
 
 
 def _fixed_law(counts: Floats, reserved: int, distortion: float) -> tuple[Law, int]:
     """Law and number of drawable ids of one shard: reserved ids, then counts."""
     n = reserved + counts.size
-    if not 1 <= n < 2**31:
-        raise ValueError(f"unigrams must give the shard between 1 and 2**31 - 1 ids, got {n}")
+    check.fixed_ids(n)
     _memory.room("num_reserved_ids", reserved, 40 * n)
     weights = _memory.empty(n)
     alias.float_weights(counts, distortion, reserved, weights)
     total, _, drawable, bad = alias.total_and_support(weights)
-    if bad >= 0:
-        raise ValueError(f"unigrams**distortion must be finite in float32, got {weights[bad]} for id {bad}")
-    if not 0 < total * n < 3e38:
-        raise ValueError(f"unigrams**distortion must have a sum in (0, 3e38/{n}), got {total}")
+    check.distorted(weights, total, bad)
     table = _memory.aligned(2 * n, np.dtype(np.int64))
     alias.build_float(weights, _memory.empty(n), _memory.empty(n, np.int64), table)
     return (LAWS["fixed_unigram"], n, table, None, total), drawable

@@ -1,4 +1,4 @@
-"""Single arguments: what arrays, numbers and options may be, and how a message shows what was given instead."""
+"""Numbers and options: what they may be, and how a message shows what was given instead."""
 
 from __future__ import annotations
 
@@ -8,9 +8,6 @@ from collections.abc import Iterable
 from typing import Any
 
 import numpy as np
-from numpy.typing import ArrayLike, NDArray
-
-Array = NDArray[Any]
 
 LONGEST = 60  # characters of a value in a message
 
@@ -63,53 +60,6 @@ def instead(name: str, dtype: np.dtype[Any]) -> str:
     if dtype.kind in "OSU" or (dtype.kind == "f" and dtype.itemsize > 8):
         return f" (write {name}.astype(float))"
     return ""
-
-
-def array(name: str, value: ArrayLike) -> Array:
-    """The argument as a plain array, without a copy of one."""
-    if type(value) is np.ndarray:
-        return value
-    if value is None:
-        raise TypeError(f"{name} must be given")
-    _not_masked(name, value, 0)
-    try:
-        a = np.asarray(value)
-    except MemoryError:
-        raise MemoryError(f"no room for {name} as an array") from None
-    except Exception as error:  # __array__ may raise anything: a tensor that requires grad a RuntimeError
-        raise TypeError(f"{name} must be an array, got {shown(value)}{_tensor(name, value)}: {_line(error)}") from None
-    if a.ndim:
-        _not_masked(name, value, a.ndim)
-    if a.dtype.kind == "O" and not hasattr(value, "dtype"):  # a set, a generator, a dict, any object; not a table
-        raise TypeError(f"{name} must be an array of numbers, got {shown(value)}")
-    return a
-
-
-def _not_masked(name: str, value: Any, depth: int) -> None:
-    """No masked array, nor a list of them: their masks would be lost."""
-    if isinstance(value, np.ma.MaskedArray):
-        raise TypeError(f"{name} must be a plain array, got a masked one (use sample_weight or where)")
-    if depth and isinstance(value, list | tuple) and value and not isinstance(value[0], int | float):
-        for item in value:
-            _not_masked(name, item, depth - 1)
-
-
-def _tensor(name: str, value: Any) -> str:
-    """What to write instead of a tensor that cannot be had as an array."""
-    if not hasattr(type(value), "detach"):
-        return ""
-    if "bfloat16" in str(getattr(value, "dtype", "")):
-        return f" (write {name}.detach().cpu().view(torch.int16).numpy().view(ml_dtypes.bfloat16))"
-    return f" (write {name}.detach().cpu().numpy())"
-
-
-def _line(error: Exception) -> str:
-    """What an error says, in at most a line."""
-    try:
-        text = " ".join(str(error).split())
-    except Exception:
-        text = ""
-    return text[:100] or type(error).__name__
 
 
 def whole(name: str, value: Any, least: int, most: int = 2**63 - 1) -> int:
@@ -165,6 +115,11 @@ def positive(name: str, value: Any) -> float:
     return v
 
 
+def memory_limit(value: Any) -> int | None:
+    """Bytes that a call may take; more than any machine has are as good as infinitely many."""
+    return None if value is None else int(min(positive("max_memory", value), 2.0**62))
+
+
 def choice(name: str, value: Any, choices: Iterable[str]) -> str:
     """One of the names."""
     names = list(choices)
@@ -173,10 +128,25 @@ def choice(name: str, value: Any, choices: Iterable[str]) -> str:
     return names[names.index(value)]
 
 
+KINDS = ("none", "sum", "mean")
+
+
+def kind(reduction: Any) -> str:
+    """How losses are reduced."""
+    if type(reduction) is str and reduction in KINDS:
+        return reduction
+    return choice("reduction", reduction, KINDS)
+
+
 def flag(name: str, value: Any) -> bool:
     """True or False, which 1 and 0 may stand for."""
     if value is True or value is False:
         return value
-    if isinstance(value, np.bool_ | int | np.integer) and value in (0, 1):
+    return bool(value) if isinstance(value, int | np.integer) and value in (0, 1) else boolean(name, value)
+
+
+def boolean(name: str, value: Any) -> bool:
+    """True or False, and no number instead."""
+    if isinstance(value, bool | np.bool_):
         return bool(value)
     raise TypeError(f"{name} must be a bool, got {shown(value)}")
