@@ -2,21 +2,23 @@
 
     python -m asv_bench.instructions [--record]
 
-Runs a few kernels under valgrind, which has no AVX-512, so on the baseline instruction set and one thread.  One run
-makes 2 calls of everything, one more for each kernel makes 12 of it: what differs is 10 calls, without the
-interpreter's start.  The exit status is 1 where a count has grown by more than 5 %.  Counts depend on the compiler:
-with another one than they were recorded with there are only warnings.
+Runs a few kernels under valgrind, on one thread, once for each instruction set that was built but AVX-512, which
+valgrind does not know.  Every kernel is called twice, then twenty times between two calls of ``getppid``, at which
+valgrind notes what was counted since the last.  The exit status is 1 where a count has grown by more than 5 %.  Counts
+depend on the compiler: with another one than they were recorded with there are only warnings.
 """
 
 from __future__ import annotations
 
 import argparse
+import gc
 import json
 import os
 import re
 import shutil
 import subprocess
 import sys
+import tempfile
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -24,7 +26,7 @@ from typing import Any
 
 RECORD = Path(__file__).with_name("instructions.json")
 TOLERANCE = 0.05
-FEW, MANY = 2, 12
+FEW, MANY = 2, 20
 
 
 def kernels() -> dict[str, Callable[[], Any]]:
@@ -61,24 +63,31 @@ def kernels() -> dict[str, Callable[[], Any]]:
     return calls
 
 
-def run(often: str) -> None:
-    """Every kernel a few times, one of them often."""
-    for name, call in kernels().items():
-        for _ in range(MANY if name == often else FEW):
+def run() -> None:
+    """Every kernel a few times, then many, marked off for valgrind."""
+    gc.disable()
+    for call in kernels().values():
+        for _ in range(FEW):
             call()
+        os.getppid()
+        for _ in range(MANY):
+            call()
+        os.getppid()
 
 
-def instructions(often: str) -> int:
-    """Of a process that calls one kernel often."""
-    environment = os.environ | {"FASTLOSS_ISA": "baseline", "PYTHONHASHSEED": "0"}
+def count(isa: str) -> dict[str, int]:
+    """Instructions of one call of each kernel."""
+    environment = os.environ | {"FASTLOSS_ISA": isa, "PYTHONHASHSEED": "0"}
     environment |= {"OMP_NUM_THREADS": "1", "OPENBLAS_NUM_THREADS": "1"}
-    command = ["valgrind", "--tool=callgrind", "--callgrind-out-file=/dev/null", sys.executable]
-    command += ["-m", "asv_bench.instructions", "--run", often]
-    done = subprocess.run(command, env=environment, capture_output=True, text=True)
-    found = re.search(r"Collected : (\d+)", done.stderr)
-    if done.returncode or not found:
-        raise SystemExit(f"valgrind failed:\n{done.stderr}")
-    return int(found[1])
+    with tempfile.TemporaryDirectory() as folder:
+        command = ["valgrind", "--tool=callgrind", f"--callgrind-out-file={folder}/counts", "--dump-before=getppid"]
+        command += [sys.executable, "-m", "asv_bench.instructions", "--run"]
+        done = subprocess.run(command, env=environment, capture_output=True, text=True)
+        dumps = [Path(folder, f"counts.{i}") for i in range(1, 2 * len(kernels()) + 1)]
+        if done.returncode or not all(map(Path.exists, dumps)):
+            raise SystemExit(f"valgrind failed:\n{done.stderr}")
+        totals = [re.search(r"^totals: (\d+)", path.read_text(), re.MULTILINE) for path in dumps]
+    return {name: int(found[1]) // MANY for name, found in zip(kernels(), totals[1::2], strict=True) if found}
 
 
 def compiler() -> str:
@@ -86,40 +95,38 @@ def compiler() -> str:
     return subprocess.check_output([gcc, "-dumpfullversion"], text=True).strip() if gcc else "unknown"
 
 
-def count() -> dict[str, int]:
-    """Instructions of one call of each kernel."""
-    names = list(kernels())
-    with ThreadPoolExecutor(os.cpu_count()) as pool:
-        few, *many = pool.map(instructions, ["", *names])
-    return {name: (n - few) // (MANY - FEW) for name, n in zip(names, many, strict=True)}
-
-
 def main() -> int:
     parser = argparse.ArgumentParser(prog="python -m asv_bench.instructions", description=__doc__.split("\n")[0])
     parser.add_argument("--record", action="store_true", help=f"write {RECORD.name} anew")
-    parser.add_argument("--run", help=argparse.SUPPRESS)
+    parser.add_argument("--run", action="store_true", help=argparse.SUPPRESS)
     options = parser.parse_args()
-    if options.run is not None:
-        run(options.run)
+    if options.run:
+        run()
         return 0
     if not shutil.which("valgrind"):
         print("valgrind is not installed: instructions were not counted")
         return 0
-    counts = count()
-    if options.record:
-        RECORD.write_text(json.dumps({"compiler": f"gcc {compiler()}", "counts": counts}, indent=1) + "\n")
-        print(f"recorded {len(counts)} counts in {RECORD.name}")
-        return 0
+    from fastloss import _native
+
+    isas = [isa for isa in ("avx2", "baseline") if isa in _native.available]
+    with ThreadPoolExecutor(os.cpu_count()) as pool:
+        counts = dict(zip(isas, pool.map(count, isas), strict=True))
     recorded = json.loads(RECORD.read_text())
+    if options.record:
+        counts = recorded["counts"] | counts
+        RECORD.write_text(json.dumps({"compiler": f"gcc {compiler()}", "counts": counts}, indent=1) + "\n")
+        print(f"recorded {len(kernels())} counts of {', '.join(isas)} in {RECORD.name}")
+        return 0
     grown = False
-    for name, n in counts.items():
-        before = recorded["counts"].get(name)
-        change = n / before - 1 if before else 0.0
-        verdict = "not recorded" if not before else "GROWN" if change > TOLERANCE else f"{change:+.1%}"
-        if change < -TOLERANCE:
-            verdict += ", fewer: --record it"
-        grown |= change > TOLERANCE
-        print(f"{name:40}{n:>12,}  was {before or 0:>12,}  {verdict}")
+    for isa in isas:
+        for name, n in counts[isa].items():
+            before = recorded["counts"].get(isa, {}).get(name)
+            change = n / before - 1 if before else 0.0
+            verdict = "not recorded" if not before else "GROWN" if change > TOLERANCE else f"{change:+.1%}"
+            if change < -TOLERANCE:
+                verdict += ", fewer: --record it"
+            grown |= change > TOLERANCE
+            print(f"{isa:10}{name:40}{n:>12,}  was {before or 0:>12,}  {verdict}")
     if recorded["compiler"] != f"gcc {compiler()}":
         print(f"warning: recorded with {recorded['compiler']}, this is gcc {compiler()}: growth may be the compiler's")
         return 0

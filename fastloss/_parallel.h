@@ -1,7 +1,7 @@
 /* What _parallel.pyx needs of the system: clocks, atomics, what a thread knows of itself, and whether threads can be
    made.  Every number that several threads touch is atomic; what only one touches is thread-local. */
-#ifndef FASTLOSS_PARALLEL_H
-#define FASTLOSS_PARALLEL_H
+#ifndef FL_PARALLEL_H
+#define FL_PARALLEL_H
 
 #include <Python.h>
 #include <stdint.h>

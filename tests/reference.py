@@ -45,6 +45,14 @@ def logsumexp_less(x, axis=-1):
     return np.moveaxis(less, -1, axis), np.moveaxis(e / total, -1, axis), np.moveaxis(others / total, -1, axis)
 
 
+def softmax(x, axis=-1):
+    return logsumexp_less(x, axis)[1]
+
+
+def log_softmax(x, axis=-1):
+    return -logsumexp_less(x, axis)[0]
+
+
 def one_hot(labels, n_classes, axis=-1):
     labels = np.asarray(labels)
     z = (labels[..., None] == np.arange(n_classes)).astype(np.longdouble)

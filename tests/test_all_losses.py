@@ -9,19 +9,26 @@ import numpy as np
 import pytest
 import reference
 from losses import BFLOAT16, DTYPES, LOSSES
+from shared import same_bits
 
 import fastloss as fl
 
-SHARED = [pytest.param(loss, id=str(loss)) for loss in LOSSES]
-pytestmark = pytest.mark.parametrize("loss", SHARED)
+# whom a property is asked of, by the name of the test's argument
+ASKED = {
+    "loss": LOSSES,
+    "shift_invariant": [loss for loss in LOSSES if loss.shift_invariant],
+    "separable": [loss for loss in LOSSES if loss.apart],  # of the others, rows are each other's candidates
+}
+
+
+def pytest_generate_tests(metafunc):
+    for name, losses in ASKED.items():
+        if name in metafunc.fixturenames:
+            metafunc.parametrize(name, losses, ids=str)
 
 
 def rng_of(loss):
-    return np.random.default_rng(abs(hash_of(loss.name)))
-
-
-def hash_of(name):
-    return int.from_bytes(name.encode()[-8:], "little")
+    return np.random.default_rng(int.from_bytes(loss.name.encode()[-8:], "little"))
 
 
 def arguments(loss, n, dtype=np.float32):
@@ -41,12 +48,6 @@ def run(loss, kwargs, **more):
     """Value and gradients by every name that has one."""
     value, grads = fl.value_and_grad(loss.function, loss.wrt)(**kwargs, **more)
     return value, *grads
-
-
-def same_bits(a, b):
-    a, b = np.asarray(a), np.asarray(b)
-    same = a.dtype == b.dtype and a.shape == b.shape
-    return same and np.ascontiguousarray(a).tobytes() == np.ascontiguousarray(b).tobytes()
 
 
 def check_bits(got, want):
@@ -136,9 +137,8 @@ def test_each_gradient_alone_is_the_same(loss):
         assert grad.shape == kwargs[name].shape
 
 
-def test_shift_invariance(loss):
-    if not loss.shift_invariant:
-        return
+def test_shift_invariance(shift_invariant):
+    loss = shift_invariant
     kwargs = arguments(loss, 20, np.float64)
     x = np.round(kwargs[loss.main] * 64) / 64  # so that the shift itself is exact
     for shift in (1024.0, -4096.0, 2.0**30):
@@ -161,9 +161,8 @@ def test_bits_do_not_depend_on_threads(loss):
             check_bits(run(loss, kwargs, **more, n_threads=n_threads), want)
 
 
-def test_bits_do_not_depend_on_the_split(loss):
-    if not loss.apart:
-        pytest.skip("the rows are each other's candidates")
+def test_bits_do_not_depend_on_the_split(separable):
+    loss = separable
     n = 131
     kwargs = arguments(loss, n)
     want = run(loss, kwargs)
@@ -172,9 +171,8 @@ def test_bits_do_not_depend_on_the_split(loss):
         check_bits([np.concatenate(p) for p in zip(*parts, strict=True)], want)
 
 
-def test_rows_permute(loss):
-    if not loss.apart:
-        pytest.skip("the rows are each other's candidates")
+def test_rows_permute(separable):
+    loss = separable
     n = 77
     kwargs = arguments(loss, n)
     order = np.random.default_rng(3).permutation(n)

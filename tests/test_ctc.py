@@ -13,6 +13,7 @@ import reference
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from reference_sequence import ctc, ctc_brute
+from shared import same_bits
 
 import fastloss as fl
 
@@ -40,11 +41,6 @@ def batch(seed=0, size=7, frames=12, classes=6, most=4, dtype=np.float64, spread
 def entries(kwargs):
     for b in range(len(kwargs["label_length"])):
         yield kwargs["labels"][b, : kwargs["label_length"][b]], kwargs["logits"][: kwargs["logit_length"][b], b]
-
-
-def same_bits(a, b):
-    a, b = np.ascontiguousarray(a), np.ascontiguousarray(b)
-    return a.dtype == b.dtype and a.shape == b.shape and a.tobytes() == b.tobytes()
 
 
 # ------------------------------------------------------------------ right

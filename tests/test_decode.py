@@ -7,15 +7,11 @@ import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from reference import wide
+from reference import softmax
 from reference_sequence import collapse, every_labelling
+from shared import same_bits
 
 import fastloss as fl
-
-
-def softmax(x):
-    e = np.exp(wide(x) - wide(x).max(-1, keepdims=True))
-    return e / e.sum(-1, keepdims=True)
 
 
 def paths(found, b):
@@ -24,15 +20,6 @@ def paths(found, b):
         (tuple(row[:n].tolist()), p)
         for row, n, p in zip(found.labels[b], found.label_length[b], found.log_probability[b], strict=True)
     ]
-
-
-def same_bits(a, b):
-    return all(
-        u.dtype == v.dtype
-        and u.shape == v.shape
-        and np.ascontiguousarray(u).tobytes() == np.ascontiguousarray(v).tobytes()
-        for u, v in zip(a, b, strict=True)
-    )
 
 
 # ------------------------------------------------------------------ greedy

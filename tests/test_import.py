@@ -5,21 +5,16 @@ import doctest
 import importlib
 import inspect
 import pathlib
-import subprocess
-import sys
 
 import pytest
+from shared import python
 
 import fastloss as fl
 
 
-def in_child(code):
-    return subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout.strip()
-
-
 def test_subnormals_survive_the_import():
     assert (
-        in_child("from fastloss import *; print(5e-324 / 2 == 0, 5e-324 * 1.0 != 0, 1e-308 / 2 > 0)")
+        python("from fastloss import *; print(5e-324 / 2 == 0, 5e-324 * 1.0 != 0, 1e-308 / 2 > 0)")
         == "True True True"
     )
 
@@ -31,9 +26,9 @@ def test_only_numpy_is_imported():
         "new = {m.split('.')[0] for m in set(sys.modules) - before if not m.startswith(('_cython', 'cython_'))};"
         "print(sorted(new - {'numpy'} - set(sys.stdlib_module_names)))"
     )
-    assert in_child(code) == "['fastloss']"
+    assert python(code) == "['fastloss']"
     code = "from fastloss import *; import sys; print('argparse' in sys.modules or 'fastloss._cli' in sys.modules)"
-    assert in_child(code) == "False"
+    assert python(code) == "False"
 
 
 def test_public_names():
@@ -49,8 +44,8 @@ def test_public_names():
 
 def test_modules_are_imported_when_they_are_used():
     code = "import fastloss, sys; print(*sorted(m for m in sys.modules if m.startswith('fastloss.')))"
-    assert in_child(code) == "fastloss._host fastloss._native"
-    assert in_child("from fastloss import nce_loss, softmax; print(nce_loss.__module__)") == "fastloss.losses.sampled"
+    assert python(code) == "fastloss._host fastloss._native"
+    assert python("from fastloss import nce_loss, softmax; print(nce_loss.__module__)") == "fastloss.losses.sampled"
 
 
 def test_type_checkers_see_the_same_names():

@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import itertools
-import os
-import subprocess
 import sys
 
 import ml_dtypes
@@ -13,9 +11,9 @@ import pytest
 import reference
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from shared import python
 
 import fastloss as fl
-from fastloss import _native
 
 BFLOAT16 = np.dtype(ml_dtypes.bfloat16)
 NAMES = ("inputs", "weights", "biases")
@@ -466,32 +464,6 @@ def test_no_columns_write_nothing(dtype):
     assert (memory == 7).all()
 
 
-DIGEST = """
-import hashlib, numpy as np, fastloss as fl
-rng = np.random.default_rng(0)
-x, w = rng.standard_normal((70, 150), np.float32), rng.standard_normal((400, 150), np.float32)
-y = rng.integers(0, 400, 70)
-h = hashlib.sha256()
-for dtype in (np.float32, np.float64):
-    v, g = fl.value_and_grad(fl.linear_cross_entropy, ("inputs", "weights"))(
-        inputs=x.astype(dtype), weights=w.astype(dtype), labels=y, softcap=20.0, label_smoothing=0.1)
-    for a in (v, *g):
-        h.update(a.tobytes())
-print(h.hexdigest())
-"""
-
-
-@pytest.mark.skipif(not {"avx2", "avx512"} <= set(_native.available), reason="needs both instruction sets")
-def test_instruction_sets_with_fma_agree_bit_for_bit():
-    digests = {
-        subprocess.run(
-            [sys.executable, "-c", DIGEST], env=os.environ | {"FASTLOSS_ISA": isa}, check=True, capture_output=True
-        ).stdout
-        for isa in ("avx2", "avx512")
-    }
-    assert len(digests) == 1
-
-
 # ------------------------------------------------------------------ memory
 
 PEAK = """
@@ -512,8 +484,7 @@ print(peak("VmHWM") - before[0], peak("VmPeak") - before[1], limit, n * c * 4)
 
 @pytest.mark.skipif(not sys.platform.startswith("linux"), reason="reads /proc")
 def test_scratch_stays_within_max_memory():
-    done = subprocess.run([sys.executable, "-c", PEAK], check=True, capture_output=True, text=True)
-    resident, addressed, limit, logits = map(int, done.stdout.split())
+    resident, addressed, limit, logits = map(int, python(PEAK).split())
     assert resident <= 1.1 * limit + (1 << 20)
     assert addressed <= 2 * limit
     assert 20 * addressed < logits

@@ -3,12 +3,11 @@
 import multiprocessing
 import os
 import re
-import subprocess
-import sys
 from pathlib import Path
 
 import numpy as np
 import pytest
+from shared import python
 
 import fastloss as fl
 from fastloss._core import memory as _memory
@@ -19,14 +18,6 @@ needs_fork = pytest.mark.skipif(not hasattr(os, "fork"), reason="no fork")
 
 def address(a):
     return a.__array_interface__["data"][0]
-
-
-def run(script, **environment):
-    done = subprocess.run(
-        [sys.executable, "-c", script], capture_output=True, text=True, timeout=300, env=os.environ | environment
-    )
-    assert done.returncode == 0, done.stderr
-    return done.stdout
 
 
 # ------------------------------------------------------------------ where it lies
@@ -79,7 +70,7 @@ builtins.kept = fl.value_and_grad(fl.mean_squared_error)(labels=x, predictions=x
 
 
 def test_a_result_may_outlive_the_module():
-    assert run(KEEPER) == ""
+    assert python(KEEPER) == ""
 
 
 # ------------------------------------------------------------------ forked children
@@ -137,7 +128,7 @@ assert not _memory.zeros(9).any()
 
 
 def test_poison_fills_what_is_not_written_yet():
-    run(POISONED, FASTLOSS_POISON="1")
+    python(POISONED, FASTLOSS_POISON="1")
     assert not _memory.POISON or os.environ.get("FASTLOSS_POISON") == "1"
 
 

@@ -5,11 +5,10 @@ Between a check and its use other Python code may run: another thread, or that o
 
 import copy
 import pickle
-import subprocess
-import sys
 
 import numpy as np
 import pytest
+from shared import python
 
 import fastloss as fl
 from fastloss.samplers import samplers as _samplers
@@ -222,8 +221,7 @@ def test_ids_that_are_measured_may_change_during_the_call(monkeypatch, name, exp
 
 def test_a_learned_sampler_survives_true_classes_that_another_thread_changes():
     """Half of the time they lie outside of its range: such a call is refused, or has not seen it."""
-    done = subprocess.run([sys.executable, "-c", RACE], capture_output=True, text=True, timeout=120)
-    assert done.returncode == 0, (done.returncode, done.stderr[-1000:])
+    python(RACE, timeout=120)
 
 
 RACE = """

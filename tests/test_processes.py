@@ -9,6 +9,7 @@ import sys
 import time
 
 import pytest
+import shared
 
 from fastloss import _parallel
 
@@ -26,14 +27,8 @@ def loss(n_threads=None):
 """
 
 
-def python(code, *, before=None, **environment):
-    """What a new process prints; it must end by itself and well."""
-    done = subprocess.run(
-        [sys.executable, "-c", code], env=CLEAN | environment, capture_output=True, text=True, timeout=100,
-        preexec_fn=before,
-    )  # fmt: skip
-    assert done.returncode == 0, (done.returncode, done.stderr[-2000:])
-    return done.stdout.strip()
+def python(code, **options):
+    return shared.python(code, base=CLEAN, timeout=100, **options)
 
 
 # ------------------------------------------------------------------ forks

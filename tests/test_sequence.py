@@ -10,6 +10,7 @@ import pytest
 import reference
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from shared import same_bits
 
 import fastloss as fl
 
@@ -54,11 +55,6 @@ def case(seed=0, shape=(4, 6, 5), soft=False, dtype=np.float64):
 
 def both(*args, **kwargs):
     return fl.value_and_grad(fl.sequence_loss, ("logits", "weights"))(*args, **kwargs)
-
-
-def same_bits(a, b):
-    a, b = np.ascontiguousarray(a), np.ascontiguousarray(b)
-    return a.dtype == b.dtype and a.shape == b.shape and a.tobytes() == b.tobytes()
 
 
 # ------------------------------------------------------------------ the table

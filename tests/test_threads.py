@@ -2,11 +2,10 @@
 
 import multiprocessing
 import os
-import subprocess
-import sys
 
 import numpy as np
 import pytest
+from shared import python
 
 import fastloss as fl
 from fastloss import _parallel
@@ -17,11 +16,7 @@ PRINT = "from fastloss._core import threads as _threads; print(_threads.resolve(
 
 
 def resolve_in_child(argument="", **environment):
-    code = PRINT.format(argument)
-    done = subprocess.run(
-        [sys.executable, "-c", code], env=CLEAN | environment, capture_output=True, text=True, check=True
-    )
-    return int(done.stdout)
+    return int(python(PRINT.format(argument), base=CLEAN, **environment))
 
 
 @pytest.mark.skipif(_parallel.openmp_max_threads() == 0, reason="built without OpenMP")

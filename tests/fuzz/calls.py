@@ -8,6 +8,7 @@ from dataclasses import dataclass, field, replace
 from typing import Any
 
 import numpy as np
+from shared import same_bits
 
 import fastloss as fl
 
@@ -125,12 +126,6 @@ def named(prefix: str, value: Any) -> dict[str, Any]:
     if isinstance(value, (list, tuple)):
         return {k: v for i, part in enumerate(value) for k, v in named(f"{prefix}[{i}]", part).items()}
     return {prefix: np.asarray(value)}
-
-
-def same_bits(a: Any, b: Any) -> bool:
-    a, b = np.asarray(a), np.asarray(b)
-    same = a.dtype == b.dtype and a.shape == b.shape
-    return same and np.ascontiguousarray(a).tobytes() == np.ascontiguousarray(b).tobytes()
 
 
 class _Buffers:

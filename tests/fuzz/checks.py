@@ -8,9 +8,10 @@ from dataclasses import replace
 from typing import Any
 
 import numpy as np
+from shared import same_bits
 
 from . import kinds
-from .calls import Call, Problem, same_bits
+from .calls import Call, Problem
 
 
 def _differences(check: str, got: dict[str, Any], want: dict[str, Any]) -> list[Problem]:

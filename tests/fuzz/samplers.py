@@ -8,11 +8,12 @@ from typing import Any
 import numpy as np
 import reference_samplers as twins
 from reference import wide
+from shared import same_bits
 
 import fastloss as fl
 
 from .bounds import Expect, unit
-from .calls import Call, Made, Problem, named, same_bits
+from .calls import Call, Made, Problem, named
 from .draws import FLOATS, INTEGERS, Draw
 from .layouts import lay_out
 from .tails import note

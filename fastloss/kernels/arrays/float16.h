@@ -1,6 +1,6 @@
 /* float16 in whole spans: by the instruction where there is one, which gives the same numbers as vmath.h's functions. */
-#ifndef FL_HALVES_H
-#define FL_HALVES_H
+#ifndef FL_FLOAT16_H
+#define FL_FLOAT16_H
 #include <stddef.h>
 #include "math/vmath.h"
 #if defined(__AVX512F__) || defined(__F16C__)

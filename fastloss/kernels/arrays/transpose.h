@@ -1,6 +1,6 @@
 /* Rows of few classes <-> lanes of rows, through registers. Every 128-bit part of a register holds 4 (double: 2) classes
- * of one row; parts of FL_PARTS rows are transposed side by side. The last block of classes overlaps the one before, so
- * that any class count of at least 4 (2) goes without a remainder.
+ * of one row; parts of FL_TRANSPOSE_PARTS rows are transposed side by side. The last block of classes overlaps the one
+ * before, so that any class count of at least 4 (2) goes without a remainder.
  *
  *     fl_lanes_of_rows*:  b[k*lanes + r] = x[r*stride + k]     fl_rows_of_lanes*:  x[r*stride + k] = b[k*lanes + r]
  *
@@ -12,20 +12,20 @@
 
 #if defined(__AVX512F__)
 #include <immintrin.h>
-#define FL_PARTS 4
+#define FL_TRANSPOSE_PARTS 4
 typedef __m512 fl_wf;
 typedef __m512d fl_wd;
-#define FL_LOW _mm512_unpacklo_ps
-#define FL_HIGH _mm512_unpackhi_ps
-#define FL_LOWD _mm512_unpacklo_pd
-#define FL_HIGHD _mm512_unpackhi_pd
-#define FL_AS_D _mm512_castps_pd
-#define FL_AS_F _mm512_castpd_ps
-#define FL_LOAD _mm512_loadu_ps
-#define FL_LOADD _mm512_loadu_pd
-#define FL_STORE _mm512_storeu_ps
-#define FL_STORED _mm512_storeu_pd
-static inline fl_wf fl_partsf(const float *s, ptrdiff_t step) {         /* 4 classes of FL_PARTS rows, `step` apart */
+#define FL_TRANSPOSE_LOW _mm512_unpacklo_ps
+#define FL_TRANSPOSE_HIGH _mm512_unpackhi_ps
+#define FL_TRANSPOSE_LOWD _mm512_unpacklo_pd
+#define FL_TRANSPOSE_HIGHD _mm512_unpackhi_pd
+#define FL_TRANSPOSE_AS_D _mm512_castps_pd
+#define FL_TRANSPOSE_AS_F _mm512_castpd_ps
+#define FL_TRANSPOSE_LOAD _mm512_loadu_ps
+#define FL_TRANSPOSE_LOADD _mm512_loadu_pd
+#define FL_TRANSPOSE_STORE _mm512_storeu_ps
+#define FL_TRANSPOSE_STORED _mm512_storeu_pd
+static inline fl_wf fl_partsf(const float *s, ptrdiff_t step) { /* 4 classes of as many rows as parts, `step` apart */
     __m512 v = _mm512_castps128_ps512(_mm_loadu_ps(s));                 /* masked broadcasts: no shuffle port */
     v = _mm512_mask_broadcast_f32x4(v, 0x00f0, _mm_loadu_ps(s + step));
     v = _mm512_mask_broadcast_f32x4(v, 0x0f00, _mm_loadu_ps(s + 2 * step));
@@ -51,19 +51,19 @@ static inline void fl_put_parts(double *d, ptrdiff_t step, fl_wd v) {
 }
 #elif defined(__AVX__)
 #include <immintrin.h>
-#define FL_PARTS 2
+#define FL_TRANSPOSE_PARTS 2
 typedef __m256 fl_wf;
 typedef __m256d fl_wd;
-#define FL_LOW _mm256_unpacklo_ps
-#define FL_HIGH _mm256_unpackhi_ps
-#define FL_LOWD _mm256_unpacklo_pd
-#define FL_HIGHD _mm256_unpackhi_pd
-#define FL_AS_D _mm256_castps_pd
-#define FL_AS_F _mm256_castpd_ps
-#define FL_LOAD _mm256_loadu_ps
-#define FL_LOADD _mm256_loadu_pd
-#define FL_STORE _mm256_storeu_ps
-#define FL_STORED _mm256_storeu_pd
+#define FL_TRANSPOSE_LOW _mm256_unpacklo_ps
+#define FL_TRANSPOSE_HIGH _mm256_unpackhi_ps
+#define FL_TRANSPOSE_LOWD _mm256_unpacklo_pd
+#define FL_TRANSPOSE_HIGHD _mm256_unpackhi_pd
+#define FL_TRANSPOSE_AS_D _mm256_castps_pd
+#define FL_TRANSPOSE_AS_F _mm256_castpd_ps
+#define FL_TRANSPOSE_LOAD _mm256_loadu_ps
+#define FL_TRANSPOSE_LOADD _mm256_loadu_pd
+#define FL_TRANSPOSE_STORE _mm256_storeu_ps
+#define FL_TRANSPOSE_STORED _mm256_storeu_pd
 static inline fl_wf fl_partsf(const float *s, ptrdiff_t step) {
     return _mm256_insertf128_ps(_mm256_castps128_ps256(_mm_loadu_ps(s)), _mm_loadu_ps(s + step), 1);
 }
@@ -80,35 +80,36 @@ static inline void fl_put_parts(double *d, ptrdiff_t step, fl_wd v) {
 }
 #elif defined(__SSE2__) || defined(_M_X64)
 #include <emmintrin.h>
-#define FL_PARTS 1
+#define FL_TRANSPOSE_PARTS 1
 typedef __m128 fl_wf;
 typedef __m128d fl_wd;
-#define FL_LOW _mm_unpacklo_ps
-#define FL_HIGH _mm_unpackhi_ps
-#define FL_LOWD _mm_unpacklo_pd
-#define FL_HIGHD _mm_unpackhi_pd
-#define FL_AS_D _mm_castps_pd
-#define FL_AS_F _mm_castpd_ps
-#define FL_LOAD _mm_loadu_ps
-#define FL_LOADD _mm_loadu_pd
-#define FL_STORE _mm_storeu_ps
-#define FL_STORED _mm_storeu_pd
+#define FL_TRANSPOSE_LOW _mm_unpacklo_ps
+#define FL_TRANSPOSE_HIGH _mm_unpackhi_ps
+#define FL_TRANSPOSE_LOWD _mm_unpacklo_pd
+#define FL_TRANSPOSE_HIGHD _mm_unpackhi_pd
+#define FL_TRANSPOSE_AS_D _mm_castps_pd
+#define FL_TRANSPOSE_AS_F _mm_castpd_ps
+#define FL_TRANSPOSE_LOAD _mm_loadu_ps
+#define FL_TRANSPOSE_LOADD _mm_loadu_pd
+#define FL_TRANSPOSE_STORE _mm_storeu_ps
+#define FL_TRANSPOSE_STORED _mm_storeu_pd
 static inline fl_wf fl_partsf(const float *s, ptrdiff_t step) { (void)step; return _mm_loadu_ps(s); }
 static inline void fl_put_partsf(float *d, ptrdiff_t step, fl_wf v) { (void)step; _mm_storeu_ps(d, v); }
 static inline fl_wd fl_parts(const double *s, ptrdiff_t step) { (void)step; return _mm_loadu_pd(s); }
 static inline void fl_put_parts(double *d, ptrdiff_t step, fl_wd v) { (void)step; _mm_storeu_pd(d, v); }
 #endif
 
-#if defined(FL_PARTS)
-#define FL_SIDEF 4                      /* classes of a block; it has FL_PARTS times as many rows */
-#define FL_SIDE 2
+#if defined(FL_TRANSPOSE_PARTS)
+#define FL_TRANSPOSE_SIDEF 4                      /* classes of a block; it has FL_TRANSPOSE_PARTS times as many rows */
+#define FL_TRANSPOSE_SIDE 2
 
 static inline void fl_turnf(fl_wf *v) { /* transposes the 4 x 4 part by part */
-    fl_wf p = FL_LOW(v[0], v[1]), q = FL_HIGH(v[0], v[1]), s = FL_LOW(v[2], v[3]), t = FL_HIGH(v[2], v[3]);
-    v[0] = FL_AS_F(FL_LOWD(FL_AS_D(p), FL_AS_D(s)));
-    v[1] = FL_AS_F(FL_HIGHD(FL_AS_D(p), FL_AS_D(s)));
-    v[2] = FL_AS_F(FL_LOWD(FL_AS_D(q), FL_AS_D(t)));
-    v[3] = FL_AS_F(FL_HIGHD(FL_AS_D(q), FL_AS_D(t)));
+    fl_wf p = FL_TRANSPOSE_LOW(v[0], v[1]), q = FL_TRANSPOSE_HIGH(v[0], v[1]);
+    fl_wf s = FL_TRANSPOSE_LOW(v[2], v[3]), t = FL_TRANSPOSE_HIGH(v[2], v[3]);
+    v[0] = FL_TRANSPOSE_AS_F(FL_TRANSPOSE_LOWD(FL_TRANSPOSE_AS_D(p), FL_TRANSPOSE_AS_D(s)));
+    v[1] = FL_TRANSPOSE_AS_F(FL_TRANSPOSE_HIGHD(FL_TRANSPOSE_AS_D(p), FL_TRANSPOSE_AS_D(s)));
+    v[2] = FL_TRANSPOSE_AS_F(FL_TRANSPOSE_LOWD(FL_TRANSPOSE_AS_D(q), FL_TRANSPOSE_AS_D(t)));
+    v[3] = FL_TRANSPOSE_AS_F(FL_TRANSPOSE_HIGHD(FL_TRANSPOSE_AS_D(q), FL_TRANSPOSE_AS_D(t)));
 }
 
 static inline void fl_block_inf(const float *x, ptrdiff_t stride, float *b, ptrdiff_t lanes) {
@@ -116,32 +117,32 @@ static inline void fl_block_inf(const float *x, ptrdiff_t stride, float *b, ptrd
     int i;
     for (i = 0; i < 4; i++) v[i] = fl_partsf(x + i * stride, 4 * stride);
     fl_turnf(v);
-    for (i = 0; i < 4; i++) FL_STORE(b + i * lanes, v[i]);
+    for (i = 0; i < 4; i++) FL_TRANSPOSE_STORE(b + i * lanes, v[i]);
 }
 
 static inline void fl_block_outf(const float *b, ptrdiff_t lanes, float *x, ptrdiff_t stride) {
     fl_wf v[4];
     int i;
-    for (i = 0; i < 4; i++) v[i] = FL_LOAD(b + i * lanes);
+    for (i = 0; i < 4; i++) v[i] = FL_TRANSPOSE_LOAD(b + i * lanes);
     fl_turnf(v);
     for (i = 0; i < 4; i++) fl_put_partsf(x + i * stride, 4 * stride, v[i]);
 }
 
 static inline void fl_block_in(const double *x, ptrdiff_t stride, double *b, ptrdiff_t lanes) {
     fl_wd p = fl_parts(x, 2 * stride), q = fl_parts(x + stride, 2 * stride);
-    FL_STORED(b, FL_LOWD(p, q));
-    FL_STORED(b + lanes, FL_HIGHD(p, q));
+    FL_TRANSPOSE_STORED(b, FL_TRANSPOSE_LOWD(p, q));
+    FL_TRANSPOSE_STORED(b + lanes, FL_TRANSPOSE_HIGHD(p, q));
 }
 
 static inline void fl_block_out(const double *b, ptrdiff_t lanes, double *x, ptrdiff_t stride) {
-    fl_wd p = FL_LOADD(b), q = FL_LOADD(b + lanes);
-    fl_put_parts(x, 2 * stride, FL_LOWD(p, q));
-    fl_put_parts(x + stride, 2 * stride, FL_HIGHD(p, q));
+    fl_wd p = FL_TRANSPOSE_LOADD(b), q = FL_TRANSPOSE_LOADD(b + lanes);
+    fl_put_parts(x, 2 * stride, FL_TRANSPOSE_LOWD(p, q));
+    fl_put_parts(x + stride, 2 * stride, FL_TRANSPOSE_HIGHD(p, q));
 }
 #else                                   /* no registers to transpose in: element by element */
-#define FL_PARTS 1
-#define FL_SIDEF 1
-#define FL_SIDE 1
+#define FL_TRANSPOSE_PARTS 1
+#define FL_TRANSPOSE_SIDEF 1
+#define FL_TRANSPOSE_SIDE 1
 static inline void fl_block_inf(const float *x, ptrdiff_t stride, float *b, ptrdiff_t lanes) { (void)stride; (void)lanes; *b = *x; }
 static inline void fl_block_outf(const float *b, ptrdiff_t lanes, float *x, ptrdiff_t stride) { (void)stride; (void)lanes; *x = *b; }
 static inline void fl_block_in(const double *x, ptrdiff_t stride, double *b, ptrdiff_t lanes) { (void)stride; (void)lanes; *b = *x; }
@@ -149,9 +150,10 @@ static inline void fl_block_out(const double *b, ptrdiff_t lanes, double *x, ptr
 #endif
 
 static void fl_lanes_of_rowsf(const float *x, ptrdiff_t stride, ptrdiff_t rows, ptrdiff_t classes, float *b, ptrdiff_t lanes) {
-    ptrdiff_t r = 0, k, last = classes - FL_SIDEF;
-    for (; last >= 0 && r + FL_SIDEF * FL_PARTS <= rows; r += FL_SIDEF * FL_PARTS) {
-        for (k = 0; k < last; k += FL_SIDEF) fl_block_inf(x + r * stride + k, stride, b + k * lanes + r, lanes);
+    const ptrdiff_t side = FL_TRANSPOSE_SIDEF, block = side * FL_TRANSPOSE_PARTS, last = classes - side;
+    ptrdiff_t r = 0, k;
+    for (; last >= 0 && r + block <= rows; r += block) {
+        for (k = 0; k < last; k += side) fl_block_inf(x + r * stride + k, stride, b + k * lanes + r, lanes);
         fl_block_inf(x + r * stride + last, stride, b + last * lanes + r, lanes);
     }
     for (; r < rows; r++)
@@ -159,9 +161,10 @@ static void fl_lanes_of_rowsf(const float *x, ptrdiff_t stride, ptrdiff_t rows, 
 }
 
 static void fl_rows_of_lanesf(const float *b, ptrdiff_t lanes, ptrdiff_t rows, ptrdiff_t classes, float *x, ptrdiff_t stride) {
-    ptrdiff_t r = 0, k, last = classes - FL_SIDEF;
-    for (; last >= 0 && r + FL_SIDEF * FL_PARTS <= rows; r += FL_SIDEF * FL_PARTS) {
-        for (k = 0; k < last; k += FL_SIDEF) fl_block_outf(b + k * lanes + r, lanes, x + r * stride + k, stride);
+    const ptrdiff_t side = FL_TRANSPOSE_SIDEF, block = side * FL_TRANSPOSE_PARTS, last = classes - side;
+    ptrdiff_t r = 0, k;
+    for (; last >= 0 && r + block <= rows; r += block) {
+        for (k = 0; k < last; k += side) fl_block_outf(b + k * lanes + r, lanes, x + r * stride + k, stride);
         fl_block_outf(b + last * lanes + r, lanes, x + r * stride + last, stride);
     }
     for (; r < rows; r++)
@@ -169,9 +172,10 @@ static void fl_rows_of_lanesf(const float *b, ptrdiff_t lanes, ptrdiff_t rows, p
 }
 
 static void fl_lanes_of_rows(const double *x, ptrdiff_t stride, ptrdiff_t rows, ptrdiff_t classes, double *b, ptrdiff_t lanes) {
-    ptrdiff_t r = 0, k, last = classes - FL_SIDE;
-    for (; last >= 0 && r + FL_SIDE * FL_PARTS <= rows; r += FL_SIDE * FL_PARTS) {
-        for (k = 0; k < last; k += FL_SIDE) fl_block_in(x + r * stride + k, stride, b + k * lanes + r, lanes);
+    const ptrdiff_t side = FL_TRANSPOSE_SIDE, block = side * FL_TRANSPOSE_PARTS, last = classes - side;
+    ptrdiff_t r = 0, k;
+    for (; last >= 0 && r + block <= rows; r += block) {
+        for (k = 0; k < last; k += side) fl_block_in(x + r * stride + k, stride, b + k * lanes + r, lanes);
         fl_block_in(x + r * stride + last, stride, b + last * lanes + r, lanes);
     }
     for (; r < rows; r++)
@@ -179,9 +183,10 @@ static void fl_lanes_of_rows(const double *x, ptrdiff_t stride, ptrdiff_t rows, 
 }
 
 static void fl_rows_of_lanes(const double *b, ptrdiff_t lanes, ptrdiff_t rows, ptrdiff_t classes, double *x, ptrdiff_t stride) {
-    ptrdiff_t r = 0, k, last = classes - FL_SIDE;
-    for (; last >= 0 && r + FL_SIDE * FL_PARTS <= rows; r += FL_SIDE * FL_PARTS) {
-        for (k = 0; k < last; k += FL_SIDE) fl_block_out(b + k * lanes + r, lanes, x + r * stride + k, stride);
+    const ptrdiff_t side = FL_TRANSPOSE_SIDE, block = side * FL_TRANSPOSE_PARTS, last = classes - side;
+    ptrdiff_t r = 0, k;
+    for (; last >= 0 && r + block <= rows; r += block) {
+        for (k = 0; k < last; k += side) fl_block_out(b + k * lanes + r, lanes, x + r * stride + k, stride);
         fl_block_out(b + last * lanes + r, lanes, x + r * stride + last, stride);
     }
     for (; r < rows; r++)

@@ -10,35 +10,35 @@
  * same way for all that use it, and a sum led by one term keeps that: sums add what the roots lack. In float, r lacks n
  * times what the step of ln 2 / 8 does until the last step, and the series does without it: a shorter chain.
  */
-#ifndef FL_EXPS_H
-#define FL_EXPS_H
+#ifndef FL_EXP_TABLE_H
+#define FL_EXP_TABLE_H
 #include "math/vmath.h"
 
 #if FL_HAS_FMA && defined(__AVX2__)
 #include <immintrin.h>
-#define FL_STEPS 8
+#define FL_EXP_STEPS 8
 
 /* bits of 2^(j/8), less what adding n, shifted so that n/8 lies in the exponent, brings back */
-static const uint32_t fl_rootsf[FL_STEPS] = {
+static const uint32_t fl_rootsf[FL_EXP_STEPS] = {
     0x3f800000, 0x3f7b95c2, 0x3f7837f0, 0x3f75fed7, 0x3f7504f3, 0x3f75672a, 0x3f7744fd, 0x3f7ac0c7,
 };
-static const uint64_t fl_roots[FL_STEPS] = {
+static const uint64_t fl_roots[FL_EXP_STEPS] = {
     0x3ff0000000000000, 0x3fef72b83c7d517b, 0x3fef06fe0a31b715, 0x3feebfdad5362a27,
     0x3feea09e667f3bcd, 0x3feeace5422aa0db, 0x3feee89f995ad3ad, 0x3fef5818dcfba487,
 };
 
 /* what they lack, as shares of them */
-static const float fl_restsf[FL_STEPS] = {
+static const float fl_restsf[FL_EXP_STEPS] = {
     0.0f, -1.1992157e-08f, 3.1934182e-08f, -3.099072e-08f,
     1.7114271e-08f, 5.2333342e-09f, -1.4719605e-08f, -6.1282597e-09f,
 };
-static const double fl_rests[FL_STEPS] = {
+static const double fl_rests[FL_EXP_STEPS] = {
     0.0, -2.7939114859515733e-17, 3.3484623336251524e-17, 1.9572585293112036e-17,
     -6.835808657661923e-17, 5.1548301170786783e-17, 4.875160526227061e-17, 1.790126907604513e-17,
 };
 
-FL_INLINE float fl_steps_magicf(float M) { return FL_ROUNDF + FL_STEPS * ((float)FL_BIASF - M); }
-FL_INLINE double fl_steps_magic(double M) { return FL_ROUND + FL_STEPS * ((double)FL_BIAS - M); }
+FL_INLINE float fl_steps_magicf(float M) { return FL_ROUNDF + FL_EXP_STEPS * ((float)FL_BIASF - M); }
+FL_INLINE double fl_steps_magic(double M) { return FL_ROUND + FL_EXP_STEPS * ((double)FL_BIAS - M); }
 
 FL_INLINE float fl_exp_firstf(float d, float sign, float magic, float *r) {
     float s = FL_FMAF(d, sign * 11.54156f, magic);
@@ -47,7 +47,7 @@ FL_INLINE float fl_exp_firstf(float d, float sign, float magic, float *r) {
 }
 
 FL_INLINE double fl_exp_first(double d, double sign, double magic, double *r) {
-    double s = FL_FMA(d, sign * (FL_STEPS * 1.4426950408889634), magic), n = s - magic;
+    double s = FL_FMA(d, sign * (FL_EXP_STEPS * 1.4426950408889634), magic), n = s - magic;
     d = FL_FMA(n, sign * -0.08664339756999316, d);
     *r = FL_FMA(n, sign * -2.8988085173078744e-18, d);
     return s;

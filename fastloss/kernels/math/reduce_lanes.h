@@ -1,7 +1,7 @@
 /* Lanes that become half as many: a[j] and a[j + n] become a[j], j < n.  Inlined with n constant, each is a few vector
  * operations; without the pragma gcc unrolls loops this short before it vectorises, and leaves them scalar. */
-#ifndef FL_LANES_H
-#define FL_LANES_H
+#ifndef FL_REDUCE_LANES_H
+#define FL_REDUCE_LANES_H
 #include "math/vmath.h"
 
 #if defined(__GNUC__) && !defined(__clang__)

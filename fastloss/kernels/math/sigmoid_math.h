@@ -1,6 +1,6 @@
 /* What the element-wise losses need beside vmath.h: branch-free likewise, float functions end in f. */
-#ifndef FL_SPECIAL_H
-#define FL_SPECIAL_H
+#ifndef FL_SIGMOID_MATH_H
+#define FL_SIGMOID_MATH_H
 #include "math/vmath.h"
 
 /* ---- what a product p = a b lost: exact where nothing over- or underflows ------------------------------------------ */
@@ -21,15 +21,15 @@ FL_INLINE double fl_product_rest(double a, double b, double p) {
 #endif
 }
 
-/* ---- exp(-a), a >= 0: nothing overflows, subnormals come out right, NaN stays; it is 0 from FL_FAR on ------------- */
-#define FL_SCALEDF 0x1p49f                                /* the unit of the scaled ones, which are never subnormal */
-#define FL_SCALED 0x1p120
-#define FL_FARF (-fl_lof(0.0f))
-#define FL_FAR (-fl_lo(0.0))
-#define FL_NEARF 64.0f                                    /* up to here nothing has to be scaled */
-#define FL_NEAR 512.0
+/* ---- exp(-a), a >= 0: nothing overflows, subnormals come out right, NaN stays; it is 0 from FL_SIGMOID_FAR on ----- */
+#define FL_SIGMOID_SCALEDF 0x1p49f                        /* the unit of the scaled ones, which are never subnormal */
+#define FL_SIGMOID_SCALED 0x1p120
+#define FL_SIGMOID_FARF (-fl_lof(0.0f))
+#define FL_SIGMOID_FAR (-fl_lo(0.0))
+#define FL_SIGMOID_NEARF 64.0f                            /* up to here nothing has to be scaled */
+#define FL_SIGMOID_NEAR 512.0
 FL_INLINE double fl_exp_scaled(double a) { return fl_exp_fine(-a, fl_lo(0.0), fl_magic(0.0)); }
-FL_INLINE double fl_exp_minus(double a) { return fl_exp_scaled(a) * (1.0 / FL_SCALED); }
+FL_INLINE double fl_exp_minus(double a) { return fl_exp_scaled(a) * (1.0 / FL_SIGMOID_SCALED); }
 
 /* ---- exp(x + low), |low| below an ulp of x: inf and subnormals where they belong --------------------------------- */
 FL_INLINE double fl_exp_any(double x, double low) {

@@ -4,12 +4,12 @@ from fastloss.kernels.math.vmath cimport bias_of, exp_of, lo_of, magic_of, real
 cdef extern from "math/sigmoid_math.h" nogil:
     float fl_product_restf(float, float, float) noexcept
     double fl_product_rest(double, double, double) noexcept
-    float FL_SCALEDF
-    double FL_SCALED
-    float FL_FARF
-    double FL_FAR
-    float FL_NEARF
-    double FL_NEAR
+    float FL_SCALEDF "FL_SIGMOID_SCALEDF"
+    double FL_SCALED "FL_SIGMOID_SCALED"
+    float FL_FARF "FL_SIGMOID_FARF"
+    double FL_FAR "FL_SIGMOID_FAR"
+    float FL_NEARF "FL_SIGMOID_NEARF"
+    double FL_NEAR "FL_SIGMOID_NEAR"
     double fl_exp_minus(double) noexcept
     double fl_exp_any(double, double) noexcept
     float fl_log1p_unitf(float, float*) noexcept

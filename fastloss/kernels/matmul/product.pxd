@@ -8,9 +8,9 @@ from fastloss.kernels.math.vmath cimport real
 
 cdef extern from "matmul/product.h" nogil:
     enum:
-        FL_TILE
-        FL_CHUNK
-        FL_PITCH
+        FL_TILE "FL_PRODUCT_TILE"
+        FL_CHUNK "FL_PRODUCT_CHUNK"
+        FL_PITCH "FL_PRODUCT_PITCH"
     void fl_tile_rowsf(Py_ssize_t, const float*, const float*, float*, Py_ssize_t, int) noexcept
     void fl_tile_rows(Py_ssize_t, const double*, const double*, double*, Py_ssize_t, int) noexcept
     void fl_tile_rows_halff(Py_ssize_t, const float*, const float*, float*, Py_ssize_t, int) noexcept

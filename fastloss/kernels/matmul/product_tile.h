@@ -9,33 +9,33 @@
 FL_INLINE void FL_NAME(fl_tile)(ptrdiff_t n, ptrdiff_t a_outer, ptrdiff_t K, const FL_T *A, ptrdiff_t ai, ptrdiff_t ak,
                                 ptrdiff_t ahead, ptrdiff_t pace, const FL_T *B, ptrdiff_t beyond,
                                 ptrdiff_t lanes, FL_T *C, ptrdiff_t pitch, int add, const FL_T *later) {
-#ifdef FL_PART
+#ifdef FL_PRODUCT_PART
     enum { WIDE = (int)(sizeof(FL_VEC) / sizeof(FL_T)) };
     ptrdiff_t i0, j0, o, k;
     int i;
     for (j0 = 0; j0 < lanes; j0 += 2 * WIDE) {
         const int two = lanes - j0 > WIDE;
-        for (i0 = 0; i0 < FL_TILE; i0 += FL_PART) {
-            FL_VEC left[FL_PART], right[FL_PART], b0, b1 = FL_SPLAT(0), a;
+        for (i0 = 0; i0 < FL_PRODUCT_TILE; i0 += FL_PRODUCT_PART) {
+            FL_VEC left[FL_PRODUCT_PART], right[FL_PRODUCT_PART], b0, b1 = FL_SPLAT(0), a;
             const FL_T *p = A + i0 * ai, *q = B + j0;
             FL_T *c = C + i0 * pitch + j0;
-FL_UNROLL
-            for (i = 0; i < FL_PART; i++) {
+FL_PRODUCT_UNROLL
+            for (i = 0; i < FL_PRODUCT_PART; i++) {
                 left[i] = FL_SPLAT(0);
                 right[i] = FL_SPLAT(0);
             }
             for (o = 0; o < n; o++) {
                 const FL_T *r = p + o * a_outer, *next = A + o * a_outer + ahead;
                 if (later && i0 + j0 == 0)
-                    for (k = o; k < FL_TILE; k += n) {
+                    for (k = o; k < FL_PRODUCT_TILE; k += n) {
                         FL_PREFETCH_FAR(later + k * pitch);       /* rows pages apart share a place in level 1 */
                         FL_PREFETCH_FAR(later + k * pitch + FL_N / 2);
                     }
                 for (k = 0; k < K; k++) {
                     b0 = FL_LOAD(q);
                     if (two) b1 = FL_LOAD(q + WIDE);
-FL_UNROLL
-                    for (i = 0; i < FL_PART; i++) {
+FL_PRODUCT_UNROLL
+                    for (i = 0; i < FL_PRODUCT_PART; i++) {
                         a = FL_SPLAT(r[i * ai]);
                         left[i] = FL_MULTIPLY_ADD(a, b0, left[i]);
                         if (two) right[i] = FL_MULTIPLY_ADD(a, b1, right[i]);
@@ -50,8 +50,8 @@ FL_UNROLL
                     r += ak;
                 }
             }
-FL_UNROLL
-            for (i = 0; i < FL_PART; i++) {
+FL_PRODUCT_UNROLL
+            for (i = 0; i < FL_PRODUCT_PART; i++) {
                 if (add) {
                     left[i] = FL_ADD(left[i], FL_LOAD(c + i * pitch));
                     if (two) right[i] = FL_ADD(right[i], FL_LOAD(c + i * pitch + WIDE));
@@ -67,7 +67,7 @@ FL_UNROLL
     (void)pace;
     (void)beyond;
     (void)later;
-    for (i = 0; i < FL_TILE; i++) {
+    for (i = 0; i < FL_PRODUCT_TILE; i++) {
         for (j0 = 0; j0 < lanes; j0 += 8) {
             FL_T sum[8] = {0};
             for (o = 0; o < n; o++)
@@ -83,21 +83,25 @@ FL_UNROLL
 
 /* A: rows of a packed chunk; logits */
 static void FL_NAME(fl_tile_rows)(ptrdiff_t K, const FL_T *A, const FL_T *B, FL_T *C, ptrdiff_t pitch, int add) {
-    FL_NAME(fl_tile)(1, 0, K, A, FL_PITCH, 1, FL_TILE * FL_PITCH, 13, B, FL_CHUNK * FL_N, FL_N, C, pitch, add, NULL);
+    FL_NAME(fl_tile)(1, 0, K, A, FL_PRODUCT_PITCH, 1, FL_PRODUCT_TILE * FL_PRODUCT_PITCH, 13, B,
+                     FL_PRODUCT_CHUNK * FL_N, FL_N, C, pitch, add, NULL);
 }
 
 /* the same for the first half of the lanes */
 static void FL_NAME(fl_tile_rows_half)(ptrdiff_t K, const FL_T *A, const FL_T *B, FL_T *C, ptrdiff_t pitch, int add) {
-    FL_NAME(fl_tile)(1, 0, K, A, FL_PITCH, 1, FL_TILE * FL_PITCH, 13, B, FL_CHUNK * FL_N, FL_N / 2, C, pitch, add, NULL);
+    FL_NAME(fl_tile)(1, 0, K, A, FL_PRODUCT_PITCH, 1, FL_PRODUCT_TILE * FL_PRODUCT_PITCH, 13, B,
+                     FL_PRODUCT_CHUNK * FL_N, FL_N / 2, C, pitch, add, NULL);
 }
 
 /* A: columns of a packed chunk; gradient to the inputs */
 static void FL_NAME(fl_tile_columns)(ptrdiff_t K, const FL_T *A, const FL_T *B, FL_T *C, ptrdiff_t pitch, int add) {
-    FL_NAME(fl_tile)(1, 0, K, A, 1, FL_PITCH, 2 * FL_TILE - 1, FL_PITCH, B, 0, FL_N, C, pitch, add, NULL);
+    FL_NAME(fl_tile)(1, 0, K, A, 1, FL_PRODUCT_PITCH, 2 * FL_PRODUCT_TILE - 1, FL_PRODUCT_PITCH, B, 0, FL_N, C,
+                     pitch, add, NULL);
 }
 
 /* A: panels themselves, n of them, `step` apart, their lanes being k; gradient to the table */
 static void FL_NAME(fl_tile_lanes)(ptrdiff_t n, ptrdiff_t step, const FL_T *A, const FL_T *B, FL_T *C, ptrdiff_t pitch,
                                    int add, const FL_T *later) {
-    FL_NAME(fl_tile)(n, step, FL_N, A, FL_N, 1, FL_TILE * FL_N, FL_TILE, B, 0, FL_N, C, pitch, add, later);
+    FL_NAME(fl_tile)(n, step, FL_N, A, FL_N, 1, FL_PRODUCT_TILE * FL_N, FL_PRODUCT_TILE, B, 0, FL_N, C, pitch, add,
+                     later);
 }

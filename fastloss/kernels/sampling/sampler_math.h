@@ -1,7 +1,7 @@
 /* Elementary functions of the samplers' laws: branch-free, so that plain loops over them vectorise.  Polynomials are in two
    halves, even and odd powers, to shorten the chain of dependent operations.  Without fma the last bit may differ. */
-#ifndef FASTLOSS_LAWS_H
-#define FASTLOSS_LAWS_H
+#ifndef FL_SAMPLER_MATH_H
+#define FL_SAMPLER_MATH_H
 
 #include <stddef.h>
 #include <stdint.h>

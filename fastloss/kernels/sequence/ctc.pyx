@@ -20,12 +20,12 @@ from fastloss.kernels.math.vmath cimport fl_log, fl_log1p
 
 cdef extern from "sequence/lattice.h" nogil:
     void fl_normal(double, double, double*, double*) noexcept
-    double fl_sum2(double, double, double, double, double*) noexcept
+    double fl_sum2 "fl_lattice_sum2"(double, double, double, double, double*) noexcept
     void fl_lattice_forward(int64_t, const double*, const double*, const double*, double, double, double,
                             const double*, double*) noexcept
     void fl_lattice_backward(int64_t, const double*, const double*, const double*, const double*, double, double,
                              double, const double*, double, double*, double*, double*) noexcept
-    double fl_unit(const double*, int64_t) noexcept
+    double fl_unit "fl_lattice_unit"(const double*, int64_t) noexcept
     void fl_shares(const double*, const int64_t*, int64_t, double*) noexcept
     void fl_slopes(const double*, const double*, const int64_t*, int64_t, double, double, double*) noexcept
     void fl_scatterf(char*, int64_t, const int64_t*, const double*, int64_t) noexcept

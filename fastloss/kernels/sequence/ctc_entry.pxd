@@ -13,9 +13,9 @@ cdef extern from "arrays/find.h" nogil:
     int64_t fl_find(const double*, int64_t, double) noexcept
 
 cdef extern from "sequence/lattice.h" nogil:
-    double FL_NOTHING
-    double FL_TINY
-    int64_t FL_PART(int64_t) noexcept
+    double FL_NOTHING "FL_LATTICE_NOTHING"
+    double FL_TINY "FL_LATTICE_TINY"
+    int64_t FL_PART "FL_LATTICE_PART"(int64_t) noexcept
     double fl_two_to(double) noexcept
     void fl_exp_wide(double, double*, double*) noexcept
     int64_t fl_gather(const double*, const int64_t*, int64_t, double, double*) noexcept

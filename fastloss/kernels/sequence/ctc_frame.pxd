@@ -7,7 +7,7 @@ from fastloss.kernels.math.vmath cimport fl_exp_fine, fl_lo, fl_magic, fl_power,
 
 cdef extern from "sequence/lattice.h" nogil:
     double fl_largest(const double*, int64_t) noexcept
-    double fl_sum(const double*, int64_t) noexcept
+    double fl_sum "fl_lattice_sum"(const double*, int64_t) noexcept
 
 cdef enum:
     LANES = 32              # of maxima and sums; rows of scratch are whole multiples

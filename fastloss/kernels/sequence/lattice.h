@@ -1,18 +1,18 @@
 /* The CTC lattice in numbers m 2^e, m in [1, 2), e an integer in a double: a path's mass is never lost, however far the
- * logits lie apart, and a step is additions and multiplications, without exp or log. Nothing is 2^FL_NOTHING.
+ * logits lie apart, and a step is additions and multiplications, without exp or log. Nothing is 2^FL_LATTICE_NOTHING.
  *
  * A labelling of n labels has blanks B[0 .. n] and labels L[0 .. n - 1], in rows of W >= n + 1, W a multiple of 8; what
- * lies past them is nothing. Every row has four parts of FL_PART(W) doubles: m and e of the blanks, m and e of the labels.
- * Sums of a row have one fixed order.
+ * lies past them is nothing. Every row has four parts of FL_LATTICE_PART(W) doubles: m and e of the blanks, of the
+ * labels. Sums of a row have one fixed order.
  */
 #ifndef FL_LATTICE_H
 #define FL_LATTICE_H
 #include "math/reduce_lanes.h"
 #include "math/vmath.h"
 
-#define FL_NOTHING (-1e308)
-#define FL_TINY 9.332636185032189e-302                    /* 2^-1000: what lies below gets an exponent of its own */
-#define FL_PART(W) ((W) + 8)
+#define FL_LATTICE_NOTHING (-1e308)
+#define FL_LATTICE_TINY 9.332636185032189e-302            /* 2^-1000: what lies below gets an exponent of its own */
+#define FL_LATTICE_PART(W) ((W) + 8)
 #if defined(__GNUC__)
 #define FL_APART __restrict__
 #define FL_NO_INLINE __attribute__((noinline))
@@ -35,15 +35,16 @@ FL_INLINE double fl_two_to(double d) {
 FL_INLINE void fl_normal(double v, double e, double *m_out, double *e_out) {
     uint64_t bits = fl_bits_of_double(v);
     *m_out = fl_double_of((bits & 0x000fffffffffffffULL) | 0x3ff0000000000000ULL);
-    *e_out = fl_larger(e + (fl_double_of(bits >> 52 | 0x4330000000000000ULL) - (4503599627370496.0 + 1023.0)), FL_NOTHING);
+    e += fl_double_of(bits >> 52 | 0x4330000000000000ULL) - (4503599627370496.0 + 1023.0);
+    *e_out = fl_larger(e, FL_LATTICE_NOTHING);
 }
 
-FL_INLINE double fl_sum2(double m0, double e0, double m1, double e1, double *top) {
+FL_INLINE double fl_lattice_sum2(double m0, double e0, double m1, double e1, double *top) {
     *top = fl_larger(e0, e1);
     return FL_FMA(m0, fl_two_to(e0 - *top), m1 * fl_two_to(e1 - *top));
 }
 
-FL_INLINE double fl_sum3(double m0, double e0, double m1, double e1, double m2, double e2, double *top) {
+FL_INLINE double fl_lattice_sum3(double m0, double e0, double m1, double e1, double m2, double e2, double *top) {
     *top = fl_larger(fl_larger(e0, e1), e2);
     return FL_FMA(m0, fl_two_to(e0 - *top), FL_FMA(m1, fl_two_to(e1 - *top), m2 * fl_two_to(e2 - *top)));
 }
@@ -52,7 +53,7 @@ FL_INLINE double fl_sum3(double m0, double e0, double m1, double e1, double m2, 
 FL_INLINE void fl_exp_wide(double d, double *m, double *e) {
     double n, r;
     if (d < -1e15) {                                      /* a unit in the last place of d is as much as m can be */
-        n = fl_larger(d * 1.4426950408889634, FL_NOTHING);
+        n = fl_larger(d * 1.4426950408889634, FL_LATTICE_NOTHING);
         *m = 1.0;
         *e = n > -9e18 ? (double)(int64_t)n : n;
         return;
@@ -71,27 +72,27 @@ FL_NO_INLINE static int64_t fl_gather(const double *FL_APART terms, const int64_
     for (j = 0; j < n; j++) {
         double v = terms[labels[j]] * c;
         p[j] = v;
-        tiny += v < FL_TINY;
+        tiny += v < FL_LATTICE_TINY;
     }
     return tiny;
 }
 
-/* One frame on: to = alpha of this frame, from that of the last one. stay, skip: 0, or FL_NOTHING where the move from a
- * label to itself, or from the label before, is not allowed. Labels lie one place up: L[u] at u + 1. */
+/* One frame on: to = alpha of this frame, from that of the last one. stay, skip: 0, or FL_LATTICE_NOTHING where the move
+ * from a label to itself, or from the label before, is not allowed. Labels lie one place up: L[u] at u + 1. */
 FL_NO_INLINE static void fl_lattice_forward(int64_t W, const double *FL_APART from, const double *FL_APART p,
                                             const double *FL_APART pe, double blank, double blank_e, double stay,
                                             const double *FL_APART skip, double *FL_APART to) {
-    const int64_t part = FL_PART(W);
+    const int64_t part = FL_LATTICE_PART(W);
     const double *Bm = from, *Be = from + part, *Lm = from + 2 * part, *Le = from + 3 * part;
     double *Bm_to = to, *Be_to = to + part, *Lm_to = to + 2 * part, *Le_to = to + 3 * part;
     int64_t u;
     Lm_to[0] = 1.0;
-    Le_to[0] = FL_NOTHING;
+    Le_to[0] = FL_LATTICE_NOTHING;
     for (u = 0; u < W; u++) {
         double top, v;
-        v = fl_sum2(Bm[u], Be[u], Lm[u], Le[u], &top);
+        v = fl_lattice_sum2(Bm[u], Be[u], Lm[u], Le[u], &top);
         fl_normal(v * blank, top + blank_e, &Bm_to[u], &Be_to[u]);
-        v = fl_sum3(Bm[u], Be[u], Lm[u + 1], Le[u + 1] + stay, Lm[u], Le[u] + skip[u], &top);
+        v = fl_lattice_sum3(Bm[u], Be[u], Lm[u + 1], Le[u + 1] + stay, Lm[u], Le[u] + skip[u], &top);
         fl_normal(v * p[u], top + pe[u], &Lm_to[u + 1], &Le_to[u + 1]);
     }
 }
@@ -102,32 +103,32 @@ FL_NO_INLINE static void fl_lattice_backward(int64_t W, const double *FL_APART f
                                              const double *FL_APART p, const double *FL_APART pe, double blank,
                                              double blank_e, double stay, const double *FL_APART skip, double unit,
                                              double *FL_APART to, double *FL_APART mass, double *FL_APART label_mass) {
-    const int64_t part = FL_PART(W);
+    const int64_t part = FL_LATTICE_PART(W);
     const double *Bm = from, *Be = from + part, *Lm = from + 2 * part, *Le = from + 3 * part;
     const double *Am = alpha, *Ae = alpha + part, *Cm = alpha + 2 * part + 1, *Ce = alpha + 3 * part + 1;
     double *Bm_to = to, *Be_to = to + part, *Lm_to = to + 2 * part, *Le_to = to + 3 * part;
     int64_t u;
     for (u = 0; u < W; u++) {
         double top, v;
-        v = fl_sum2(Bm[u], Be[u], Lm[u], Le[u], &top);
+        v = fl_lattice_sum2(Bm[u], Be[u], Lm[u], Le[u], &top);
         mass[u] = Am[u] * v * fl_two_to((Ae[u] - unit) + top);
         fl_normal(v * blank, top + blank_e, &Bm_to[u], &Be_to[u]);
-        v = fl_sum3(Bm[u + 1], Be[u + 1], Lm[u], Le[u] + stay, Lm[u + 1], Le[u + 1] + skip[u + 1], &top);
+        v = fl_lattice_sum3(Bm[u + 1], Be[u + 1], Lm[u], Le[u] + stay, Lm[u + 1], Le[u + 1] + skip[u + 1], &top);
         label_mass[u] = Cm[u] * v * fl_two_to((Ce[u] - unit) + top);
         fl_normal(v * p[u], top + pe[u], &Lm_to[u], &Le_to[u]);
     }
 }
 
 /* ---- frames: sums and maxima of n elements, n a multiple of 32, in one fixed order; NaN is left aside by a maximum ---- */
-#define FL_LANES 32
+#define FL_LATTICE_LANES 32
 
 static double fl_largest(const double *x, int64_t n) {
-    double lane[FL_LANES];
+    double lane[FL_LATTICE_LANES];
     int64_t k;
     int j;
-    for (j = 0; j < FL_LANES; j++) lane[j] = x[j];
-    for (k = FL_LANES; k < n; k += FL_LANES)
-        for (j = 0; j < FL_LANES; j++) lane[j] = fl_larger(x[k + j], lane[j]);
+    for (j = 0; j < FL_LATTICE_LANES; j++) lane[j] = x[j];
+    for (k = FL_LATTICE_LANES; k < n; k += FL_LATTICE_LANES)
+        for (j = 0; j < FL_LATTICE_LANES; j++) lane[j] = fl_larger(x[k + j], lane[j]);
     fl_halve_max(lane, 16);
     fl_halve_max(lane, 8);
     fl_halve_max(lane, 4);
@@ -135,15 +136,15 @@ static double fl_largest(const double *x, int64_t n) {
     return fl_larger(lane[0], lane[1]);
 }
 
-static double fl_sum(const double *x, int64_t n) {
-    double lane[FL_LANES], total = 0;
+static double fl_lattice_sum(const double *x, int64_t n) {
+    double lane[FL_LATTICE_LANES], total = 0;
     int64_t k, stop;
     int j;
     for (k = 0; k < n;) {                                 /* longer chains would drift */
         stop = n - k < 4096 ? n : k + 4096;
-        for (j = 0; j < FL_LANES; j++) lane[j] = x[k + j];
-        for (k += FL_LANES; k < stop; k += FL_LANES)
-            for (j = 0; j < FL_LANES; j++) lane[j] += x[k + j];
+        for (j = 0; j < FL_LATTICE_LANES; j++) lane[j] = x[k + j];
+        for (k += FL_LATTICE_LANES; k < stop; k += FL_LATTICE_LANES)
+            for (j = 0; j < FL_LATTICE_LANES; j++) lane[j] += x[k + j];
         fl_halve_sum(lane, 16);
         fl_halve_sum(lane, 8);
         fl_halve_sum(lane, 4);
@@ -155,7 +156,7 @@ static double fl_sum(const double *x, int64_t n) {
 
 /* The power of two that brings the largest of n elements, a multiple of 8 and none negative, into [1, 2); 1 where there
  * is none such */
-static double fl_unit(const double *x, int64_t n) {
+static double fl_lattice_unit(const double *x, int64_t n) {
     double lane[8], top, m, e;
     int64_t k;
     int j;
@@ -165,7 +166,7 @@ static double fl_unit(const double *x, int64_t n) {
     fl_halve_max(lane, 4);
     fl_halve_max(lane, 2);
     top = fl_larger(lane[0], lane[1]);
-    if (!(top >= FL_TINY && top <= 1.7976931348623157e308)) return 1.0;
+    if (!(top >= FL_LATTICE_TINY && top <= 1.7976931348623157e308)) return 1.0;
     fl_normal(top, 0.0, &m, &e);
     return fl_two_to(-e);
 }
@@ -205,7 +206,7 @@ static void fl_scatter(char *row, int64_t step, const int64_t *classes, const do
  * Where the labelling has most of the probability, the loss is log(1 + Q/P), Q the mass of everything else: what leaves
  * the lattice, frame by frame, and what does not end where it should. Sums of positive terms, so that the loss and its
  * gradient keep their digits however small they are. Here plain probabilities do. Rows are blanks and labels, each
- * FL_PART(W); q is the emission of the labels, 0 past them; stay and hop, 0 or 1, are what stay and skip are above. */
+ * FL_LATTICE_PART(W); q is the emission of the labels, 0 past them; stay and hop, 0 or 1, are stay and skip above. */
 typedef struct {            /* a frame's three likeliest classes, the sum of all others, and the mass lost before it */
     int64_t k[3];
     double p[3], others, lost;
@@ -216,7 +217,7 @@ typedef struct {            /* a frame's three likeliest classes, the sum of all
 FL_NO_INLINE static void fl_astray(int64_t W, const int64_t *FL_APART label, const double *FL_APART q, const fl_rest *rest,
                                    int64_t blank, double blank_p, double stay, const double *FL_APART hop,
                                    double *FL_APART off) {
-    double p[3], others = rest->others - blank_p, *off_labels = off + FL_PART(W);
+    double p[3], others = rest->others - blank_p, *off_labels = off + FL_LATTICE_PART(W);
     int64_t k0 = rest->k[0], k1 = rest->k[1], k2 = rest->k[2], u;
     for (u = 0; u < 3; u++) {
         p[u] = rest->k[u] == blank ? 0.0 : rest->p[u];
@@ -236,8 +237,8 @@ FL_NO_INLINE static void fl_astray(int64_t W, const int64_t *FL_APART label, con
 FL_NO_INLINE static void fl_plain_forward(int64_t W, const double *FL_APART from, const double *FL_APART q, double blank,
                                           double stay, const double *FL_APART hop, double *FL_APART arrived,
                                           double *FL_APART to) {
-    const double *B = from, *L = from + FL_PART(W);
-    double *L_to = to + FL_PART(W);
+    const double *B = from, *L = from + FL_LATTICE_PART(W);
+    double *L_to = to + FL_LATTICE_PART(W);
     int64_t u;
     L_to[0] = 0.0;
     for (u = 0; u < W; u++) {
@@ -249,12 +250,12 @@ FL_NO_INLINE static void fl_plain_forward(int64_t W, const double *FL_APART from
 }
 
 /* The same with all masses times `scale`, a power of two; how many of the new ones are not small */
-#define FL_SMALL 1.1830521861667747e-271                  /* 2^-900 */
+#define FL_LATTICE_SMALL 1.1830521861667747e-271                  /* 2^-900 */
 FL_NO_INLINE static int64_t fl_scaled_forward(int64_t W, const double *FL_APART from, const double *FL_APART q,
                                               double blank, double stay, const double *FL_APART hop, double scale,
                                               double *FL_APART to) {
-    const double *B = from, *L = from + FL_PART(W);
-    double *L_to = to + FL_PART(W);
+    const double *B = from, *L = from + FL_LATTICE_PART(W);
+    double *L_to = to + FL_LATTICE_PART(W);
     int64_t u, hits = 0;
     blank *= scale;
     L_to[0] = 0.0;
@@ -262,7 +263,7 @@ FL_NO_INLINE static int64_t fl_scaled_forward(int64_t W, const double *FL_APART 
         double b = (B[u] + L[u]) * blank, l = ((B[u] + stay * L[u + 1]) + hop[u] * L[u]) * (q[u] * scale);
         to[u] = b;
         L_to[u + 1] = l;
-        hits += (b >= FL_SMALL) + (l >= FL_SMALL);
+        hits += (b >= FL_LATTICE_SMALL) + (l >= FL_LATTICE_SMALL);
     }
     return hits;
 }
@@ -270,8 +271,8 @@ FL_NO_INLINE static int64_t fl_scaled_forward(int64_t W, const double *FL_APART 
 /* to = what `from` is one frame later, on the average over the moves; labels in place */
 FL_NO_INLINE static void fl_plain_backward(int64_t W, const double *FL_APART from, const double *FL_APART q, double blank,
                                            double stay, const double *FL_APART hop, double *FL_APART to) {
-    const double *B = from, *L = from + FL_PART(W);
-    double *L_to = to + FL_PART(W);
+    const double *B = from, *L = from + FL_LATTICE_PART(W);
+    double *L_to = to + FL_LATTICE_PART(W);
     int64_t u;
     for (u = 0; u < W; u++) {
         to[u] = B[u] * blank + L[u] * q[u];
@@ -282,7 +283,7 @@ FL_NO_INLINE static void fl_plain_backward(int64_t W, const double *FL_APART fro
 /* mass = alpha (labels one place up) times v (in place), of blanks and of labels */
 static void fl_products(int64_t W, const double *FL_APART alpha, const double *FL_APART v, double *FL_APART mass,
                         double *FL_APART label_mass) {
-    const int64_t part = FL_PART(W);
+    const int64_t part = FL_LATTICE_PART(W);
     int64_t u;
     for (u = 0; u < W; u++) {
         mass[u] = alpha[u] * v[u];

@@ -55,7 +55,7 @@ cdef extern from "softmax/row_sums_avx512.h" nogil:
         Py_ssize_t tail
         const char* ahead
         Py_ssize_t pace
-    ctypedef struct fl_unit:
+    ctypedef struct fl_unit "fl_row_unit":
         float m
         float lo
         float magic

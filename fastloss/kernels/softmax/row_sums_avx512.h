@@ -2,8 +2,8 @@
  * rows.pxd, where nothing is shifted, to the same bits.  gcc keeps neither sums nor constants in registers where it
  * has the whole row to see to: a tenth of a loss, a sixth of a gradient.
  */
-#ifndef FL_BLOCK_H
-#define FL_BLOCK_H
+#ifndef FL_ROW_SUMS_AVX512_H
+#define FL_ROW_SUMS_AVX512_H
 #include "math/exp_table.h"
 #include "arrays/nontemporal.h"
 
@@ -18,7 +18,7 @@ typedef struct {
 } fl_source;
 
 /* Of a reference (row_sums.pxd) what float exps need, where nothing is shifted. */
-typedef struct { float m, lo, magic; } fl_unit;
+typedef struct { float m, lo, magic; } fl_row_unit;
 
 /* Of a deferred gradient (deferred.pxd) what is to be written of floats: target = terms slope - labels scale, if there are
  * labels, but `entry` at `at`; in pairs of groups, as many as are left. */
@@ -52,25 +52,25 @@ FL_INLINE __m512 fl_exp16(__m512 x, const fl_exps *k) {
 }
 
 /* 32 lanes in float64, and their sum as lanes_sum folds them */
-typedef struct { __m512d a, b, c, d; } fl_lanes;
+typedef struct { __m512d a, b, c, d; } fl_row_lanes;
 
-FL_INLINE __m512d fl_low(__m512 a) { return _mm512_cvtps_pd(_mm512_castps512_ps256(a)); }
-FL_INLINE __m512d fl_high(__m512 a) { return _mm512_cvtps_pd(_mm512_extractf32x8_ps(a, 1)); }
+FL_INLINE __m512d fl_row_low(__m512 a) { return _mm512_cvtps_pd(_mm512_castps512_ps256(a)); }
+FL_INLINE __m512d fl_row_high(__m512 a) { return _mm512_cvtps_pd(_mm512_extractf32x8_ps(a, 1)); }
 
-FL_INLINE fl_lanes fl_no_lanes(void) {
+FL_INLINE fl_row_lanes fl_row_no_lanes(void) {
     const __m512d zero = _mm512_setzero_pd();
-    const fl_lanes none = {zero, zero, zero, zero};
+    const fl_row_lanes none = {zero, zero, zero, zero};
     return none;
 }
 
-FL_INLINE void fl_add_part(fl_lanes *to, __m512 part, __m512 rest) {
-    to->a = _mm512_add_pd(to->a, fl_low(part));
-    to->b = _mm512_add_pd(to->b, fl_high(part));
-    to->c = _mm512_add_pd(to->c, fl_low(rest));
-    to->d = _mm512_add_pd(to->d, fl_high(rest));
+FL_INLINE void fl_add_part(fl_row_lanes *to, __m512 part, __m512 rest) {
+    to->a = _mm512_add_pd(to->a, fl_row_low(part));
+    to->b = _mm512_add_pd(to->b, fl_row_high(part));
+    to->c = _mm512_add_pd(to->c, fl_row_low(rest));
+    to->d = _mm512_add_pd(to->d, fl_row_high(rest));
 }
 
-FL_INLINE double fl_lanes_sum(const fl_lanes *l) {
+FL_INLINE double fl_row_lanes_sum(const fl_row_lanes *l) {
     __m512d a = _mm512_add_pd(_mm512_add_pd(l->a, l->c), _mm512_add_pd(l->b, l->d));
     __m256d b = _mm256_add_pd(_mm512_castpd512_pd256(a), _mm512_extractf64x4_pd(a, 1));
     __m128d c = _mm_add_pd(_mm256_castpd256_pd128(b), _mm256_extractf128_pd(b, 1));
@@ -126,7 +126,7 @@ FL_INLINE __m512 fl_load16(const char *x, int kind) {
 /* Sums exp over groups of logits, and finds the largest. Unless e is NULL it also keeps the exps there, and writes as
  * much of the deferred gradient. */
 FL_INLINE double fl_exp_block_of(
-        const fl_source *from, int kind, const fl_unit *unit, float *e, float *top_out, fl_pending *pending) {
+        const fl_source *from, int kind, const fl_row_unit *unit, float *e, float *top_out, fl_pending *pending) {
     const ptrdiff_t half = kind == FL_FLOATS ? 64 : 32, size = 2 * half;        /* bytes of a group */
     const ptrdiff_t n_groups = from->n_groups, out = from->out, tail = from->tail, pace = from->pace;
     const char *x = from->elements, *out_group = from->out_group, *tail_group = from->tail_group;
@@ -134,7 +134,7 @@ FL_INLINE double fl_exp_block_of(
     fl_pending late = e ? *pending : (fl_pending){0};
     const fl_exps k = fl_exps_of(unit->lo, unit->magic);
     __m512 top = _mm512_set1_ps(-INFINITY), more = top;
-    fl_lanes total = fl_no_lanes();
+    fl_row_lanes total = fl_row_no_lanes();
     ptrdiff_t g = 0;
     while (g < n_groups) {
         const ptrdiff_t end = g + 8 < n_groups ? g + 8 : n_groups;
@@ -170,12 +170,12 @@ FL_INLINE double fl_exp_block_of(
     }
     *top_out = _mm512_reduce_max_ps(_mm512_max_ps(top, more));
     if (e) *pending = late;
-    return fl_lanes_sum(&total);
+    return fl_row_lanes_sum(&total);
 }
 
 #define FL_EXP_BLOCK(name, kind)                                                                                         \
     static __attribute__((noinline)) double name(                                                                        \
-            const fl_source *from, const fl_unit *unit, float *e, float *top, fl_pending *pending) {                     \
+            const fl_source *from, const fl_row_unit *unit, float *e, float *top, fl_pending *pending) {                 \
         if (e) return fl_exp_block_of(from, kind, unit, e, top, pending);                                                \
         return fl_exp_block_of(from, kind, unit, NULL, top, NULL);                                                       \
     }
@@ -189,7 +189,7 @@ FL_INLINE __m512 fl_dot16(__m512 t, __m512 m, __m512 x) {                       
 
 /* likewise with targets t: sums of exp, of t (m - x), and of t */
 FL_INLINE void fl_target_block_of(
-        const fl_source *logits, const fl_source *targets, const fl_unit *unit, float *e, double *sums,
+        const fl_source *logits, const fl_source *targets, const fl_row_unit *unit, float *e, double *sums,
         fl_pending *pending) {
     const ptrdiff_t n_groups = logits->n_groups, out = logits->out, tail = logits->tail;
     const ptrdiff_t ahead = logits->ahead - logits->elements;
@@ -200,7 +200,7 @@ FL_INLINE void fl_target_block_of(
     fl_pending late = e ? *pending : (fl_pending){0};
     const fl_exps k = fl_exps_of(unit->lo, unit->magic);
     const __m512 m = _mm512_set1_ps(unit->m);
-    fl_lanes exps = fl_no_lanes(), dots = exps, rests = exps;
+    fl_row_lanes exps = fl_row_no_lanes(), dots = exps, rests = exps;
     ptrdiff_t g = 0;
     while (g < n_groups) {
         const ptrdiff_t end = g + 8 < n_groups ? g + 8 : n_groups;
@@ -246,14 +246,14 @@ FL_INLINE void fl_target_block_of(
         fl_add_part(&dots, d0, d1);
         fl_add_part(&rests, r0, r1);
     }
-    sums[0] = fl_lanes_sum(&exps);
-    sums[1] = fl_lanes_sum(&dots);
-    sums[2] = fl_lanes_sum(&rests);
+    sums[0] = fl_row_lanes_sum(&exps);
+    sums[1] = fl_row_lanes_sum(&dots);
+    sums[2] = fl_row_lanes_sum(&rests);
     if (e) *pending = late;
 }
 
 static __attribute__((noinline)) void fl_target_blockf(
-        const fl_source *x, const fl_source *t, const fl_unit *unit, float *e, double *sums, fl_pending *pending) {
+        const fl_source *x, const fl_source *t, const fl_row_unit *unit, float *e, double *sums, fl_pending *pending) {
     if (e) fl_target_block_of(x, t, unit, e, sums, pending);
     else fl_target_block_of(x, t, unit, NULL, sums, NULL);
 }
