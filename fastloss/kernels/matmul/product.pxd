@@ -29,6 +29,7 @@ cdef extern from "arrays/transpose.h" nogil:
 cdef enum:
     LANES = 32              # of float; half as many of double
     SLAB = 48               # rows packed together, in whole tiles
+    SERIAL = 1 << 21        # multiply-adds below which a second thread costs more than it saves
 
 
 cdef inline Py_ssize_t lanes_of(real dummy) noexcept nogil:
@@ -154,16 +155,3 @@ cdef inline void products(const real* slab, Py_ssize_t n, Py_ssize_t d, const re
                     tile_rows_half(m, a, b, out + t*FL_TILE*pitch + p*lanes, pitch, q > 0)
             if stopped(&done, n*m):
                 return
-
-
-cdef inline void products_across(const real* slabs, Py_ssize_t step, Py_ssize_t n, Py_ssize_t width,
-                                 const real* panels, Py_ssize_t count, real* out, Py_ssize_t pitch) noexcept nogil:
-    """out += `width` columns of a chunk, in whole tiles, of n slabs `step` apart, times `count` panels."""
-    cdef Py_ssize_t lanes = lanes_of(out[0]), r, p, t, done = 0
-    for r in range(n):
-        for p in range(count):
-            if stopped(&done, SLAB*width):
-                return
-            for t in range(parts_of(width, FL_TILE)):
-                tile_columns(SLAB, slabs + r*step + t*FL_TILE, panels + (p*n + r)*SLAB*lanes,
-                             out + t*FL_TILE*pitch + p*lanes, pitch, True)
