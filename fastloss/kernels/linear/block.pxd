@@ -14,7 +14,7 @@ from fastloss.kernels.math.vmath cimport (
     FL_LN2, bias_of, exp_of, fl_exp_label, lo_of, magic_of, power_of, real, shift_of,
 )
 from fastloss.kernels.matmul.product cimport (
-    FL_CHUNK, FL_PITCH, FL_TILE, LANES, lanes_of, least, parts_of, tile_columns, tile_lanes, tile_rows,
+    FL_CHUNK, FL_PITCH, FL_TILE, LANES, Target, lanes_of, least, parts_of, tile_columns, tile_lanes, tile_rows,
 )
 from fastloss.kernels.softmax.lane_sums cimport sum_rest
 
@@ -327,6 +327,7 @@ cdef inline void table_product(const LinearCall* call, Py_ssize_t task, real dum
     cdef real* dw = <real*>call.dw + start*width
     cdef real* direct = NULL
     cdef real* target
+    cdef Target tile
     cdef const real* z = <const real*>call.z + call.offset*lanes
     cdef const real* x
     if (stop - start) % FL_TILE == 0 and call.d % lanes == 0 and call.weights_grad.ndim <= 1:
@@ -346,11 +347,14 @@ cdef inline void table_product(const LinearCall* call, Py_ssize_t task, real dum
             if p >= copied:
                 target = direct + p*lanes - call.rotation
                 pitch = call.weights_grad.stride[0]//<Py_ssize_t>sizeof(real)
+            tile.pitch = pitch
+            tile.add = g > 0 or not call.first_rows
             t = start
             while t < stop:
                 next_row = t + FL_TILE - start if t + FL_TILE < stop else 0
-                tile_lanes(n, call.pitch, z + g*call.pitch + t*lanes, x, target + (t - start)*pitch, pitch,
-                           g > 0 or not call.first_rows, target + next_row*pitch + (lanes if next_row == 0 else 0))
+                tile.at = target + (t - start)*pitch
+                tile.later = target + next_row*pitch + (lanes if next_row == 0 else 0)
+                tile_lanes(n, call.pitch, z + g*call.pitch + t*lanes, x, &tile)
                 t += FL_TILE
         g += n
     if copied > first:

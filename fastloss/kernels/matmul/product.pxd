@@ -11,16 +11,19 @@ cdef extern from "matmul/product.h" nogil:
         FL_TILE
         FL_CHUNK
         FL_PITCH
+    ctypedef struct Target "fl_target":
+        void* at
+        Py_ssize_t pitch
+        bint add
+        const void* later
     void fl_tile_rowsf(Py_ssize_t, const float*, const float*, float*, Py_ssize_t, int) noexcept
     void fl_tile_rows(Py_ssize_t, const double*, const double*, double*, Py_ssize_t, int) noexcept
     void fl_tile_rows_halff(Py_ssize_t, const float*, const float*, float*, Py_ssize_t, int) noexcept
     void fl_tile_rows_half(Py_ssize_t, const double*, const double*, double*, Py_ssize_t, int) noexcept
     void fl_tile_columnsf(Py_ssize_t, const float*, const float*, float*, Py_ssize_t, int) noexcept
     void fl_tile_columns(Py_ssize_t, const double*, const double*, double*, Py_ssize_t, int) noexcept
-    void fl_tile_lanesf(Py_ssize_t, Py_ssize_t, const float*, const float*, float*, Py_ssize_t, int,
-                        const float*) noexcept
-    void fl_tile_lanes(Py_ssize_t, Py_ssize_t, const double*, const double*, double*, Py_ssize_t, int,
-                       const double*) noexcept
+    void fl_tile_lanesf(Py_ssize_t, Py_ssize_t, const float*, const float*, const Target*) noexcept
+    void fl_tile_lanes(Py_ssize_t, Py_ssize_t, const double*, const double*, const Target*) noexcept
 
 cdef extern from "arrays/transpose.h" nogil:
     void fl_lanes_of_rowsf(const float*, Py_ssize_t, Py_ssize_t, Py_ssize_t, float*, Py_ssize_t) noexcept
@@ -63,12 +66,12 @@ cdef inline void tile_columns(Py_ssize_t k, const real* a, const real* b, real* 
         fl_tile_columns(k, a, b, c, pitch, add)
 
 
-cdef inline void tile_lanes(Py_ssize_t n, Py_ssize_t step, const real* a, const real* b, real* c, Py_ssize_t pitch,
-                            bint add, const real* later) noexcept nogil:
+cdef inline void tile_lanes(Py_ssize_t n, Py_ssize_t step, const real* a, const real* b,
+                            const Target* c) noexcept nogil:
     if real is float:
-        fl_tile_lanesf(n, step, a, b, c, pitch, add, later)
+        fl_tile_lanesf(n, step, a, b, c)
     else:
-        fl_tile_lanes(n, step, a, b, c, pitch, add, later)
+        fl_tile_lanes(n, step, a, b, c)
 
 
 cdef inline Py_ssize_t least(Py_ssize_t a, Py_ssize_t b) noexcept nogil:
