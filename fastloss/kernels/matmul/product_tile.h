@@ -1,7 +1,7 @@
 /* For one type; product.h includes this once for each. */
 
-/* Operand A: at[o*outer + i*row + k*column]; `ahead` and `pace`: where the next tile's lies, and how much of it to fetch
- * per k (worth a tenth). */
+/* Operand A: at[o*outer + i*row + k*column]; `ahead` and `pace`: where the next tile's lies, and how much of it to
+ * fetch per k (worth a tenth). */
 typedef struct {
     const FL_T *at;
     ptrdiff_t outer, row, column, ahead, pace;
