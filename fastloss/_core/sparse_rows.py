@@ -115,7 +115,7 @@ class SparseRows:
         values = check.raw(self.values).reshape(len(self.indices), width)
         if values.size:
             threads = _threads.resolve(n_threads, values.size)
-            _kernels.sum_runs(values, order, starts, table, rows if add else None, scale, add, threads)
+            _kernels.sum_runs(values, order, starts, table, threads, rows=rows if add else None, scale=scale, add=add)
 
     def coalesce(self, *, n_threads: int | None = None) -> SparseRows:
         """The same with each index once, in rising order; values are summed in float64, in order, and rounded once.

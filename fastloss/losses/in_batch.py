@@ -13,7 +13,7 @@ from fastloss._core import outputs
 from fastloss._core import threads as _threads
 from fastloss._core.gradients import Wants, differentiable
 from fastloss._core.reductions import Reduction
-from fastloss.losses.sampled_logits import Logits, Slopes, clear_zeros, contiguous, losses, shifts
+from fastloss.losses.sampled_logits import Hits, Logits, Slopes, clear_zeros, contiguous, losses, shifts
 
 Array = NDArray[Any]
 
@@ -109,9 +109,7 @@ def in_batch_softmax_loss(
         d_keys = outputs.gradient(_wants, "keys", k, others, in_place=True)
 
     x, candidates = contiguous(q, dtype), contiguous(k, dtype)
-    logits = Logits(
-        x, n, candidates.__getitem__, shift, np.zeros((n, 1)), (None, items, None, None), slope, diagonal=True
-    )
+    logits = Logits(x, n, candidates.__getitem__, shift, np.zeros((n, 1)), Hits(items), slope, diagonal=True)
     slopes = None
     if _wants is not None:
         slopes = Slopes(

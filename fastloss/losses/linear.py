@@ -106,7 +106,7 @@ class _Blocks:
             self.pitch = self.block
             room = self._fit(max_memory - fixed, row + size * self.pitch, all_rows)
             self.rows = all_rows if whole else max(least, room)
-        self.turn = self._turn(dw[0], table.dtype) if dw and d % lanes == 0 else 0
+        self.rotation = self._rotation(dw[0], table.dtype) if dw and d % lanes == 0 else 0
         scratch = _memory.pieces(table.dtype, *sizes(self.rows, self.pitch))
         self.z, self.wp, self.xp, inputs_sums, inputs_rows, table_sums = [a.view(np.uint8) for a in scratch]
         self.dx = inputs_sums if dx else None
@@ -123,21 +123,14 @@ class _Blocks:
         return rows
 
     @staticmethod
-    def _turn(dw: Array, dtype: np.dtype[Any]) -> int:
+    def _rotation(dw: Array, dtype: np.dtype[Any]) -> int:
         """By how many columns the rows of a gradient stored like the sums start after a cache line."""
         like = dw.dtype == dtype and dw.strides[1] == dtype.itemsize and dw.strides[0] % 64 == 0
         return int(dw.__array_interface__["data"][0] % 64 // dtype.itemsize) if like else 0
 
-    def state(self, n: int) -> Array:
-        """Sums over no class, for the lanes of n rows."""
-        shape, top = _kernels.empty_state(self.wide, n)
-        state = np.zeros(shape)
-        state[top] = -np.inf
-        return state
-
 
 class _Targets:
-    """What every class of every row is worth: marked ones each, all by smoothing, the others together."""
+    """What every class of every row is worth: labels each, all classes by smoothing, the others together."""
 
     @np.errstate(all="ignore")  # infinite weights are no error, their rows say so
     def __init__(self, labels: check.ClassLabels, n_classes: int, class_weight: Array | None, smoothing: float) -> None:
@@ -184,33 +177,44 @@ class _Call:
     """One pass over rows x classes, block by block."""
 
     def __init__(
-        self, inputs: Array, table: _Table, marks: NDArray[np.int64], cap: float, heat: float, threads: int
+        self, inputs: Array, table: _Table, labels: NDArray[np.int64], softcap: float, temperature: float, threads: int
     ) -> None:
-        self.inputs, self.table, self.marks = inputs, table, marks
-        self.cap, self.heat, self.threads = cap, heat, threads
-        self.n = len(marks)
+        self.inputs, self.table, self.labels = inputs, table, labels
+        self.softcap, self.temperature, self.threads = softcap, temperature, threads
+        self.n = len(labels)
         self.d = inputs.shape[-1]
 
-    def sums(
-        self, blocks: _Blocks, start: int, smooth: Array | None, stats: bool, apart: bool = False
-    ) -> tuple[Any, Array, Array, Array]:
-        """The rows' sums over all classes; `apart`: marked ones do not lower the others' sum to nothing."""
-        n = min(blocks.rows, self.n - start)
-        marks = self.marks[start : start + n]
-        plan = (
-            n, self.d, marks.shape[1], blocks.block, blocks.pitch, blocks.turn, blocks.kept, self.cap, self.heat, stats,
-            apart,
-        )  # fmt: skip
-        state, marked = blocks.state(n), np.full(marks.shape, -np.inf)
-        _kernels.pack(
-            plan, blocks.wide, check.raw(self.inputs), self.inputs.ndim - 1, start, blocks.xp, blocks.xr, self.threads
+    def sums(self, blocks: _Blocks, rows: slice, smooth: Array | None, stats: bool, exact_others: bool = False) -> Any:
+        """The rows' sums over all classes; `exact_others`: labels do not lower the others' sum to nothing."""
+        labels = self.labels[rows]
+        block = _kernels.RowBlock(
+            blocks.wide,
+            rows.start,
+            self.d,
+            self.threads,
+            labels=labels,
+            label_logits=_memory.empty(labels.shape),
+            sums=_memory.empty(_kernels.sums_shape(blocks.wide, len(labels))),
+            block=blocks.block,
+            pitch=blocks.pitch,
+            rotation=blocks.rotation,
+            kept=blocks.kept,
+            softcap=self.softcap,
+            temperature=self.temperature,
+            smooth=smooth,
+            stats=stats,
+            exact_others=exact_others,
+            xp=blocks.xp,
+            xr=blocks.xr,
+            z=blocks.z,
+            dx=blocks.dx,
+            wp=blocks.wp,
+            dw=blocks.dw,
         )
+        block.pack(check.raw(self.inputs), self.inputs.ndim - 1)
         for _, classes, weights, bias in self.table.parts():
-            _kernels.forward(
-                plan, blocks.wide, weights, bias, smooth, classes.start, blocks.xp, blocks.z, blocks.wp, state, marks,
-                marked, self.threads,
-            )  # fmt: skip
-        return plan, state, marks, marked
+            block.forward(weights, bias, classes.start)
+        return block
 
     def losses(self, rows: Reduction, targets: _Targets, z_loss: float, wanted: _Wanted | None,
                stats: LinearStats | None, memory: int | None) -> None:  # fmt: skip
@@ -222,32 +226,38 @@ class _Call:
         for a in [] if dw is None or self.n else dw:
             a[...] = 0
         for start in range(0, self.n, max(1, blocks.rows)):
-            plan, state, marks, marked = self.sums(
-                blocks, start, targets.smooth, stats is not None, targets.other is not None
+            at = slice(start, min(start + blocks.rows, self.n))
+            block = self.sums(blocks, at, targets.smooth, stats is not None, targets.other is not None)
+            block.finish(
+                targets.marked[at],
+                loss[at],
+                other=_part(targets.other, at),
+                smooth_sum=targets.smooth_sum,
+                z_loss=z_loss,
+                weight=_part(targets.row_weight, at),
+                scale=_part(None if rows.scale is None else rows.scale.reshape(-1), at),
+                factor=rows.factor,
+                label_slopes=None if wanted is None else _memory.empty(targets.marked[at].shape),
+                lse=None if stats is None else stats.lse[at],
+                log_prob=None if stats is None else stats.log_prob[at],
+                entropy=None if stats is None else stats.entropy[at],
+                argmax=None if stats is None else stats.argmax[at],
             )
-            n = len(marks)
-            at = slice(start, start + n)
-            slopes = None if wanted is None else _memory.empty(marks.shape)
-            _kernels.finish(
-                blocks.wide, n, marks, targets.marked[at], _part(targets.other, at), _part(targets.row_weight, at),
-                _part(None if rows.scale is None else rows.scale.reshape(-1), at), rows.factor, targets.smooth,
-                targets.smooth_sum, z_loss, self.cap, self.heat, state, marked, slopes, loss[at],
-                *((None, None, None) if stats is None else (stats.lse[at], stats.log_prob[at], stats.entropy[at])),
-            )  # fmt: skip
-            if stats is not None:
-                stats.argmax[at] = state[_kernels.ARGMAX_ROW, :n]
             if wanted is None:
                 continue
             if blocks.dx is not None:
                 blocks.dx.fill(0)
             for i, classes, weights, bias in self.table.parts():
-                _kernels.backward(
-                    plan, blocks.wide, weights, None if dw is None else check.raw(dw[i]), bias,
-                    None if bias_sums is None else bias_sums[classes], targets.smooth, classes.start, start == 0,
-                    blocks.xp, blocks.xr, blocks.z, blocks.dx, blocks.wp, blocks.dw, state, marks, slopes, self.threads,
-                )  # fmt: skip
+                block.backward(
+                    weights,
+                    bias,
+                    classes.start,
+                    weights_grad=None if dw is None else check.raw(dw[i]),
+                    bias_grad=None if bias_sums is None else bias_sums[classes],
+                    first_rows=start == 0,
+                )
             if dx is not None:
-                _kernels.unpack(plan, blocks.wide, blocks.dx, state, check.raw(dx), dx.ndim - 1, start, self.threads)
+                block.unpack(check.raw(dx), dx.ndim - 1)
         outputs.narrow(rows.loss, loss.reshape(rows.loss.shape))
         if db is not None:
             outputs.narrow(db, bias_sums)
@@ -381,7 +391,8 @@ def linear_cross_entropy(
     class_weights = check.vector("class_weight", class_weight, n_classes)
     check.tail_alone(y.tail, smoothing, class_weights)
     cap = 0.0 if softcap is None else check.positive("softcap", softcap)
-    heat, zeta = check.positive("temperature", temperature), check.scalar("z_loss", z_loss, 0, math.inf)
+    temperature = check.positive("temperature", temperature)
+    z_loss = check.scalar("z_loss", z_loss, 0, math.inf)
     memory = check.memory_limit(max_memory)
     wants_stats = check.flag("return_stats", return_stats)
     targets = _Targets(y, n_classes, class_weights, smoothing)
@@ -400,7 +411,7 @@ def linear_cross_entropy(
     if wants_stats:
         log_prob = _memory.empty(y.ids.shape)
         stats = LinearStats(_memory.empty(n), log_prob, _memory.empty(n), _memory.empty(n, np.int64), _memory.empty(0))
-    _Call(x, table, y.ids, cap, heat, threads).losses(rows, targets, zeta, wanted, stats, memory)
+    _Call(x, table, y.ids, cap, temperature, threads).losses(rows, targets, z_loss, wanted, stats, memory)
     value = rows.value()
     return value if stats is None else (value, _shaped(stats, y, shape, table.dtype))
 

@@ -70,15 +70,15 @@ def linear_partials(
     ids = y.astype(np.int64).reshape(-1, 1) - first
     ids[~here.reshape(-1)] = -1
     cap = 0.0 if softcap is None else check.positive("softcap", softcap)
-    heat = check.positive("temperature", temperature)
+    temperature = check.positive("temperature", temperature)
     memory = check.memory_limit(max_memory)
     threads = _threads.resolve(n_threads, len(ids) * table.n_classes)
-    call = _Call(x, table, ids, cap, heat, threads)
+    call = _Call(x, table, ids, cap, temperature, threads)
     blocks = _Blocks(table, call.n, call.d, memory)
     result = _memory.empty((call.n, 4))
     for start in range(0, call.n, max(1, blocks.rows)):
-        _, state, marks, marked = call.sums(blocks, start, None, False)
-        _kernels.partials(blocks.wide, len(marks), state, marked, result[start : start + len(marks)])
+        at = slice(start, min(start + blocks.rows, call.n))
+        call.sums(blocks, at, None, False).partials(result[at])
     return result.reshape(*shape, 4)
 
 

@@ -18,6 +18,7 @@ from fastloss._core.tables import Table
 from fastloss._native import sampled as _kernels
 from fastloss._native import tables as _table_kernels
 from fastloss.losses.sampled_logits import (
+    Hits,
     Logits,
     Slopes,
     clear_zeros,
@@ -153,11 +154,11 @@ def _logits(
         shift[:k] = offsets
     for shard, rows, places in w.locate(flat):
         _table_kernels.dots(check.raw(w.arrays[shard]), rows, places, labels.shape[1], x, true)
-    hits: tuple[Array | None, Array | None, Array | None, Array | None] = (None, None, None, None)
+    hits = Hits()
     if remove_hits:
         heads, follows = np.zeros(1 << max(3, (2 * k).bit_length()), np.int64), _memory.empty(k, np.int64)
         _kernels.index(ids, heads, follows)
-        hits = labels, ids, heads, follows
+        hits = Hits(ids, labels, heads, follows)
     return Logits(x, k, lambda some: w.gather(ids[some], x.dtype), shift, true.reshape(labels.shape), hits)
 
 

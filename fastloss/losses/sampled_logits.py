@@ -16,6 +16,15 @@ Array = NDArray[Any]
 KEPT = 1 << 22  # gradients to logits held at a time, of whole rows, for that to the candidates
 
 
+class Hits(NamedTuple):
+    """Candidates to be masked in a row: its labels or, where `diagonal`, others of its own candidate's id."""
+
+    ids: Array | None = None  # of the candidates
+    labels: Array | None = None  # [B, T]
+    heads: Array | None = None  # where the labels' ids stand: see the kernel's index
+    follows: Array | None = None
+
+
 class Logits(NamedTuple):
     """What makes the logits of a batch: x times candidates, corrected."""
 
@@ -24,7 +33,7 @@ class Logits(NamedTuple):
     candidates: Callable[[slice], Array]  # some of [K, D], likewise
     shift: Array  # see shifts(K), added to each row
     true: Array  # float64 [B, T]; where diagonal, filled by the kernel
-    hits: tuple[Array | None, Array | None, Array | None, Array | None]  # labels to be masked among ids; heads, follows
+    hits: Hits
     slope: float = 1.0  # multiplies the products
     diagonal: bool = False  # the label of row i is candidate i, other candidates of its id are masked
 
@@ -54,24 +63,44 @@ def losses(nce: bool, logits: Logits, rows: Reduction, slopes: Slopes | None, th
     if nce:
         _kernels.nce_targets(logits.true, loss, to_true, scale, rows.factor)
     width = _kernels.padded(k)
-    block, slabs, *parts = _kernels.sizes(x.dtype.itemsize, n, k, d, to_x is not None, to_candidates is not None, KEPT)
+    block, slabs, *parts = _kernels.sizes(
+        x.dtype.itemsize, n, k, d, to_x=to_x is not None, to_candidates=to_candidates is not None, most=KEPT
+    )
     by_rows, by_columns, kept, inputs = _memory.pieces(x.dtype, *parts)
     some = _kernels.GATHERED
     for first in range(0, k, some):
         candidates = logits.candidates(slice(first, min(first + some, k)))
         _kernels.pack_candidates(candidates, first, k, by_rows, by_columns)
-    labels, *found = logits.hits
+    hits = logits.hits
     counting = x if to_candidates is None else without_zeros(x, rows)
     for start in range(0, n, block):
         at = slice(start, min(start + block, n))
         sums = None if to_shift is None else np.zeros((1 + slabs, width))  # what there is, and each slab's
         columns = None if sums is None else sums[1:]
         _kernels.losses(
-            nce, x[at], by_rows, by_columns, k, width, logits.slope, logits.shift, logits.true[at],
-            None if labels is None else labels[at], *found, start if logits.diagonal else -1, loss[at],
-            None if to_true is None else to_true[at], kept, None if to_x is None else to_x[at],
-            None if scale is None else scale[at], rows.factor * logits.slope, columns, threads,
-        )  # fmt: skip
+            x[at],
+            logits.true[at],
+            loss[at],
+            threads,
+            nce=nce,
+            k=k,
+            stride=width,
+            rows=by_rows,
+            columns=by_columns,
+            slope=logits.slope,
+            shift=logits.shift,
+            labels=None if hits.labels is None else hits.labels[at],
+            ids=hits.ids,
+            heads=hits.heads,
+            follows=hits.follows,
+            diagonal=start if logits.diagonal else -1,
+            scale=None if scale is None else scale[at],
+            factor=rows.factor * logits.slope,
+            true_grad=None if to_true is None else to_true[at],
+            x_grad=None if to_x is None else to_x[at],
+            slopes=kept,
+            sums=columns,
+        )
         if to_shift is not None and sums is not None:
             sums[0, :k] = to_shift
             to_shift[...] = sums.sum(axis=0)[:k]  # slab by slab, whatever a block is

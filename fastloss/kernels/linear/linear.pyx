@@ -1,172 +1,34 @@
 """Cross entropy of a linear layer, on blocks of rows x classes: its logits exist only one block at a time.
 
-The wrapper hands in scratch; every function here does one step for one block of rows, over all classes of a shard of
-the table.  block.pxd has what is done to one block.
+The wrapper hands in scratch; every method of RowBlock does one step for one block of rows, over all classes of a shard
+of the table.  tasks.pxd cuts a step into tasks for threads, block.pxd and packing.pxd have what is done in them.
 """
-from libc.math cimport INFINITY, fmax, fmin, ldexp, rint
+cimport cython
+from libc.math cimport INFINITY, ldexp
 from libc.stdint cimport int64_t
 
-from fastloss._parallel cimport for_blocks
 from fastloss.kernels.arrays.arrays cimport Held, release, take
-from fastloss.kernels.linear.block cimport (
-    ARGMAX, FIELDS, REST, ROWS, SCALE, SLOPE, SPREAD, STEP, SUM, TILT, TOP, Job, biases_gradient, exp_at, group_of,
-    inputs_product, logits, pack_inputs_group, pack_table_tile, parts_of_columns, settle_logits, slopes, sums,
-    table_product, table_tasks, unit_ratio, unpack_inputs_group,
-)
-from fastloss.kernels.matmul.product cimport FL_CHUNK, FL_PITCH, FL_TILE, LANES, lanes_of, least, parts_of
-from fastloss.kernels.softmax.lane_sums cimport sum_rest
+from fastloss.kernels.linear.block cimport exp_at, unit_ratio
+from fastloss.kernels.linear.call cimport ROW_SUMS, ROWS, STEP, LinearCall, RowSums
+from fastloss.kernels.linear.partials cimport Partial, loss_of, merge_into, partial_of
+from fastloss.kernels.linear.tasks cimport PACK_INPUTS, UNPACK_INPUTS, run_backward, run_forward, run_tasks
+from fastloss.kernels.math.vmath cimport FL_LN2, bias_of, fl_exp_label, fl_log, fl_log1p, power_of, real, shift_of
+from fastloss.kernels.matmul.product cimport FL_CHUNK, FL_PITCH, FL_TILE, SERIAL, lanes_of, parts_of
 from fastloss.kernels.softmax.row_sums cimport Terms, log_ratios
-from fastloss.kernels.math.vmath cimport (
-    FL_BIAS, FL_LN2, bias_of, fl_exp_label, fl_log, fl_log1p, power_of, real, shift_of,
-)
 
 cdef enum:
-    SERIAL = 1 << 21        # multiply-adds below which a second thread costs more than it saves
+    CLASSES_OF_PACKING = 256    # whose multiply-adds take as long as to pack a row of inputs
 
 TILE, PANEL, ROW_STEP = FL_TILE, STEP, ROWS    # blocks are multiples of these: of classes, if they can, and of rows
-ARGMAX_ROW = ARGMAX
-
-cdef enum:                  # tasks of one block
-    PACK_TABLE
-    LOGITS
-    SUMS
-    LOGITS_SUMS
-    SLOPES
-    INPUTS
-    SLOPES_INPUTS
-    LOGITS_SLOPES_INPUTS
-    TABLE
-    PACK_INPUTS
-    UNPACK_INPUTS
-
-# ------------------------------------------------------------------ all of it, in tasks
-
-cdef void run_task(const Job* job, int what, Py_ssize_t i, real dummy) noexcept nogil:
-    cdef Py_ssize_t tiles = (job.nc + FL_TILE - 1)//FL_TILE, part = STEP//FL_TILE
-    if what == PACK_TABLE:
-        pack_table_tile(job, i, dummy)
-    elif what == LOGITS:
-        logits(job, i//job.parts, i % job.parts*part, least(tiles, (i % job.parts + 1)*part), dummy)
-    elif what == SUMS:
-        sums(job, i, dummy)
-    elif what == LOGITS_SUMS:
-        logits(job, i, 0, tiles, dummy)
-        sums(job, i, dummy)
-    elif what == SLOPES:
-        slopes(job, i, dummy)
-    elif what == INPUTS:
-        inputs_product(job, i//job.chunks, i % job.chunks, i % job.chunks + 1, dummy)
-    elif what == SLOPES_INPUTS or what == LOGITS_SLOPES_INPUTS:
-        if what == LOGITS_SLOPES_INPUTS:
-            logits(job, i, 0, tiles, dummy)
-            settle_again(job, i, dummy)
-        slopes(job, i, dummy)
-        if job.dx != NULL:
-            inputs_product(job, i, 0, job.chunks, dummy)
-    elif what == TABLE:
-        if job.xr != NULL:
-            table_product(job, i, dummy)
-        if job.bias_grad != NULL and i % parts_of_columns(job, dummy) == 0:
-            biases_gradient(job, i//parts_of_columns(job, dummy), dummy)
-    elif what == PACK_INPUTS:
-        pack_inputs_group(job, i, dummy)
-    else:
-        unpack_inputs_group(job, i, dummy)
-
-
-cdef void settle_again(const Job* job, Py_ssize_t g, real dummy) noexcept nogil:
-    cdef real top[LANES]
-    cdef real arg[LANES]
-    settle_logits(job, group_of(job, g, dummy), top, arg)
-
-
-cdef void hide_rows(const Job* job, real dummy) noexcept nogil:
-    """Inputs of rows that do not count become 0: whatever they hold, the table's gradient is free of it."""
-    cdef Py_ssize_t lanes = lanes_of(dummy), j
-    cdef Py_ssize_t i, p, rows = job.groups*lanes
-    for i in range(job.n):
-        if job.state[SCALE*rows + i] == 0:
-            for p in range(parts_of(job.d, lanes)):
-                for j in range(lanes):
-                    (<real*>job.xr)[(p*rows + i)*lanes + j] = 0
-
-
-cdef struct Tasks:
-    const Job* job
-    int what
-    bint wide
-
-
-cdef void run_block(void* call, Py_ssize_t i, int thread) noexcept nogil:
-    cdef const Tasks* at = <const Tasks*>call
-    if at.wide:
-        run_task(at.job, at.what, i, <double>0)
-    else:
-        run_task(at.job, at.what, i, <float>0)
-
-
-cdef int run_tasks(const Job* job, int what, Py_ssize_t n, int n_threads, real dummy) except -1 nogil:
-    cdef Tasks at
-    at.job = job
-    at.what = what
-    at.wide = real is double
-    return for_blocks(run_block, &at, n, n_threads)
-
-
-cdef int run_forward(Job* job, int n_threads, real dummy) except -1 nogil:
-    cdef Py_ssize_t c = 0
-    while c < job.weights.n:
-        set_block(job, c)
-        run_tasks(job, PACK_TABLE, (job.nc + FL_TILE - 1)//FL_TILE, n_threads, dummy)
-        if job.groups >= n_threads:
-            run_tasks(job, LOGITS_SUMS, job.groups, n_threads, dummy)
-        else:
-            run_tasks(job, LOGITS, job.groups*job.parts, n_threads, dummy)
-            run_tasks(job, SUMS, job.groups, n_threads, dummy)
-        c += job.nc
-    return 0
-
-
-cdef int run_backward(Job* job, int n_threads, real dummy) except -1 nogil:
-    cdef Py_ssize_t c = 0, g
-    if job.xr != NULL:
-        hide_rows(job, dummy)
-    while c < job.weights.n:
-        set_block(job, c)
-        if job.dx != NULL or not job.kept:
-            run_tasks(job, PACK_TABLE, (job.nc + FL_TILE - 1)//FL_TILE, n_threads, dummy)
-        if job.groups >= n_threads:
-            run_tasks(job, SLOPES_INPUTS if job.kept else LOGITS_SLOPES_INPUTS, job.groups, n_threads, dummy)
-        else:
-            if not job.kept:
-                run_tasks(job, LOGITS, job.groups*job.parts, n_threads, dummy)
-                for g in range(job.groups):
-                    settle_again(job, g, dummy)
-            run_tasks(job, SLOPES, job.groups, n_threads, dummy)
-            if job.dx != NULL:
-                run_tasks(job, INPUTS, job.groups*job.chunks, n_threads, dummy)
-        if job.xr != NULL or job.bias_grad != NULL:
-            run_tasks(job, TABLE, table_tasks(job, dummy), n_threads, dummy)
-        c += job.nc
-    return 0
-
-
-cdef void set_block(Job* job, Py_ssize_t c) noexcept nogil:
-    job.c = c
-    job.nc = least(job.block, job.weights.n - c)
-    job.parts = (job.nc + STEP - 1)//STEP
-    job.place = job.first + c if job.kept else 0
-
 
 # ------------------------------------------------------------------ the end of a row
 
 cdef struct Ends:           # what finish() reads and writes, for the rows of one block
     Py_ssize_t n
-    Py_ssize_t rows         # lanes of all groups
     Py_ssize_t k
-    const int64_t* marks
+    const int64_t* labels   # [n, k]
     const double* targets   # [n, k]
-    const double* other     # [n] or NULL: target of all unmarked classes together
+    const double* other     # [n] or NULL: target of all other classes together
     const double* weight    # [n] or NULL: of z_loss
     const double* scale     # [n] or NULL
     const double* smooth
@@ -175,13 +37,14 @@ cdef struct Ends:           # what finish() reads and writes, for the rows of on
     double z_loss
     double cap
     double temperature
-    double* state
-    const double* marked
+    RowSums sums
+    const double* label_logits
     double* slopes          # [n, k] or NULL: no gradients
     double* loss            # [n]
-    double* lse             # [n] or NULL, and then the next two
+    double* lse             # [n] or NULL, and then the next three
     double* log_prob        # [n, k]
     double* entropy         # [n]
+    int64_t* argmax         # [n]
 
 
 cdef inline double log_sum(double others, double power, double shift, int bias) noexcept nogil:
@@ -194,37 +57,37 @@ cdef inline double log_sum(double others, double power, double shift, int bias) 
 
 
 cdef inline void put_argmax(const Ends* at, Py_ssize_t i) noexcept nogil:
-    """Marked classes are compared with the largest of the others."""
-    cdef double top = at.state[TOP*at.rows + i], arg = at.state[ARGMAX*at.rows + i], z
+    """Labels that are not among the sums are compared with the largest of the others."""
+    cdef double top = at.sums.top[i], arg = at.sums.argmax[i], z
     cdef Py_ssize_t q
-    for q in range(at.k):
-        z = at.marked[i*at.k + q]
-        if z > top or (z == top and at.marks[i*at.k + q] < arg):
+    for q in range(at.k if at.other != NULL else 0):
+        z = at.label_logits[i*at.k + q]
+        if z > top or (z == top and at.labels[i*at.k + q] < arg):
             top = z
-            arg = at.marks[i*at.k + q]
-    at.state[ARGMAX*at.rows + i] = arg
+            arg = at.labels[i*at.k + q]
+    at.argmax[i] = <int64_t>arg
 
 
 cdef void finish_row(const Ends* at, Py_ssize_t i, real dummy) noexcept nogil:
     cdef Terms terms
-    cdef const int64_t* y = at.marks + i*at.k
+    cdef const int64_t* y = at.labels + i*at.k
     cdef const double* t = at.targets + i*at.k
-    cdef const double* z = at.marked + i*at.k
-    cdef double* state = at.state + i
-    cdef Py_ssize_t q, p, best = 0, rows = at.rows
+    cdef const double* z = at.label_logits + i*at.k
+    cdef const RowSums* sums = &at.sums
+    cdef Py_ssize_t q, p, best = 0
     cdef bint some = False          # targets that are not 0
     cdef int bias = bias_of(dummy)
-    cdef real m = <real>state[TOP*rows]
-    cdef real unmarked = m              # `apart`: the others' own reference; `own` is their sum in its unit
+    cdef real m = <real>sums.top[i]
+    cdef real unmarked = m              # `exact_others`: the others' own reference; `own` is their sum in its unit
     cdef double others, e, each, total, ratio, lse, weight, scale, slope, loss, sum_t = 0, other, u, v, entropy
     cdef double own, down = 1           # from that unit to the one of the largest logit
     cdef double top = 0                 # exp of the largest logit, where smoothing left it out of the others' sum
     cdef double rest                    # the sum without it
-    rest = state[SUM*rows] + state[REST*rows] if state[SUM*rows] < <double>INFINITY else state[SUM*rows]
+    rest = sums.sum[i] + sums.rest[i] if sums.sum[i] < <double>INFINITY else sums.sum[i]
     if at.smooth != NULL:
         top = exp_at(m, m) if m > <real>(-INFINITY) else <double>0
         for q in range(at.k):
-            top = top if y[q] != <int64_t>state[ARGMAX*rows] else 0.0
+            top = top if y[q] != <int64_t>sums.argmax[i] else 0.0
     others = own = rest + top
     for q in range(at.k if at.other != NULL else 0):
         m = <real>z[q] if z[q] > m else m
@@ -255,9 +118,8 @@ cdef void finish_row(const Ends* at, Py_ssize_t i, real dummy) noexcept nogil:
     if at.lse != NULL:
         at.lse[i] = lse
         v = fl_log(total/exp_at(m, m)) + (<double>m - <double>unmarked)     # lse less the others' reference
-        entropy = state[SPREAD*rows]*down/total + (others/total*v if others != 0 else 0.0)
-        if at.other != NULL:
-            put_argmax(at, i)
+        entropy = sums.entropy_sum[i]*down/total + (others/total*v if others != 0 else 0.0)
+        put_argmax(at, i)
         for q in range(at.k):
             v = ratio if q == best else ratio + (z[best] - z[q])
             at.log_prob[i*at.k + q] = -v if y[0] >= 0 else 0.0
@@ -267,7 +129,7 @@ cdef void finish_row(const Ends* at, Py_ssize_t i, real dummy) noexcept nogil:
     # an ignored row, or one whose every target is 0
     if y[0] < 0 or (not some and at.smooth_sum == 0 and other == 0 and weight == 0):
         at.loss[i] = 0
-        state[SLOPE*rows] = state[SCALE*rows] = 0
+        sums.slope[i] = sums.scale[i] = 0
         for q in range(at.k if at.slopes != NULL else 0):
             at.slopes[i*at.k + q] = 0
         return
@@ -277,7 +139,7 @@ cdef void finish_row(const Ends* at, Py_ssize_t i, real dummy) noexcept nogil:
             loss += t[q]*(z[best] - z[q])
     if at.smooth_sum != 0:
         v = fl_log1p((rest + each + e)/top) if top != 0 else ratio          # log-sum-exp less the largest logit
-        loss += at.smooth_sum*v + 2*state[TILT*rows]
+        loss += at.smooth_sum*v + 2*sums.smooth_dot[i]
     if other != 0:
         if others > 1e-280:                         # else its digits are lost below the largest logit
             loss += other*fl_log1p((each + e)/others)
@@ -290,11 +152,11 @@ cdef void finish_row(const Ends* at, Py_ssize_t i, real dummy) noexcept nogil:
     if at.slopes == NULL:
         return
     scale = at.factor*at.scale[i] if at.scale != NULL else at.factor
-    state[SCALE*rows] = scale
+    sums.scale[i] = scale
     slope = sum_t + at.smooth_sum + other + 2*weight*lse
     v = slope/total*down - (other/own if other != 0 else 0.0)
     v = ldexp(v, bias)*scale
-    state[SLOPE*rows] = 0 if own == 0 or scale == 0 else v
+    sums.slope[i] = 0 if own == 0 or scale == 0 else v
     for q in range(at.k):
         # in two terms that cancel only where the truth does; p, and 1 - p without subtraction
         v = t[q] + (at.smooth[y[q]] if at.smooth != NULL else 0.0)
@@ -316,7 +178,7 @@ def lanes(bint wide):
     return lanes_of(<double>0) if wide else lanes_of(<float>0)
 
 
-def sizes(bint wide, Py_ssize_t d, Py_ssize_t block, Py_ssize_t rows, Py_ssize_t pitch, bint dx, bint dw):
+def sizes(bint wide, Py_ssize_t d, Py_ssize_t block, Py_ssize_t rows, Py_ssize_t pitch, *, bint dx, bint dw):
     """Numbers in each piece of scratch for so many rows, `block` classes packed and `pitch` logits kept a row.
 
     The pieces: logits, the table, the inputs, sums of their gradient, the inputs by columns, sums of the table's.
@@ -326,240 +188,211 @@ def sizes(bint wide, Py_ssize_t d, Py_ssize_t block, Py_ssize_t rows, Py_ssize_t
     return (rows*pitch, chunks*block*FL_PITCH, rows*d, rows*chunks*FL_CHUNK if dx else 0, rows*columns, block*columns)
 
 
-def empty_state(bint wide, Py_ssize_t n):
-    """Shape of the sums of n rows, and which of its rows starts at -inf, the others at 0."""
-    return (FIELDS, parts_of(n, lanes(wide))*lanes(wide)), TOP
+def sums_shape(bint wide, Py_ssize_t n):
+    """Shape of the sums that a RowBlock keeps of n rows."""
+    return ROW_SUMS, parts_of(n, lanes(wide))*lanes(wide)
 
 
 cdef inline void* at(unsigned char[::1] memory):
     return &memory[0] if memory is not None else NULL
 
 
-cdef inline int set_plan(Job* job, tuple plan, real dummy) except -1:
-    """Sizes that all steps share."""
-    cdef Py_ssize_t lanes = lanes_of(dummy)
-    (job.n, job.d, job.k, job.block, job.pitch, job.turn, job.kept, job.cap, job.temperature, job.stats,
-     job.apart) = plan
-    job.groups = parts_of(job.n, lanes)
-    job.chunks = parts_of(job.d, FL_CHUNK) if job.d > 0 else 1    # of no columns: zeros
-    job.pitch = job.pitch*lanes
-    job.xp = job.xr = job.z = job.dx = job.wp = job.dw = NULL
-    job.bias = job.smooth = NULL
-    job.bias_grad = NULL
-    job.inputs.data = job.inputs_grad.data = job.weights.data = job.weights_grad.data = NULL
-    return 0
+cdef inline RowSums no_sums(double[:, ::1] numbers):
+    """Sums over no class, in these numbers."""
+    cdef RowSums s
+    numbers[:] = 0
+    numbers[0, :] = -INFINITY
+    s.top = &numbers[0, 0]
+    s.sum = &numbers[1, 0]
+    s.rest = &numbers[2, 0]
+    s.entropy_sum = &numbers[3, 0]
+    s.smooth_dot = &numbers[4, 0]
+    s.smoothed = &numbers[5, 0]
+    s.argmax = &numbers[6, 0]
+    s.slope = &numbers[7, 0]
+    s.scale = &numbers[8, 0]
+    return s
 
 
-cdef inline int team(const Job* job, Py_ssize_t c, int n_threads) noexcept:
-    return 1 if <double>job.n*<double>job.d*<double>c < SERIAL else n_threads
+@cython.final
+cdef class RowBlock:
+    """Rows start .. start + n of the batch, whose logits are made, summed and turned into gradients, shard by shard.
 
+    `labels` [n, k] (-1: none), `label_logits` like them, `sums` (see sums_shape) and the scratch (see sizes) are used
+    until the last step is done.  `smooth`: each class's share of smoothing.  `stats`: entropy and argmax are wanted.
+    `exact_others`: the sum of the classes that are no label counts by itself, however small.
+    """
+    cdef LinearCall call
+    cdef bint wide
+    cdef int n_threads
+    cdef const int64_t[:, ::1] labels
+    cdef double[:, ::1] label_logits
+    cdef double[:, ::1] sums
+    cdef double[:, ::1] label_slopes
+    cdef const double[::1] smooth
+    cdef unsigned char[::1] xp, xr, z, dx, wp, dw
 
-def pack(tuple plan, bint wide, inputs, int axis, Py_ssize_t start, unsigned char[::1] xp, unsigned char[::1] xr,
-         int n_threads):
-    """Rows start .. start + n of the batch into xp and, if given, xr."""
-    cdef Job job
-    cdef Held held
-    held.count = 0
-    try:
-        set_plan(&job, plan, <double>0) if wide else set_plan(&job, plan, <float>0)
-        take(&held, inputs, axis, False, &job.inputs)
-        job.start = start
-        job.xp = at(xp)
-        job.xr = at(xr)
-        n_threads = team(&job, 256, n_threads)
+    def __init__(self, bint wide, Py_ssize_t start, Py_ssize_t d, int n_threads, *,
+                 const int64_t[:, ::1] labels, double[:, ::1] label_logits, double[:, ::1] sums,
+                 Py_ssize_t block, Py_ssize_t pitch, Py_ssize_t rotation, bint kept, double softcap, double temperature,
+                 const double[::1] smooth, bint stats, bint exact_others, unsigned char[::1] xp, unsigned char[::1] xr,
+                 unsigned char[::1] z, unsigned char[::1] dx, unsigned char[::1] wp, unsigned char[::1] dw):
+        cdef LinearCall* call = &self.call
+        self.wide, self.n_threads = wide, n_threads
+        self.labels, self.label_logits, self.sums, self.smooth = labels, label_logits, sums, smooth
+        self.xp, self.xr, self.z, self.dx, self.wp, self.dw = xp, xr, z, dx, wp, dw
+        call.start, call.d = start, d
+        call.n, call.k = labels.shape[0], labels.shape[1]
+        call.groups = parts_of(call.n, lanes(wide))
+        call.chunks = parts_of(d, FL_CHUNK) if d > 0 else 1    # of no columns: zeros
+        call.block = block
+        call.pitch = pitch*<Py_ssize_t>lanes(wide)
+        call.rotation = rotation
+        call.kept = kept
+        call.cap, call.temperature = softcap, temperature
+        call.stats, call.exact_others = stats, exact_others
+        call.labels = &labels[0, 0]
+        call.label_logits = &label_logits[0, 0]
+        call.sums = no_sums(sums)
+        call.smooth = &smooth[0] if smooth is not None else NULL
+        call.xp, call.xr, call.z = at(xp), at(xr), at(z)
+        call.dx, call.wp, call.dw = at(dx), at(wp), at(dw)
+        label_logits[:] = -INFINITY
+
+    cdef int team(self, Py_ssize_t classes) noexcept:
+        """Threads that so many classes are worth."""
+        return 1 if <double>self.call.n*<double>self.call.d*<double>classes < SERIAL else self.n_threads
+
+    cdef int run(self, LinearCall* call, int what) except -1:
+        """One task for each group of rows."""
+        cdef int n_threads = self.team(CLASSES_OF_PACKING)
         with nogil:
-            if wide:
-                run_tasks(&job, PACK_INPUTS, job.groups, n_threads, <double>0)
+            if self.wide:
+                run_tasks(call, what, call.groups, n_threads, <double>0)
             else:
-                run_tasks(&job, PACK_INPUTS, job.groups, n_threads, <float>0)
-    finally:
-        release(&held)
+                run_tasks(call, what, call.groups, n_threads, <float>0)
+        return 0
 
+    def pack(self, inputs, int axis):
+        """The rows into scratch."""
+        cdef LinearCall call = self.call
+        cdef Held held
+        held.count = 0
+        try:
+            take(&held, inputs, axis, False, &call.inputs)
+            self.run(&call, PACK_INPUTS)
+        finally:
+            release(&held)
 
-def unpack(tuple plan, bint wide, unsigned char[::1] dx, double[:, ::1] state, inputs_grad, int axis, Py_ssize_t start,
-           int n_threads):
-    """The gradient of rows start .. start + n, from dx to where it goes."""
-    cdef Job job
-    cdef Held held
-    held.count = 0
-    try:
-        set_plan(&job, plan, <double>0) if wide else set_plan(&job, plan, <float>0)
-        take(&held, inputs_grad, axis, True, &job.inputs_grad)
-        job.start = start
-        job.dx = at(dx)
-        job.state = &state[0, 0]
-        n_threads = team(&job, 256, n_threads)
+    def forward(self, weights, const double[::1] bias, Py_ssize_t first):
+        """A shard's logits, of classes `first` and on, into z where it keeps them, and their sums."""
+        cdef LinearCall call = self.call
+        cdef Held held
+        cdef int n_threads
+        held.count = 0
+        try:
+            take(&held, weights, 1, False, &call.weights)
+            call.bias = &bias[0] if bias is not None else NULL
+            call.first = first
+            n_threads = self.team(call.weights.n)
+            with nogil:
+                if self.wide:
+                    run_forward(&call, n_threads, <double>0)
+                else:
+                    run_forward(&call, n_threads, <float>0)
+        finally:
+            release(&held)
+
+    def finish(self, const double[:, ::1] targets, double[::1] loss, *, const double[::1] other, double smooth_sum,
+               double z_loss, const double[::1] weight, const double[::1] scale, double factor,
+               double[:, ::1] label_slopes, double[::1] lse=None, double[:, ::1] log_prob=None,
+               double[::1] entropy=None, int64_t[::1] argmax=None):
+        """Losses of the rows, what the gradients need (label_slopes: None, no gradients) and, if given, statistics."""
+        cdef Ends ends
+        cdef Py_ssize_t i
+        self.label_slopes = label_slopes
+        ends.n, ends.k = self.call.n, self.call.k
+        ends.labels = self.call.labels
+        ends.targets = &targets[0, 0]
+        ends.other = &other[0] if other is not None else NULL
+        ends.weight = &weight[0] if weight is not None else NULL
+        ends.scale = &scale[0] if scale is not None else NULL
+        ends.smooth = self.call.smooth
+        ends.factor = factor
+        ends.smooth_sum = smooth_sum
+        ends.z_loss = z_loss
+        ends.cap, ends.temperature = self.call.cap, self.call.temperature
+        ends.sums = self.call.sums
+        ends.label_logits = self.call.label_logits
+        ends.slopes = &label_slopes[0, 0] if label_slopes is not None else NULL
+        ends.loss = &loss[0]
+        ends.lse = &lse[0] if lse is not None else NULL
+        ends.log_prob = &log_prob[0, 0] if lse is not None else NULL
+        ends.entropy = &entropy[0] if lse is not None else NULL
+        ends.argmax = &argmax[0] if lse is not None else NULL
         with nogil:
-            if wide:
-                run_tasks(&job, UNPACK_INPUTS, job.groups, n_threads, <double>0)
+            for i in range(ends.n):
+                if self.wide:
+                    finish_row(&ends, i, <double>0)
+                else:
+                    finish_row(&ends, i, <float>0)
+
+    def backward(self, weights, const double[::1] bias, Py_ssize_t first, *, weights_grad, double[::1] bias_grad,
+                 bint first_rows):
+        """A shard's share of the gradients; what is None is not wanted.  `first_rows`: weights_grad is not read."""
+        cdef LinearCall call = self.call
+        cdef Held held
+        cdef int n_threads
+        held.count = 0
+        try:
+            take(&held, weights, 1, False, &call.weights)
+            take(&held, weights_grad, 1, True, &call.weights_grad)
+            call.bias = &bias[0] if bias is not None else NULL
+            call.bias_grad = &bias_grad[0] if bias_grad is not None else NULL
+            call.stats = False
+            call.first = first
+            call.first_rows = first_rows
+            call.label_slopes = &self.label_slopes[0, 0]
+            n_threads = self.team(call.weights.n)
+            with nogil:
+                if self.wide:
+                    run_backward(&call, n_threads, <double>0)
+                else:
+                    run_backward(&call, n_threads, <float>0)
+        finally:
+            release(&held)
+
+    def unpack(self, inputs_grad, int axis):
+        """The gradient of the rows from scratch to where it goes."""
+        cdef LinearCall call = self.call
+        cdef Held held
+        held.count = 0
+        try:
+            take(&held, inputs_grad, axis, True, &call.inputs_grad)
+            self.run(&call, UNPACK_INPUTS)
+        finally:
+            release(&held)
+
+    def partials(self, double[:, ::1] out):
+        """The rows' sums as Partials."""
+        cdef Py_ssize_t i
+        for i in range(self.call.n):
+            if self.wide:
+                put_partial(partial_of(&self.call.sums, i, self.call.label_logits[i], <double>0), out, i)
             else:
-                run_tasks(&job, UNPACK_INPUTS, job.groups, n_threads, <float>0)
-    finally:
-        release(&held)
-
-
-def forward(tuple plan, bint wide, weights, const double[::1] bias, const double[::1] smooth, Py_ssize_t first,
-            unsigned char[::1] xp, unsigned char[::1] z, unsigned char[::1] wp, double[:, ::1] state,
-            const int64_t[:, ::1] marks, double[:, ::1] marked, int n_threads):
-    """A shard's logits, into z where it keeps them, and their sums into `state`."""
-    cdef Job job
-    cdef Held held
-    held.count = 0
-    try:
-        set_plan(&job, plan, <double>0) if wide else set_plan(&job, plan, <float>0)
-        take(&held, weights, 1, False, &job.weights)
-        job.bias = &bias[0] if bias is not None else NULL
-        job.smooth = &smooth[0] if smooth is not None else NULL
-        job.first = first
-        job.xp = at(xp)
-        job.z = at(z)
-        job.wp = at(wp)
-        job.state = &state[0, 0]
-        job.marks = &marks[0, 0]
-        job.marked = &marked[0, 0]
-        n_threads = team(&job, job.weights.n, n_threads)
-        with nogil:
-            if wide:
-                run_forward(&job, n_threads, <double>0)
-            else:
-                run_forward(&job, n_threads, <float>0)
-    finally:
-        release(&held)
-
-
-def backward(tuple plan, bint wide, weights, weights_grad, const double[::1] bias, double[::1] bias_grad,
-             const double[::1] smooth, Py_ssize_t first, bint first_rows, unsigned char[::1] xp,
-             unsigned char[::1] xr, unsigned char[::1] z, unsigned char[::1] dx, unsigned char[::1] wp,
-             unsigned char[::1] dw, double[:, ::1] state, const int64_t[:, ::1] marks, double[:, ::1] marked,
-             int n_threads):
-    """A shard's share of the gradients; what is None is not wanted.  `marked`: slopes, from finish()."""
-    cdef Job job
-    cdef Held held
-    held.count = 0
-    try:
-        set_plan(&job, plan, <double>0) if wide else set_plan(&job, plan, <float>0)
-        take(&held, weights, 1, False, &job.weights)
-        take(&held, weights_grad, 1, True, &job.weights_grad)
-        job.bias = &bias[0] if bias is not None else NULL
-        job.bias_grad = &bias_grad[0] if bias_grad is not None else NULL
-        job.smooth = &smooth[0] if smooth is not None else NULL
-        job.stats = False
-        job.first = first
-        job.first_rows = first_rows
-        job.xp = at(xp)
-        job.xr = at(xr) if job.weights_grad.data != NULL else NULL
-        job.z = at(z)
-        job.dx = at(dx)
-        job.wp = at(wp)
-        job.dw = at(dw)
-        job.state = &state[0, 0]
-        job.marks = &marks[0, 0]
-        job.marked = &marked[0, 0]
-        n_threads = team(&job, job.weights.n, n_threads)
-        with nogil:
-            if wide:
-                run_backward(&job, n_threads, <double>0)
-            else:
-                run_backward(&job, n_threads, <float>0)
-    finally:
-        release(&held)
-
-
-def finish(bint wide, Py_ssize_t n, const int64_t[:, ::1] marks, const double[:, ::1] targets, const double[::1] other,
-           const double[::1] weight, const double[::1] scale, double factor, const double[::1] smooth,
-           double smooth_sum, double z_loss, double cap, double temperature, double[:, ::1] state,
-           const double[:, ::1] marked, double[:, ::1] marked_slopes, double[::1] loss, double[::1] lse,
-           double[:, ::1] log_prob, double[::1] entropy):
-    """Losses of the rows, what the gradients need and, if asked for, statistics."""
-    cdef Ends ends
-    cdef Py_ssize_t i
-    ends.n = n
-    ends.rows = state.shape[1]
-    ends.k = marks.shape[1]
-    ends.marks = &marks[0, 0]
-    ends.targets = &targets[0, 0]
-    ends.other = &other[0] if other is not None else NULL
-    ends.weight = &weight[0] if weight is not None else NULL
-    ends.scale = &scale[0] if scale is not None else NULL
-    ends.smooth = &smooth[0] if smooth is not None else NULL
-    ends.factor = factor
-    ends.smooth_sum = smooth_sum
-    ends.z_loss = z_loss
-    ends.cap = cap
-    ends.temperature = temperature
-    ends.state = &state[0, 0]
-    ends.marked = &marked[0, 0]
-    ends.slopes = &marked_slopes[0, 0] if marked_slopes is not None else NULL
-    ends.loss = &loss[0]
-    ends.lse = &lse[0] if lse is not None else NULL
-    ends.log_prob = &log_prob[0, 0] if lse is not None else NULL
-    ends.entropy = &entropy[0] if lse is not None else NULL
-    with nogil:
-        for i in range(n):
-            if wide:
-                finish_row(&ends, i, <double>0)
-            else:
-                finish_row(&ends, i, <float>0)
+                put_partial(partial_of(&self.call.sums, i, self.call.label_logits[i], <float>0), out, i)
 
 
 # ------------------------------------------------------------------ a vocabulary in several places
 
-cdef struct Partial:        # of a row, over some classes: a sum of exp over all but the label, in the unit 2^power
-    double power
-    double sum
-    double rest             # compensates the sum
-    double label            # the label's logit; -inf where it is elsewhere
+cdef inline Partial partial_at(const double[:, ::1] a, Py_ssize_t i) noexcept:
+    cdef Partial p
+    p.power, p.sum, p.rest, p.label = a[i, 0], a[i, 1], a[i, 2], a[i, 3]
+    return p
 
 
-cdef inline double scale_between(double lower, double upper) noexcept nogil:
-    """2^(lower - upper); powers of large logits lie further apart than an int reaches, and those of NaN nowhere."""
-    cdef double d = lower - upper
-    return ldexp(1.0, <int>d) if d > -2000 else 0.0
-
-
-cdef inline void merge_into(Partial* a, const Partial* b) noexcept nogil:
-    """Powers of two scale exactly, and the sum keeps what it rounds off: the order of merging does not matter."""
-    cdef double t, f, s, r
-    if a.sum == 0 or (b.sum != 0 and b.power > a.power):
-        f = scale_between(a.power, b.power) if a.sum != 0 else 0.0
-        a.power = b.power
-        s, r = a.sum*f, a.rest*f
-        a.sum, a.rest = b.sum, b.rest
-    else:
-        f = scale_between(b.power, a.power) if b.sum != 0 else 0.0
-        s, r = b.sum*f, b.rest*f
-    t = a.sum + s
-    a.rest += sum_rest(a.sum, s, t) + r
-    a.sum = t
-    a.label = b.label if a.label == <double>(-INFINITY) else a.label
-
-
-cdef inline double less_powers(double x, double k) noexcept nogil:
-    """x - k ln 2, k the nearest power; within 1 also where x is so large that rounding leaves nothing of it."""
-    return fmin(fmax((x - k*6.93147180369123816490e-01) - k*1.90821492927058770002e-10, -1), 1)
-
-
-def partials(bint wide, Py_ssize_t n, const double[:, ::1] state, const double[:, ::1] marked, double[:, ::1] out):
-    """The rows' sums as Partials."""
-    cdef Py_ssize_t i
-    cdef double shift, power, k, s, t
-    for i in range(n):
-        t = state[TOP, i] if state[TOP, i] > <double>(-INFINITY) else 0.0
-        if wide:
-            shift = shift_of(t)
-            power = power_of(t, shift)
-        else:
-            shift = shift_of(<float>t)
-            power = power_of(<float>t, <float>shift)
-        power -= bias_of(<double>0) if wide else bias_of(<float>0)
-        k = rint(shift/FL_LN2)                          # a shift is no power of two: its remainder goes into the sum
-        s = fl_exp_label(less_powers(shift, k), FL_BIAS, FL_BIAS)
-        s = s if shift != 0 else 1.0
-        t = state[SUM, i]
-        out[i, 0] = power + k
-        out[i, 1] = t*s
-        out[i, 2] = state[REST, i]*s if abs(t) < <double>INFINITY else 0.0
-        out[i, 3] = marked[i, 0]
+cdef inline void put_partial(Partial p, double[:, ::1] out, Py_ssize_t i) noexcept:
+    out[i, 0], out[i, 1], out[i, 2], out[i, 3] = p.power, p.sum, p.rest, p.label
 
 
 def merge(const double[:, ::1] a, const double[:, ::1] b, double[:, ::1] out):
@@ -567,27 +400,15 @@ def merge(const double[:, ::1] a, const double[:, ::1] b, double[:, ::1] out):
     cdef Partial p, q
     cdef Py_ssize_t i
     for i in range(a.shape[0]):
-        p.power, p.sum, p.rest, p.label = a[i, 0], a[i, 1], a[i, 2], a[i, 3]
-        q.power, q.sum, q.rest, q.label = b[i, 0], b[i, 1], b[i, 2], b[i, 3]
+        p, q = partial_at(a, i), partial_at(b, i)
         merge_into(&p, &q)
-        out[i, 0], out[i, 1], out[i, 2], out[i, 3] = p.power, p.sum, p.rest, p.label
+        put_partial(p, out, i)
 
 
 def partial_losses(const double[:, ::1] a, double[::1] out):
-    """The losses of merged Partials: log-sum-exp minus the label's logit."""
-    cdef Terms terms
+    """The losses of merged Partials."""
+    cdef Partial p
     cdef Py_ssize_t i
-    cdef double k
     for i in range(a.shape[0]):
-        terms.others = a[i, 1] + a[i, 2]
-        terms.power = a[i, 0] + FL_BIAS
-        terms.shift = 0
-        terms.gap = a[i, 3]
-        k = rint(a[i, 3]/FL_LN2)
-        if k - a[i, 0] > 512 and k < <double>INFINITY:  # exp of the label's logit may overflow in the others' unit
-            terms.others *= scale_between(a[i, 0] + FL_BIAS, k)
-            terms.power = 0
-            terms.gap = less_powers(a[i, 3], k)
-        log_ratios(1, &terms, &out[i], <double>0)
-        if terms.others == 0 and a[i, 3] > <double>(-INFINITY):     # no class but the label
-            out[i] = 0
+        p = partial_at(a, i)
+        out[i] = loss_of(&p)

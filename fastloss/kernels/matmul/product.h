@@ -15,6 +15,13 @@
 #define FL_PRODUCT_LANESF 32
 #define FL_PRODUCT_LANES 16
 
+typedef struct {        /* operand C: a tile, set or added to */
+    void *at;
+    ptrdiff_t pitch;    /* from row to row */
+    int add;
+    const void *later;  /* the next tile, if it has to be fetched too; or NULL */
+} fl_target;
+
 #if defined(__AVX512F__)
 #include <immintrin.h>
 #define FL_PRODUCT_PART 12

@@ -11,16 +11,19 @@ cdef extern from "matmul/product.h" nogil:
         FL_TILE "FL_PRODUCT_TILE"
         FL_CHUNK "FL_PRODUCT_CHUNK"
         FL_PITCH "FL_PRODUCT_PITCH"
+    ctypedef struct Target "fl_target":
+        void* at
+        Py_ssize_t pitch
+        bint add
+        const void* later
     void fl_tile_rowsf(Py_ssize_t, const float*, const float*, float*, Py_ssize_t, int) noexcept
     void fl_tile_rows(Py_ssize_t, const double*, const double*, double*, Py_ssize_t, int) noexcept
     void fl_tile_rows_halff(Py_ssize_t, const float*, const float*, float*, Py_ssize_t, int) noexcept
     void fl_tile_rows_half(Py_ssize_t, const double*, const double*, double*, Py_ssize_t, int) noexcept
     void fl_tile_columnsf(Py_ssize_t, const float*, const float*, float*, Py_ssize_t, int) noexcept
     void fl_tile_columns(Py_ssize_t, const double*, const double*, double*, Py_ssize_t, int) noexcept
-    void fl_tile_lanesf(Py_ssize_t, Py_ssize_t, const float*, const float*, float*, Py_ssize_t, int,
-                        const float*) noexcept
-    void fl_tile_lanes(Py_ssize_t, Py_ssize_t, const double*, const double*, double*, Py_ssize_t, int,
-                       const double*) noexcept
+    void fl_tile_lanesf(Py_ssize_t, Py_ssize_t, const float*, const float*, const Target*) noexcept
+    void fl_tile_lanes(Py_ssize_t, Py_ssize_t, const double*, const double*, const Target*) noexcept
 
 cdef extern from "arrays/transpose.h" nogil:
     void fl_lanes_of_rowsf(const float*, Py_ssize_t, Py_ssize_t, Py_ssize_t, float*, Py_ssize_t) noexcept
@@ -29,6 +32,7 @@ cdef extern from "arrays/transpose.h" nogil:
 cdef enum:
     LANES = 32              # of float; half as many of double
     SLAB = 48               # rows packed together, in whole tiles
+    SERIAL = 1 << 21        # multiply-adds below which a second thread costs more than it saves
 
 
 cdef inline Py_ssize_t lanes_of(real dummy) noexcept nogil:
@@ -62,12 +66,12 @@ cdef inline void tile_columns(Py_ssize_t k, const real* a, const real* b, real* 
         fl_tile_columns(k, a, b, c, pitch, add)
 
 
-cdef inline void tile_lanes(Py_ssize_t n, Py_ssize_t step, const real* a, const real* b, real* c, Py_ssize_t pitch,
-                            bint add, const real* later) noexcept nogil:
+cdef inline void tile_lanes(Py_ssize_t n, Py_ssize_t step, const real* a, const real* b,
+                            const Target* c) noexcept nogil:
     if real is float:
-        fl_tile_lanesf(n, step, a, b, c, pitch, add, later)
+        fl_tile_lanesf(n, step, a, b, c)
     else:
-        fl_tile_lanes(n, step, a, b, c, pitch, add, later)
+        fl_tile_lanes(n, step, a, b, c)
 
 
 cdef inline Py_ssize_t least(Py_ssize_t a, Py_ssize_t b) noexcept nogil:
@@ -154,16 +158,3 @@ cdef inline void products(const real* slab, Py_ssize_t n, Py_ssize_t d, const re
                     tile_rows_half(m, a, b, out + t*FL_TILE*pitch + p*lanes, pitch, q > 0)
             if stopped(&done, n*m):
                 return
-
-
-cdef inline void products_across(const real* slabs, Py_ssize_t step, Py_ssize_t n, Py_ssize_t width,
-                                 const real* panels, Py_ssize_t count, real* out, Py_ssize_t pitch) noexcept nogil:
-    """out += `width` columns of a chunk, in whole tiles, of n slabs `step` apart, times `count` panels."""
-    cdef Py_ssize_t lanes = lanes_of(out[0]), r, p, t, done = 0
-    for r in range(n):
-        for p in range(count):
-            if stopped(&done, SLAB*width):
-                return
-            for t in range(parts_of(width, FL_TILE)):
-                tile_columns(SLAB, slabs + r*step + t*FL_TILE, panels + (p*n + r)*SLAB*lanes,
-                             out + t*FL_TILE*pitch + p*lanes, pitch, True)

@@ -1,14 +1,24 @@
 /* For one type; product.h includes this once for each. */
 
-/* C[i][lanes] = or += the sum over outer < n and k < K of A[outer*a_outer + i*ai + k*ak] B[outer*K + k][lanes]
+/* Operand A: at[o*outer + i*row + k*column]; `ahead` and `pace`: where the next tile's lies, and how much of it to
+ * fetch per k (worth a tenth). */
+typedef struct {
+    const FL_T *at;
+    ptrdiff_t outer, row, column, ahead, pace;
+} FL_NAME(fl_left);
+
+/* C[i][lanes] = or += the sum over outer < n and k < K of A[outer][i][k] B[outer*K + k][lanes]
  *
- * `ahead` and `pace`: where the next tile's A lies, and how much of it to fetch per k (worth a tenth). `beyond`: how far
- * ahead B is fetched, 0 where it is near (worth a fifth where it is not). `later`: the next tile of C, if it has to be
- * fetched too. Only so many `lanes` of C are made.
+ * `beyond`: how far ahead B is fetched, 0 where it is near (worth a fifth where it is not). Only so many `lanes` of C
+ * are made.
  */
-FL_INLINE void FL_NAME(fl_tile)(ptrdiff_t n, ptrdiff_t a_outer, ptrdiff_t K, const FL_T *A, ptrdiff_t ai, ptrdiff_t ak,
-                                ptrdiff_t ahead, ptrdiff_t pace, const FL_T *B, ptrdiff_t beyond,
-                                ptrdiff_t lanes, FL_T *C, ptrdiff_t pitch, int add, const FL_T *later) {
+FL_INLINE void FL_NAME(fl_tile)(ptrdiff_t n, ptrdiff_t K, FL_NAME(fl_left) left_of, const FL_T *B, ptrdiff_t beyond,
+                                ptrdiff_t lanes, const fl_target *target) {
+    const FL_T *A = left_of.at, *later = (const FL_T *)target->later;
+    const ptrdiff_t a_outer = left_of.outer, ai = left_of.row, ak = left_of.column;
+    const ptrdiff_t ahead = left_of.ahead, pace = left_of.pace, pitch = target->pitch;
+    const int add = target->add;
+    FL_T *C = (FL_T *)target->at;
 #ifdef FL_PRODUCT_PART
     enum { WIDE = (int)(sizeof(FL_VEC) / sizeof(FL_T)) };
     ptrdiff_t i0, j0, o, k;
@@ -83,25 +93,27 @@ FL_PRODUCT_UNROLL
 
 /* A: rows of a packed chunk; logits */
 static void FL_NAME(fl_tile_rows)(ptrdiff_t K, const FL_T *A, const FL_T *B, FL_T *C, ptrdiff_t pitch, int add) {
-    FL_NAME(fl_tile)(1, 0, K, A, FL_PRODUCT_PITCH, 1, FL_PRODUCT_TILE * FL_PRODUCT_PITCH, 13, B,
-                     FL_PRODUCT_CHUNK * FL_N, FL_N, C, pitch, add, NULL);
+    const FL_NAME(fl_left) left = {A, 0, FL_PRODUCT_PITCH, 1, FL_PRODUCT_TILE * FL_PRODUCT_PITCH, 13};
+    const fl_target target = {C, pitch, add, NULL};
+    FL_NAME(fl_tile)(1, K, left, B, FL_PRODUCT_CHUNK * FL_N, FL_N, &target);
 }
 
 /* the same for the first half of the lanes */
 static void FL_NAME(fl_tile_rows_half)(ptrdiff_t K, const FL_T *A, const FL_T *B, FL_T *C, ptrdiff_t pitch, int add) {
-    FL_NAME(fl_tile)(1, 0, K, A, FL_PRODUCT_PITCH, 1, FL_PRODUCT_TILE * FL_PRODUCT_PITCH, 13, B,
-                     FL_PRODUCT_CHUNK * FL_N, FL_N / 2, C, pitch, add, NULL);
+    const FL_NAME(fl_left) left = {A, 0, FL_PRODUCT_PITCH, 1, FL_PRODUCT_TILE * FL_PRODUCT_PITCH, 13};
+    const fl_target target = {C, pitch, add, NULL};
+    FL_NAME(fl_tile)(1, K, left, B, FL_PRODUCT_CHUNK * FL_N, FL_N / 2, &target);
 }
 
 /* A: columns of a packed chunk; gradient to the inputs */
 static void FL_NAME(fl_tile_columns)(ptrdiff_t K, const FL_T *A, const FL_T *B, FL_T *C, ptrdiff_t pitch, int add) {
-    FL_NAME(fl_tile)(1, 0, K, A, 1, FL_PRODUCT_PITCH, 2 * FL_PRODUCT_TILE - 1, FL_PRODUCT_PITCH, B, 0, FL_N, C,
-                     pitch, add, NULL);
+    const FL_NAME(fl_left) left = {A, 0, 1, FL_PRODUCT_PITCH, 2 * FL_PRODUCT_TILE - 1, FL_PRODUCT_PITCH};
+    const fl_target target = {C, pitch, add, NULL};
+    FL_NAME(fl_tile)(1, K, left, B, 0, FL_N, &target);
 }
 
 /* A: panels themselves, n of them, `step` apart, their lanes being k; gradient to the table */
-static void FL_NAME(fl_tile_lanes)(ptrdiff_t n, ptrdiff_t step, const FL_T *A, const FL_T *B, FL_T *C, ptrdiff_t pitch,
-                                   int add, const FL_T *later) {
-    FL_NAME(fl_tile)(n, step, FL_N, A, FL_N, 1, FL_PRODUCT_TILE * FL_N, FL_PRODUCT_TILE, B, 0, FL_N, C, pitch, add,
-                     later);
+static void FL_NAME(fl_tile_lanes)(ptrdiff_t n, ptrdiff_t step, const FL_T *A, const FL_T *B, const fl_target *target) {
+    const FL_NAME(fl_left) left = {A, step, FL_N, 1, FL_PRODUCT_TILE * FL_N, FL_PRODUCT_TILE};
+    FL_NAME(fl_tile)(n, FL_N, left, B, 0, FL_N, target);
 }

@@ -16,7 +16,7 @@ from fastloss.kernels.math.vmath cimport (
 
 cdef enum:
     FACTORS = 512       # columns at a time: one product, at most 2^512
-    STRIP = 128         # side by side, so that their chains of operations overlap
+    STRIP = 4*L         # side by side, so that their chains of operations overlap
 
 
 cdef inline void exp_strip(const real* z, real* q, int n, real far) noexcept nogil:
@@ -39,12 +39,15 @@ cdef inline double nce_row(real* z, Py_ssize_t n, real s, bint kept, double* pro
     cdef double top[L]
     cdef double w
     cdef real far = 87.3 if real is float else 708.3, v, c, d
-    cdef Py_ssize_t g, whole = n//(4*L)*(4*L)
+    cdef Py_ssize_t g, whole = n//STRIP*STRIP
     cdef Py_ssize_t j
-    for g in range(0, whole, 128):  # STRIP
+    g = 0
+    while g < whole:
         exp_strip(z + g, q + g, STRIP, far)
-    for g in range(whole, n, 32):   # L
+        g += STRIP
+    while g < n:
         exp_strip(z + g, q + g, L, far)
+        g += L
     for j in range(n):
         above[j] = z[j] if z[j] > 0 else <real>0
     if kept:
@@ -55,7 +58,8 @@ cdef inline double nce_row(real* z, Py_ssize_t n, real s, bint kept, double* pro
             z[j] = s*d
     for j in range(L):
         u[j] = top[j] = 0
-    for g in range(0, whole, 128):  # 4 L
+    g = 0
+    while g < whole:
         for j in range(L):
             c = joined(q[g + j], q[g + L + j])
             d = joined(q[g + 2*L + j], q[g + 3*L + j])
@@ -63,11 +67,13 @@ cdef inline double nce_row(real* z, Py_ssize_t n, real s, bint kept, double* pro
             u[j] = joined(u[j], w)
             v = (above[g + j] + above[g + L + j]) + (above[g + 2*L + j] + above[g + 3*L + j])
             top[j] = top[j] + <double>v
-    for g in range(whole, n, 32):   # L
+        g += STRIP
+    while g < n:
         for j in range(L):
             w = q[g + j]
             u[j] = joined(u[j], w)
             top[j] = top[j] + <double>above[g + j]
+        g += L
     fl_halve_product(u, 16)
     fl_halve_product(u, 8)
     fl_halve_product(u, 4)

@@ -91,13 +91,15 @@ def dots(table, const int64_t[::1] rows, places, Py_ssize_t num_true, const real
                 p = k if all_of_them else at[k]
                 i = p if num_true == 1 else p//num_true
                 row = row_at(&t, rows[k])
-                for b in range(0, d, 256):      # WIDE, in the same parts for every kind of table: the same sums
+                b = 0
+                while b < d:                    # in the same parts for every kind of table: the same sums
                     m = d - b if d - b < WIDE else WIDE
                     if direct:
                         out[p] += dot(&x[i, b], <const real*>row + b, m)
                     else:
                         load(w, row + b*t.step, t.step, m, t.kind)
                         out[p] += dot(&x[i, b], w, m)
+                    b += WIDE
                 if stopped(&done, d):
                     given_up = True
                     break
@@ -132,7 +134,8 @@ def add_true(table, const int64_t[::1] rows, places, Py_ssize_t num_true, const 
                     continue
                 c = <real>g[p]
                 row = row_at(&t, rows[k])
-                for b in range(0, d, 256):
+                b = 0
+                while b < d:
                     m = d - b if d - b < WIDE else WIDE
                     v = <const real*>row + b
                     if not direct:
@@ -141,6 +144,7 @@ def add_true(table, const int64_t[::1] rows, places, Py_ssize_t num_true, const 
                     target = &dx[p//num_true, b]
                     for j in range(m):
                         target[j] = target[j] + c*v[j]
+                    b += WIDE
                 if stopped(&done, d):
                     given_up = True
                     break
@@ -172,7 +176,7 @@ def outer(const double[::1] g, Py_ssize_t num_true, const real[:, ::1] x, real[:
 
 # ------------------------------------------------------------------ sums of equal rows
 
-cdef struct Sums:
+cdef struct RunSums:
     Rows values
     Rows target
     const int64_t* order
@@ -185,7 +189,7 @@ cdef struct Sums:
 
 
 cdef void sum_rows(void* call, Py_ssize_t block, int thread) noexcept nogil:
-    cdef const Sums* job = <const Sums*>call
+    cdef const RunSums* job = <const RunSums*>call
     cdef Py_ssize_t first = block*job.block, last = first + job.block if job.n - first > job.block else job.n
     cdef Py_ssize_t done = 0
     cdef double w[WIDE]
@@ -201,7 +205,8 @@ cdef void sum_rows(void* call, Py_ssize_t block, int thread) noexcept nogil:
             ask_for(v, job.order[job.starts[r + AHEAD]])
             if job.rows != NULL:
                 ask_for(t, job.rows[r + AHEAD])
-        for b in range(0, t.width, 256):        # WIDE
+        b = 0
+        while b < t.width:
             m = t.width - b if t.width - b < WIDE else WIDE
             load(total, row_at(v, job.order[job.starts[r]]) + b*v.step, v.step, m, v.kind)
             for k in range(job.starts[r] + 1, job.starts[r + 1]):
@@ -215,16 +220,17 @@ cdef void sum_rows(void* call, Py_ssize_t block, int thread) noexcept nogil:
                 for j in range(m):
                     total[j] = w[j] + job.scale*total[j]
             store(place + b*t.step, t.step, t.kind, total, m)
+            b += WIDE
 
 
-def sum_runs(values, const int64_t[::1] order, const int64_t[::1] starts, target, rows, double scale, bint add,
-             int n_threads):
-    """target[rows[r]] (+)= scale times the sum of values[order[k]], k from starts[r] to starts[r + 1].
+def sum_runs(values, const int64_t[::1] order, const int64_t[::1] starts, target, int n_threads, *, rows=None,
+             double scale=1, bint add=False):
+    """target[rows[r]] = the sum of values[order[k]], k from starts[r] to starts[r + 1]; `add`: += scale times that.
 
     Summed in float64, in order; rounded once.  No `rows`: target[r].
     """
     cdef Held held
-    cdef Sums job
+    cdef RunSums job
     cdef const int64_t[::1] at = rows
     held.count = 0
     try:
