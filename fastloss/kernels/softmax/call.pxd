@@ -68,9 +68,18 @@ cdef inline void mask(real* x, const Rows* where, Py_ssize_t i) noexcept nogil:
         x[k] = x[k] if p[k*where.step] else <real>(-INFINITY)
 
 
+cdef inline Rows piece_of_rows(const Rows* rows, Py_ssize_t start, Py_ssize_t n) noexcept nogil:
+    """Elements start .. start + n of every row."""
+    cdef Rows piece = rows[0]
+    piece.width = n
+    if piece.data != NULL:
+        piece.data += start*piece.step
+    return piece
+
+
 cdef inline void fetch(const Rows* rows, const Rows* where, Py_ssize_t i, Py_ssize_t n, real* scratch,
-                       const real** row) noexcept nogil:
-    """row[r] = row i + r: where it lies, or converted and masked in scratch."""
+                       Py_ssize_t pitch, const real** row) noexcept nogil:
+    """row[r], unless NULL, = row i + r: where it lies, or converted and masked in scratch, `pitch` elements apart."""
     cdef real across[ROWS]
     cdef Py_ssize_t r, k, c = rows.width
     if where.data == NULL and is_direct(rows, scratch[0]):
@@ -81,14 +90,15 @@ cdef inline void fetch(const Rows* rows, const Rows* where, Py_ssize_t i, Py_ssi
         for k in range(c):
             load(across, row_at(rows, i) + k*rows.step, run_stride(rows), n, rows.kind)
             for r in range(n):
-                scratch[r*c + k] = across[r]
+                scratch[r*pitch + k] = across[r]
     else:
         for r in range(n):
-            load(scratch + r*c, row_at(rows, i + r), rows.step, c, rows.kind)
+            load(scratch + r*pitch, row_at(rows, i + r), rows.step, c, rows.kind)
     for r in range(n):
-        row[r] = scratch + r*c
+        if row != NULL:
+            row[r] = scratch + r*pitch
         if where.data != NULL:
-            mask(scratch + r*c, where, i + r)
+            mask(scratch + r*pitch, where, i + r)
 
 
 cdef inline void put(const Rows* rows, Py_ssize_t i, Py_ssize_t k, const real* v, Py_ssize_t n,
@@ -159,31 +169,42 @@ cdef inline double scale_of(const Job* job, Py_ssize_t i) noexcept nogil:
     return job.factor*job.scale[i] if job.scale != NULL else job.factor
 
 
-cdef inline void targets(const Job* job, Py_ssize_t i, double* t) noexcept nogil:
-    """t_k = w_k ((1 - s) y_k + s/K), K the classes that `where` keeps; w: class weights, s: smoothing.
+cdef inline double share_of(const Job* job, Py_ssize_t i) noexcept nogil:
+    """s/K, s: smoothing, K the classes of row i that `where` keeps."""
+    cdef const char* p
+    cdef Py_ssize_t k, kept = job.logits.width
+    if job.smoothing != 0 and job.where.data != NULL:
+        p = row_at(&job.where, i)
+        kept = 0
+        for k in range(job.where.width):
+            kept += p[k*job.where.step] != 0
+    return job.smoothing/kept if kept else 0.0
 
-    In float64: rounded to float, s/K alone would shift every term alike and cost the loss half a unit.
+
+cdef inline void targets_by(const Job* job, Py_ssize_t i, int64_t y, double share, double* t) noexcept nogil:
+    """t_k = w_k ((1 - s) y_k + share), the share of classes that `where` keeps; w: class weights, y: the label's class.
+
+    In float64: rounded to float, the share alone would shift every term alike and cost the loss half a unit.
     """
-    cdef Py_ssize_t k, c = job.logits.width, kept = c
-    cdef double share
+    cdef Py_ssize_t k, c = job.logits.width
     cdef const char* p = row_at(&job.where, i) if job.where.data != NULL else NULL
     if job.index:
         memset(t, 0, c*sizeof(double))
-        k = label_of(job, i)
-        t[k if k >= 0 else 0] = 1
+        if 0 <= y < c:
+            t[y] = 1
     else:
         load(t, row_at(&job.labels, i), job.labels.step, c, job.labels.kind)
     if job.smoothing != 0:
-        if p != NULL:
-            kept = 0
-            for k in range(c):
-                kept += p[k*job.where.step] != 0
-        share = job.smoothing/kept if kept else 0.0
         for k in range(c):
             t[k] = (1 - job.smoothing)*t[k] + (share if p == NULL or p[k*job.where.step] else 0.0)
     if job.class_weight != NULL:
         for k in range(c):
             t[k] = t[k]*job.class_weight[k]
+
+
+cdef inline void targets(const Job* job, Py_ssize_t i, double* t) noexcept nogil:
+    """The row's targets; an ignored one's mean nothing."""
+    targets_by(job, i, label_of(job, i) if job.index else 0, share_of(job, i), t)
 
 
 cdef struct Slope:      # a gradient's factor: its two words, or the scale apart where the factor would be subnormal

@@ -98,6 +98,17 @@ cdef struct Terms:      # of a row, in the unit 2^(power - bias): see vmath.h
     double shift
 
 
+cdef struct Total:      # a compensated sum
+    double sum
+    double carry
+
+
+cdef struct Part:       # of a row: whole blocks but at the row's end
+    Py_ssize_t start    # groups
+    Py_ssize_t stop
+    double* sums        # of its blocks, one after the other
+
+
 cdef struct Reference:  # the power of two that exps are taken against, near m: exp(x - shift) 2^power
     double m
     double shift
@@ -193,12 +204,17 @@ cdef inline void whole_groups(Source* source, const real* x, const real* empty) 
     source.pace = L*<Py_ssize_t>sizeof(real)
 
 
+cdef inline void skip_groups(Source* source, Py_ssize_t n, Py_ssize_t itemsize) noexcept nogil:
+    """n groups further on."""
+    source.elements += n*L*itemsize
+    source.out -= n
+    source.tail -= n
+    source.ahead += n*source.pace
+
+
 cdef inline void next_block(Source* source, Py_ssize_t left, Py_ssize_t itemsize) noexcept nogil:
     """Past the block just read, `left` groups before the row's end."""
-    source.elements += source.n_groups*L*itemsize
-    source.out -= source.n_groups
-    source.tail -= source.n_groups
-    source.ahead += source.n_groups*source.pace
+    skip_groups(source, source.n_groups, itemsize)
     source.n_groups = left if left < BLOCK//L else BLOCK//L
 
 
@@ -338,42 +354,71 @@ cdef inline void terms_at(Terms* terms, const Reference* at, double x_out) noexc
     terms.shift = at.shift
 
 
-cdef inline bint exp_row(const Row* row, real m, real* e, Terms* terms, Deferred* deferred) noexcept nogil:
-    """Sum of exp over all elements but the one left out, with e (room for n + 2 L, or NULL) the terms, e[out] = 0.
+cdef inline bint exp_blocks(const Row* row, const Reference* at, const Part* part, real* e, Total* total,
+                            Deferred* deferred) noexcept nogil:
+    """Sums of exp over all blocks, or of a part each block's own; False when a logit lies too far above the reference.
 
-    Writes the deferred gradient, if terms are kept. False when a logit lies too far above m.
+    With e (room for n + 2 L, or NULL) the terms, 0 for the one left out; writes the deferred gradient, if they are kept.
     """
     cdef real copies[3*L]
     cdef Source source
-    cdef Reference at = reference_at(m)
     cdef real top, limit
-    cdef Py_ssize_t left = (row.n + L - 1)//L, done = 0
-    cdef const real* x = <const real*>row.x
-    cdef double total = 0, carry = 0, t
+    cdef Py_ssize_t left = (row.n + L - 1)//L, done = 0, b = 0
+    cdef double t
     cdef bint first = True
     limit = (<real>at.power + (HEADROOMF if real is float else HEADROOM))*<real>FL_LN2
-    open_source(&source, x, row.n, row.out, copies, <real>-INFINITY)
+    open_source(&source, <const real*>row.x, row.n, row.out, copies, <real>-INFINITY)
     if row.ahead != NULL:
         source.ahead = row.ahead
         source.pace = row.pace
+    if part != NULL:
+        skip_groups(&source, part.start, sizeof(real))
+        e = e + part.start*L if e != NULL else e
+        left = part.stop - part.start
     source.n_groups = left if left < BLOCK//L else BLOCK//L
     while True:
-        t = block_sum(&source, &at, e, &top, deferred)
+        t = block_sum(&source, at, e, &top, deferred)
         if top - <real>at.shift > limit:
             return False
-        if first:
-            total = t
+        if part != NULL:
+            part.sums[b] = t
+            b += 1
+        elif first:
+            total.sum = t
         else:
-            add_block(&total, &carry, t)
+            add_block(&total.sum, &total.carry, t)
         first = False
         left -= source.n_groups
         if left <= 0 or stopped(&done, source.n_groups*L):
-            break
+            return True
         e = e + source.n_groups*L if e != NULL else e
         next_block(&source, left, sizeof(real))
-    terms.others = settled(total, carry)
-    terms_at(terms, &at, x[row.out])
+
+
+cdef inline bint exp_row(const Row* row, real m, real* e, Terms* terms, Deferred* deferred) noexcept nogil:
+    """Sum of exp over all elements but the one left out, see exp_blocks."""
+    cdef Reference at = reference_at(m)
+    cdef Total total
+    total.sum = total.carry = 0
+    if not exp_blocks(row, &at, NULL, e, &total, deferred):
+        return False
+    terms.others = settled(total.sum, total.carry)
+    terms_at(terms, &at, (<const real*>row.x)[row.out])
     return True
+
+
+cdef inline bint exp_part(const Row* row, const Reference* at, const Part* part, real* e) noexcept nogil:
+    """Each block's sum of a part of the row, see exp_blocks."""
+    return exp_blocks(row, at, part, e, NULL, NULL)
+
+
+cdef inline double sum_of_blocks(const double* sums, Py_ssize_t n) noexcept nogil:
+    """The same as exp_row's, of sums kept by exp_part."""
+    cdef double total = sums[0], carry = 0
+    cdef Py_ssize_t b
+    for b in range(1, n):
+        add_block(&total, &carry, sums[b])
+    return settled(total, carry)
 
 
 cdef inline float of_half(uint16_t bits, bint bfloat16) noexcept nogil:

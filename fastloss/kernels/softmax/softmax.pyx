@@ -17,6 +17,7 @@ from fastloss.kernels.parallel.scratch cimport no_memory
 from fastloss.kernels.softmax.empty_rows cimport amend
 from fastloss.kernels.softmax.call cimport LOG_SOFTMAX, LOGSUMEXP, LOSS, SOFTMAX, Job
 from fastloss.kernels.softmax.laws cimport CrossEntropy, Focal, Law, Poly1
+from fastloss.kernels.softmax.pieces cimport Alone, Team, make_team, room_of_sums, too_few_rows
 from fastloss.kernels.softmax.rows cimport index_rows, normal_rows
 from fastloss.kernels.softmax.targets cimport target_rows
 from fastloss.kernels.softmax.tiles cimport DENSE_TILE, index_tiles, normal_tiles, target_tiles
@@ -43,34 +44,44 @@ cpdef enum:             # the laws
     POLY1
 
 
-cdef void run_law(const Job* job, const Law* law, Py_ssize_t start, Py_ssize_t stop, real* scratch) noexcept nogil:
+cdef void run_law(const Job* job, const Law* law, Py_ssize_t start, Py_ssize_t stop, real* scratch,
+                  Team* team) noexcept nogil:
+    cdef Alone alone
     if job.wide:
         if real is double:
             wide_rows(job, law, start, stop, scratch)
     elif job.logits.width <= TILE:
         index_tiles(job, law, start, stop, scratch[0])
+    elif team != NULL:
+        index_rows(job, law, start, stop, scratch, team)
     else:
-        index_rows(job, law, start, stop, scratch)
+        index_rows(job, law, start, stop, scratch, &alone)
 
 
-cdef void run_rows(const Job* job, Py_ssize_t start, Py_ssize_t stop, real* scratch) noexcept nogil:
+cdef void run_rows(const Job* job, Py_ssize_t start, Py_ssize_t stop, real* scratch, Team* team) noexcept nogil:
+    """Some rows, each by this thread alone, or unless it is NULL by the team."""
     cdef Py_ssize_t c = job.logits.width
+    cdef Alone alone
     if job.what != LOSS:
         if c <= TILE:
             normal_tiles(job, start, stop, scratch[0])
+        elif team != NULL:
+            normal_rows(job, start, stop, scratch, team)
         else:
-            normal_rows(job, start, stop, scratch)
+            normal_rows(job, start, stop, scratch, &alone)
     elif job.wide or (job.index and not job.soft):
         if job.law == FOCAL:
-            run_law(job, <const Focal*>job.parameters, start, stop, scratch)
+            run_law(job, <const Focal*>job.parameters, start, stop, scratch, team)
         elif job.law == POLY1 or job.z_loss != 0:       # a cross entropy with z_loss: of epsilon 0, and as exact
-            run_law(job, <const Poly1*>job.parameters, start, stop, scratch)
+            run_law(job, <const Poly1*>job.parameters, start, stop, scratch, team)
         else:
-            run_law(job, <const CrossEntropy*>job.parameters, start, stop, scratch)
+            run_law(job, <const CrossEntropy*>job.parameters, start, stop, scratch, team)
     elif c <= DENSE_TILE:
         target_tiles(job, start, stop, scratch[0])
+    elif team != NULL:
+        target_rows(job, start, stop, scratch, team)
     else:
-        target_rows(job, start, stop, scratch)
+        target_rows(job, start, stop, scratch, &alone)
     if job.stream:
         fl_stream_end()
     if not job.wide:
@@ -90,17 +101,19 @@ cdef void run_block(void* call, Py_ssize_t b, int thread) noexcept nogil:
     cdef Py_ssize_t start = cut(at.job.logits.n, b, at.blocks), stop = cut(at.job.logits.n, b + 1, at.blocks)
     cdef char* scratch = <char*>at.scratch + thread*at.room
     if at.wide:
-        run_rows(at.job, start, stop, <double*>scratch)
+        run_rows(at.job, start, stop, <double*>scratch, NULL)
     else:
-        run_rows(at.job, start, stop, <float*>scratch)
+        run_rows(at.job, start, stop, <float*>scratch, NULL)
 
 
 cdef int run(Job* job, real dummy, int n_threads) except -1:
-    """Every row once, in blocks of rows."""
-    cdef Py_ssize_t n = job.logits.n, c = job.logits.width, k = blocks(n, c, n_threads), room
+    """Every row once: in blocks of rows, or where these are few and long each by all threads."""
+    cdef Py_ssize_t n = job.logits.n, c = job.logits.width, k = blocks(n, c, n_threads), room, sums = 0
     cdef int threads = team(k, n_threads)
     cdef Run at
     cdef bint direct = is_direct(&job.logits, dummy) and job.where.data == NULL, kept, built
+    cdef bint together = not job.wide and too_few_rows(n, c, n_threads)
+    cdef Team team_of_call
     cdef size_t size
     cdef void* memory
     job.group = ROWS
@@ -117,11 +130,14 @@ cdef int run(Job* job, real dummy, int n_threads) except -1:
     built = job.what == LOSS and (job.soft or (not job.index and not is_direct(&job.labels, dummy)))
     job.built = (2*c + 15)//16*16 if built else 0
     job.kept = (c + 2*L + 15)//16*16 if kept else 0
-    job.fetched = job.built + 2*job.kept
+    job.fetched = job.built + (1 if together else 2)*job.kept
     room = (job.fetched + (0 if direct else job.together*c) + 31)//16*16 if c > DENSE_TILE else 16
     room = WIDE_ARRAYS*wide_room(c) if job.wide else room
     room += APART//<Py_ssize_t>sizeof(real) if threads > 1 else 0
-    size = threads*room*sizeof(real) + 64
+    if together:
+        threads = 1
+        sums = room_of_sums(c, n_threads)
+    size = threads*room*sizeof(real) + sums*sizeof(double) + 64
     memory = malloc(size)
     if memory == NULL:
         no_memory(size)
@@ -133,7 +149,12 @@ cdef int run(Job* job, real dummy, int n_threads) except -1:
     try:
         with nogil:
             (<real*>at.scratch)[0] = 0
-            for_blocks(run_block, &at, k, n_threads)
+            if together:
+                make_team(&team_of_call, job, real is double, n_threads, <double*>(<char*>at.scratch + at.room))
+                run_rows(job, 0, n, <real*>at.scratch, &team_of_call)
+            else:
+                for_blocks(run_block, &at, k, n_threads)
+        pending(together and team_of_call.interrupted)
     finally:
         free(memory)
     return 0

@@ -2,173 +2,24 @@
 from libc.math cimport INFINITY
 
 from fastloss.kernels.arrays.arrays cimport Rows, is_direct, row_at
-from fastloss.kernels.softmax.deferred cimport Deferred, defer, flush, nothing_deferred, put_next, what_is
+from fastloss.kernels.math.sigmoid_math cimport fma
+from fastloss.kernels.math.vmath cimport magnitude, real, scaled
 from fastloss.kernels.parallel.parallel cimport stopped
 from fastloss.kernels.softmax.call cimport (
-    RESIDUAL, UPPER, Job, Slope, fetch, label_of, put, put_one, put_run, put_zeros, scale_of, slope_of, target, targets,
+    RESIDUAL, UPPER, Job, Slope, fetch, label_of, put, put_one, put_run, put_zeros, scale_of, share_of, slope_of, target,
+    targets, targets_by,
+)
+from fastloss.kernels.softmax.deferred cimport Deferred, defer, flush, nothing_deferred
+from fastloss.kernels.softmax.pieces cimport (
+    Alone, Team, Workers, blocks_of, each_piece, find_max, fl_stream_end, max_of, part_of, piece_of_call, start_of,
+)
+from fastloss.kernels.softmax.row_sums cimport (
+    BLOCK, ROWS, Part, Row, Terms, label_of_terms, log_ratios, reference_at, terms_at, total_of,
 )
 from fastloss.kernels.softmax.rows cimport fetch_from
-from fastloss.kernels.math.sigmoid_math cimport fma
-from fastloss.kernels.softmax.lane_sums cimport PAIRS, L, add_block, add_part, find, lanes_sum, row_max, settled
-from fastloss.kernels.softmax.row_sums cimport (
-    BLOCK, FL_HAS_BLOCK, ROWS, Reference, Row, Source, Terms, exp_lanes, fl_pending, fl_unit, label_of_terms, log_ratios,
-    next_block, note_done, open_source, pending_of, reference_at, terms_at, total_of, unit_of,
+from fastloss.kernels.softmax.target_sums cimport (
+    Sums, Totals, add_sums, no_sums, settle_sums, target_blocks, target_sums,
 )
-from fastloss.kernels.math.vmath cimport FL_PREFETCH, FL_PREFETCH_FAR, magnitude, real, scaled
-
-cdef extern from "softmax/row_sums_avx512.h" nogil:
-    void fl_target_blockf(const Source*, const Source*, const fl_unit*, float*, double*, fl_pending*) noexcept
-
-cdef enum:
-    AHEAD = 12288       # bytes after which logits and targets are fetched into the second level: maxima come first
-    NEAR = 2048         # and targets into the first
-
-
-cdef struct Sums:       # over all elements but the maximum
-    double exps
-    double dots         # of t_k (m - x_k) over t_k != 0
-    double rest         # of t_k
-
-
-cdef inline void flush_growing(const target* part, double* total, double* carry) noexcept nogil:
-    """add_part in fewer operations where the total is the larger one; where it is not, as the sum then doubles, half a
-    unit of the part may be lost."""
-    cdef double z
-    cdef Py_ssize_t j
-    for j in range(L):
-        z = total[j] + <double>part[j]
-        if target is double:
-            carry[j] = carry[j] + (part[j] - (z - total[j]))
-        total[j] = z
-
-
-cdef inline void target_block(const Source* logits, const Source* targets, const Reference* reference, real* e,
-                              Sums* sums, Deferred* due, target dummy) noexcept nogil:
-    """The sums of a block, all in the shape of exp_block's; the terms are kept in e unless it is NULL."""
-    cdef real part[L]
-    cdef real v[L]
-    cdef real w[L]
-    cdef target dot[L]
-    cdef target rest[L]
-    cdef double exps[L]
-    cdef double exp_carry[L]
-    cdef double dots[L]
-    cdef double dot_carry[L]
-    cdef double rests[L]
-    cdef double rest_carry[L]
-    cdef Source here = logits[0], there = targets[0]
-    cdef const real* x = <const real*>here.elements
-    cdef const target* t = <const target*>there.elements
-    cdef Py_ssize_t g = 0, g_end, j, n_groups = here.n_groups
-    cdef const real* p
-    cdef const real* q
-    cdef const target* r
-    cdef const target* s
-    cdef real shift = <real>reference.shift, lo = <real>reference.lo, magic = <real>reference.magic
-    cdef target a, b, top = <target>reference.m
-    cdef Deferred now = what_is(due)
-    for j in range(L):
-        dot[j] = rest[j] = 0
-        exps[j] = exp_carry[j] = dots[j] = dot_carry[j] = rests[j] = rest_carry[j] = 0
-    while g < n_groups:
-        g_end = g + (2*PAIRS if real is float else 4)
-        if g_end > n_groups:
-            g_end = n_groups
-        for j in range(L):
-            part[j] = 0
-            if target is float:
-                dot[j] = rest[j] = 0
-        while g < g_end:
-            p = <const real*>here.tail_group if g == here.tail else x + g*L
-            p = <const real*>here.out_group if g == here.out else p
-            q = <const real*>here.tail_group if g + 1 == here.tail else x + (g + 1)*L
-            q = <const real*>here.out_group if g + 1 == here.out else q
-            q = <const real*>here.empty_group if g + 1 == n_groups else q
-            r = <const target*>there.tail_group if g == here.tail else t + g*L
-            r = <const target*>there.out_group if g == here.out else r
-            s = <const target*>there.tail_group if g + 1 == here.tail else t + (g + 1)*L
-            s = <const target*>there.out_group if g + 1 == here.out else s
-            s = <const target*>there.empty_group if g + 1 == n_groups else s
-            for j in range(0, 2*L*<Py_ssize_t>sizeof(real), 64):
-                FL_PREFETCH_FAR(<const char*>(x + g*L) + AHEAD + j)
-            for j in range(0, 2*L*<Py_ssize_t>sizeof(target), 64):
-                FL_PREFETCH_FAR(<const char*>(t + g*L) + AHEAD + j)
-                FL_PREFETCH(<const char*>(t + g*L) + NEAR + j)
-            exp_lanes(p, shift, lo, magic, v, <real*>NULL)
-            exp_lanes(q, shift, lo, magic, w, <real*>NULL)
-            for j in range(L):
-                part[j] = part[j] + (v[j] + w[j])
-            for j in range(L):
-                a = r[j]*(top - <target>p[j])
-                a = a if r[j] != 0 else <target>0
-                b = s[j]*(top - <target>q[j])
-                b = b if s[j] != 0 else <target>0
-                dot[j] = dot[j] + (a + b)
-                rest[j] = rest[j] + (r[j] + s[j])
-            if e != NULL:
-                for j in range(L):
-                    e[g*L + j] = v[j]
-                    e[(g + 1)*L + j] = w[j]
-                put_next(&now, True, shift)
-            if target is double and (g & 2 or g + 2 >= n_groups):
-                flush_growing(dot, dots, dot_carry)
-                flush_growing(rest, rests, rest_carry)
-                for j in range(L):
-                    dot[j] = rest[j] = 0
-            g = g + 2
-        add_part(part, exps, exp_carry)
-        if target is float:
-            flush_growing(dot, dots, dot_carry)
-            flush_growing(rest, rests, rest_carry)
-    if e != NULL and due != NULL:
-        due.done = now.done
-    sums.exps = lanes_sum(exps, exp_carry, real is double)
-    sums.dots = lanes_sum(dots, dot_carry, target is double)
-    sums.rest = lanes_sum(rests, rest_carry, target is double)
-
-
-cdef inline void target_sums(const Row* row, const target* t, real m, real* e, Terms* terms, Sums* sums,
-                             Deferred* due) noexcept nogil:
-    """Sums of a row whose maximum is m, the element left out; e (room for n + 2 L, or NULL): the terms, 0 for it.
-
-    Writes the deferred gradient, if terms are kept.
-    """
-    cdef real x_copies[3*L]
-    cdef target t_copies[3*L]
-    cdef const real* x = <const real*>row.x
-    cdef Source logits, targets
-    cdef Reference at = reference_at(m)
-    cdef Sums block, carry
-    cdef fl_pending pending
-    cdef fl_unit unit = unit_of(&at)
-    cdef Py_ssize_t left = (row.n + L - 1)//L, done = 0
-    open_source(&logits, x, row.n, row.out, x_copies, <real>-INFINITY)
-    open_source(&targets, t, row.n, row.out, t_copies, <target>0)
-    logits.ahead = logits.elements + AHEAD
-    logits.n_groups = targets.n_groups = left if left < BLOCK//L else BLOCK//L
-    sums.exps = sums.dots = sums.rest = carry.exps = carry.dots = carry.rest = 0
-    while True:
-        if real is float and target is float and FL_HAS_BLOCK and at.shift == 0:
-            pending = pending_of(due if e != NULL else NULL)
-            fl_target_blockf(&logits, &targets, &unit, <float*>e, &block.exps, &pending)
-            note_done(due, &pending)
-        elif e == NULL:
-            target_block(&logits, &targets, &at, <real*>NULL, &block, due, t[0])
-        else:
-            target_block(&logits, &targets, &at, e, &block, due, t[0])
-        add_block(&sums.exps, &carry.exps, block.exps)
-        add_block(&sums.dots, &carry.dots, block.dots)
-        add_block(&sums.rest, &carry.rest, block.rest)
-        left -= logits.n_groups
-        if left <= 0 or stopped(&done, logits.n_groups*L):
-            break
-        e = e + logits.n_groups*L if e != NULL else e
-        next_block(&logits, left, sizeof(real))
-        next_block(&targets, left, sizeof(target))
-    sums.dots = settled(sums.dots, carry.dots)
-    sums.rest = settled(sums.rest, carry.rest)
-    terms.others = settled(sums.exps, carry.exps)
-    terms_at(terms, &at, m)
 
 
 cdef inline void put_target_grad(const Job* job, Py_ssize_t i, const real* e, const target* t, Slope s,
@@ -236,70 +87,214 @@ cdef struct TargetLoss:     # of a row: dots + weight times the log ratio of its
     double weight
 
 
-cdef inline TargetLoss target_row(const Job* job, Py_ssize_t i, const real* x, const target* t, real* e, Terms* terms,
-                                  Deferred* due) noexcept nogil:
-    """Gradients of row i, around its maximum, and its loss.
+cdef struct TargetGrad:     # what a row's gradients are made of
+    Slope slope             # of the terms,
+    double scale            # of the targets
+    double inverse          # of the total
+    double curvature        # factor of p (1 - p)
+    double ratio            # log-sum-exp minus the maximum
+    double m                # the maximum
+    Py_ssize_t top          # where it stands
+    double entry            # its gradient,
+    double bend             # and second derivative
 
-    The gradient may be left due, and then needs e.
-    """
-    cdef TargetLoss loss
-    cdef Sums sums
-    cdef Slope slope
-    cdef Row logits
-    cdef Py_ssize_t c = job.logits.width, top
-    cdef real m = row_max(x, c)
-    cdef double total, ratio, s = scale_of(job, i), top_slope
-    top = find(x, c, m)
-    logits.x = x
-    logits.n = c
-    logits.out = top
-    target_sums(&logits, t, m, e if job.grad.data != NULL else NULL, terms, &sums, due)
-    loss.dots = sums.dots
-    loss.weight = sums.rest + t[top]
+
+cdef inline void put_targets(const Job* job, Py_ssize_t i, const real* x, const target* t, const real* e,
+                             const TargetGrad* by, Deferred* due) noexcept nogil:
+    """Gradients of row i; the one to the logits may be left due, and then needs e."""
+    cdef Py_ssize_t c = job.logits.width, top = by.top
+    cdef bint here = 0 <= top < c
     if job.labels_grad.data != NULL:
-        log_ratios(1, terms, &ratio, m)
-        put_labels_grad(job, i, x, m, ratio, s)
+        put_labels_grad(job, i, x, <real>by.m, by.ratio, by.scale)
     if job.grad.data == NULL:
-        return loss
-    if s == 0:
+        return
+    if by.scale == 0:
         put_zeros(&job.grad, i)
         put_zeros(&job.hess, i)
-        return loss
-    # the maximum's entry apart, as two terms that cancel only where the truth does
-    total = total_of(terms, m)
-    top_slope = sums.rest*(label_of_terms(terms, m)/total) - t[top]*(terms.others/total)
-    slope = slope_of(s*loss.weight, total, 1/total, m)
-    flush(due, True, m)
-    if can_wait(job, i, t, slope, m):
+        return
+    flush(due, True, e[0])
+    if can_wait(job, i, t, by.slope, e[0]):
         due.target = row_at(&job.grad, i)
         due.terms = e
         due.labels = t
         due.n = c
-        due.slope = slope.c
-        due.rest = slope.rest
-        due.scale = s
+        due.slope = by.slope.c
+        due.rest = by.slope.rest
+        due.scale = by.scale
         due.at = top
-        due.entry = top_slope*s
+        due.entry = by.entry
         due.past = job.stream
-        defer(due, True, m)
-        return loss
-    put_target_grad(job, i, e, t, slope, s)
-    put_one(&job.grad, i, top, <real>(top_slope*s))
+        defer(due, True, e[0])
+        return
+    put_target_grad(job, i, e, t, by.slope, by.scale)
+    if here:
+        put_one(&job.grad, i, top, <real>by.entry)
     if job.hess.data == NULL:
+        return
+    if job.hessian != RESIDUAL:
+        put_curvature(job, i, e, by.inverse, by.curvature)
+    if here:
+        put_one(&job.hess, i, top, magnitude(<real>by.entry) if job.hessian == RESIDUAL else <real>by.bend)
+
+
+cdef inline TargetLoss target_row(const Job* job, Py_ssize_t i, const real* x, const target* t, real* e, Terms* terms,
+                                  Workers* workers) noexcept nogil:
+    """Gradients of row i, around its maximum, and its loss."""
+    cdef TargetLoss loss
+    cdef TargetGrad by
+    cdef Sums sums
+    cdef Row logits
+    cdef real m = max_of(x, job.logits.width, workers)
+    cdef Py_ssize_t top = find_max(x, job.logits.width, m, workers)
+    cdef double total, p, q, s = scale_of(job, i)
+    logits.x = x
+    logits.n = job.logits.width
+    logits.out = top
+    sum_targets(&logits, t, m, e if job.grad.data != NULL else NULL, terms, &sums, workers)
+    loss.dots = sums.dots
+    loss.weight = sums.rest + t[top]
+    if job.labels_grad.data != NULL:
+        log_ratios(1, terms, &by.ratio, m)
+    elif job.grad.data == NULL:
         return loss
-    if job.hessian == RESIDUAL:
-        put_one(&job.hess, i, top, magnitude(<real>(top_slope*s)))
-        return loss
-    s = s*loss.weight*(2 if job.hessian == UPPER else 1)
-    put_curvature(job, i, e, 1/total, s)
-    put_one(&job.hess, i, top, <real>((label_of_terms(terms, m)/total)*(terms.others/total)*s))
+    # the maximum's entry apart, as two terms that cancel only where the truth does
+    total = total_of(terms, m)
+    p = label_of_terms(terms, m)/total
+    q = terms.others/total
+    by.m = m
+    by.top = top
+    by.entry = (sums.rest*p - t[top]*q)*s
+    by.inverse = 1/total
+    by.slope = slope_of(s*loss.weight, total, by.inverse, m)
+    by.scale = s
+    by.curvature = s*loss.weight*(2 if job.hessian == UPPER else 1)
+    by.bend = p*q*by.curvature
+    put_target_row(job, i, x, t, e, &by, workers)
     return loss
 
 
-cdef inline void target_rows(const Job* job, Py_ssize_t start, Py_ssize_t stop, real* scratch) noexcept nogil:
+# ------------------------------------------------------------------ several threads on one row
+
+cdef inline void build_piece_of(const Team* team, Py_ssize_t b, real dummy) noexcept nogil:
+    cdef Py_ssize_t start = start_of(team, b)
+    cdef Rows everything                # no mask
+    cdef Job piece
+    piece_of_call(team, b, &piece)
+    if piece.soft:
+        targets_by(&piece, team.i, team.label - start, team.share, <double*>team.fetched + start)
+    else:
+        everything.data = NULL
+        fetch(&piece.labels, &everything, team.i, 1, <real*>team.fetched + start, 0, <const real**>NULL)
+
+
+cdef inline void build_piece(void* call, Py_ssize_t b, int thread) noexcept nogil:
+    cdef Team* team = <Team*>call
+    if team.wide:
+        build_piece_of(team, b, <double>0)
+    else:
+        build_piece_of(team, b, <float>0)
+
+
+cdef inline void targets_of(const Job* job, Py_ssize_t i, double* t, Workers* workers) noexcept nogil:
+    """Targets, in float64."""
+    if Workers is Team:
+        workers.i = i
+        workers.label = label_of(job, i) if job.index else 0
+        workers.share = share_of(job, i)
+        workers.fetched = t
+        each_piece(workers, build_piece)
+    else:
+        targets(job, i, t)
+
+
+cdef inline const real* labels_as(const Job* job, Py_ssize_t i, real* scratch, Workers* workers) noexcept nogil:
+    """The row's labels, where they lie or converted in scratch."""
+    cdef const real* t
+    cdef Rows everything
+    if Workers is Team:
+        if not is_direct(&job.labels, scratch[0]):
+            workers.i = i
+            workers.fetched = scratch
+            each_piece(workers, build_piece)
+            return scratch
+    everything.data = NULL
+    fetch(&job.labels, &everything, i, 1, scratch, 0, &t)
+    return t
+
+
+cdef inline void sum_targets_piece(void* call, Py_ssize_t b, int thread) noexcept nogil:
+    cdef Team* team = <Team*>call
+    cdef Part part = part_of(team, b, sizeof(Sums)//sizeof(double))
+    if team.wide:
+        target_blocks(&team.row, <const double*>team.targets, &team.at, &part, <double*>team.e, NULL, NULL)
+    elif team.job.soft:
+        target_blocks(&team.row, <const double*>team.targets, &team.at, &part, <float*>team.e, NULL, NULL)
+    else:
+        target_blocks(&team.row, <const float*>team.targets, &team.at, &part, <float*>team.e, NULL, NULL)
+
+
+cdef inline void sum_targets(const Row* row, const target* t, real m, real* e, Terms* terms, Sums* sums,
+                             Workers* workers) noexcept nogil:
+    """target_sums"""
+    cdef Totals total
+    cdef Py_ssize_t b
+    if Workers is Team:
+        workers.row = row[0]
+        workers.targets = t
+        workers.at = reference_at(m)
+        workers.e = e
+        each_piece(workers, sum_targets_piece)
+        no_sums(&total)
+        for b in range(blocks_of(row.n)):
+            add_sums(&total, <const Sums*>workers.sums + b)
+        settle_sums(sums, &total)
+        terms.others = sums.exps
+        terms_at(terms, &workers.at, m)
+    else:
+        target_sums(row, t, m, e, terms, sums, &workers.due)
+
+
+cdef inline void put_targets_piece_of(const Team* team, Py_ssize_t b, const target* t, const real* e) noexcept nogil:
+    cdef Py_ssize_t start = start_of(team, b)
+    cdef TargetGrad by = (<const TargetGrad*>team.slopes)[0]
+    cdef Deferred due = nothing_deferred()
+    cdef Job piece
+    piece_of_call(team, b, &piece)
+    by.top -= start
+    put_targets(&piece, team.i, <const real*>team.row.x + start, t + start, e + start, &by, &due)
+    flush(&due, True, e[0])
+    if piece.stream:
+        fl_stream_end()
+
+
+cdef inline void put_targets_piece(void* call, Py_ssize_t b, int thread) noexcept nogil:
+    cdef Team* team = <Team*>call
+    if team.wide:
+        put_targets_piece_of(team, b, <const double*>team.targets, <const double*>team.e)
+    elif team.job.soft:
+        put_targets_piece_of(team, b, <const double*>team.targets, <const float*>team.e)
+    else:
+        put_targets_piece_of(team, b, <const float*>team.targets, <const float*>team.e)
+
+
+cdef inline void put_target_row(const Job* job, Py_ssize_t i, const real* x, const target* t, real* e,
+                                const TargetGrad* by, Workers* workers) noexcept nogil:
+    """Gradients of row i, by those who work on it."""
+    if Workers is Team:
+        workers.i = i
+        workers.slopes = by
+        workers.e = e
+        each_piece(workers, put_targets_piece)
+    else:
+        put_targets(job, i, x, t, e, by, &workers.due)
+
+
+# ------------------------------------------------------------------ all rows
+
+cdef inline void target_rows(const Job* job, Py_ssize_t start, Py_ssize_t stop, real* scratch,
+                             Workers* workers) noexcept nogil:
     cdef const real* row[ROWS]
     cdef const real* t
-    cdef Rows everything                # no mask
     cdef Terms terms[ROWS]
     cdef TargetLoss part[ROWS]
     cdef double ratio[ROWS]
@@ -307,29 +302,31 @@ cdef inline void target_rows(const Job* job, Py_ssize_t start, Py_ssize_t stop, 
     cdef Py_ssize_t i = start, n, r, fetched
     cdef double* built = <double*>scratch   # the row's targets, where they are not read as they lie
     cdef real* e = scratch + job.built  # the terms of this row; another row's may wait in the other half
-    cdef Deferred due = nothing_deferred()
-    everything.data = NULL
+    if Workers is Alone:
+        workers.due = nothing_deferred()
     while i < stop:
         n = stop - i if stop - i < job.group else job.group
         fetched = 0
         for r in range(n):
             if r == fetched:
-                fetched = fetch_from(job, i, r, n, scratch, row)
+                fetched = fetch_from(job, i, r, n, scratch, row, workers)
             if job.index and label_of(job, i + r) < 0:
                 terms[r].others = terms[r].gap = terms[r].power = part[r].dots = part[r].weight = 0
                 put_zeros(&job.grad, i + r)
                 put_zeros(&job.hess, i + r)
             elif job.soft:
-                targets(job, i + r, built)
-                part[r] = target_row(job, i + r, row[r], built, e, &terms[r], &due)
+                targets_of(job, i + r, built, workers)
+                part[r] = target_row(job, i + r, row[r], built, e, &terms[r], workers)
             else:
-                fetch(&job.labels, &everything, i + r, 1, <real*>built, &t)
-                part[r] = target_row(job, i + r, row[r], t, e, &terms[r], &due)
-                if due.terms == e:
-                    e = scratch + job.built + (job.kept if e == scratch + job.built else 0)
+                t = labels_as(job, i + r, <real*>built, workers)
+                part[r] = target_row(job, i + r, row[r], t, e, &terms[r], workers)
+                if Workers is Alone:
+                    if workers.due.terms == e:
+                        e = scratch + job.built + (job.kept if e == scratch + job.built else 0)
         log_ratios(n, terms, ratio, e[0])
         for r in range(n):
             loss[r] = <real>(part[r].dots + part[r].weight*ratio[r])
         put_run(&job.loss, i, n, loss)
         i += n
-    flush(&due, True, e[0])
+    if Workers is Alone:
+        flush(&workers.due, True, e[0])
