@@ -222,7 +222,7 @@ print(found)
     ids=["Spark's daemon", "Spark", "Ray", "Dask"],
 )
 def test_workers_of_engines(worker):
-    code = f"import sys\n{worker}\nfrom fastloss import _threads\n_threads._CPUS = 4\n"
+    code = f"import sys\n{worker}\nfrom fastloss._core import threads as _threads\n_threads._CPUS = 4\n"
     code += "_threads._parallel.openmp_max_threads = lambda: 4\nprint(_threads.resolve(), _threads.resolve(3))"
     assert python(code) == "1 3"
     for told, other in [("'mode': 1", "'mode': 0"), ("execution_state", "none"), ("pyspark", "p")]:
