@@ -31,7 +31,7 @@ _PLAIN = (np.ndarray, np.memmap)
 
 
 def loss_dtype(name: str, dtype: np.dtype[Any]) -> np.dtype[Any]:
-    """The dtype of the losses of an argument of this dtype; TypeError if it has none."""
+    """The dtype of losses for an argument of this dtype; TypeError if there is none."""
     try:
         return _FLOATS[dtype]
     except KeyError:
@@ -110,7 +110,7 @@ def broadcast(name: str, a: Array, shape: tuple[int, ...]) -> Array:
     """A view of the array in this shape."""
     if a.shape == shape:
         return a
-    if a.ndim == 0 and a.dtype.kind in "fiub":  # what broadcast_to would give, in a fifth of its time
+    if a.ndim == 0 and a.dtype.kind in "fiub":  # gives what broadcast_to would, in a fifth of its time
         return np.ndarray(shape, a.dtype, a, strides=(0,) * len(shape))
     try:
         return np.broadcast_to(a, shape)
@@ -119,7 +119,7 @@ def broadcast(name: str, a: Array, shape: tuple[int, ...]) -> Array:
 
 
 def one_of(name: str, value: ArrayLike | None, alias: str, other: ArrayLike | None) -> ArrayLike:
-    """The one that is given of an argument and its alias."""
+    """The value of an argument, given by its name or by its alias."""
     if value is None and other is None:
         raise TypeError(f"{name} must be given")
     if value is not None and other is not None:
@@ -138,7 +138,7 @@ def joint_shape(name: str, a: Array, other: str, b: Array) -> tuple[int, ...]:
 
 
 def differentiable(name: str, a: Array) -> None:
-    """Only real numbers have a gradient."""
+    """Raise TypeError unless the array holds floats, which alone have a gradient."""
     if a.dtype.kind in "iub":
         raise TypeError(f"{name} must be float16, bfloat16, float32 or float64 to have a gradient, got {a.dtype}")
 
@@ -154,7 +154,7 @@ def mask(name: str, value: ArrayLike | None, shape: tuple[int, ...]) -> Array | 
 
 
 def packed(value: Array, dtype: Any = None) -> Array:
-    """C-contiguous and aligned, as typed kernel arguments must be; a copy only where it is not."""
+    """The array, C-contiguous and aligned as typed kernel arguments must be; a copy only if it is not."""
     a = np.ascontiguousarray(value, dtype)
     return a if a.flags.aligned else a.copy()
 
@@ -209,7 +209,7 @@ def offsets(name: str, value: ArrayLike, most: int) -> Array:
 
 
 def ignored(value: int | None) -> int | None:
-    """ignore_index as the kernels take it; a number that no int64 label can equal is none."""
+    """ignore_index as the kernels take it; None if no int64 label can equal the number."""
     if value is None:
         return None
     k = index("ignore_index", value)
@@ -268,13 +268,13 @@ def output(
     apart: dict[str, Array | None],
     alias: Array | None = None,
 ) -> Array | None:
-    """A buffer for results: right shape and dtype, writable, apart from the named arrays.
+    """Check a buffer for results: its shape and dtype, that it is writable, and shares no memory with named arrays.
 
-    It may be `alias` itself (in place), but not overlap it otherwise.
+    It may be `alias` itself (in place), but must not overlap it in any other way.
     """
     if value is None:
         return None
-    if type(value) not in _PLAIN:  # nor a subclass: its mask, unit or second axis would be ignored
+    if type(value) not in _PLAIN:  # a subclass neither: its mask, unit or second axis would be ignored
         plain = "a plain" if isinstance(value, np.ndarray) else "an"
         raise TypeError(f"{name} must be {plain} array, got {type(value).__name__}")
     if value.dtype != dtype:
@@ -294,7 +294,7 @@ def output(
 
 
 def fits(value: Any, like: Array, apart: Array) -> bool:
-    """Whether `output` surely has no objection: a quick look, for small calls.  `value` may be `like` itself."""
+    """Whether `output` is sure to accept it: a quick check for small calls.  `value` may be `like` itself."""
     return (
         type(value) is np.ndarray
         and value.dtype is like.dtype
@@ -361,7 +361,7 @@ def class_labels(
     bad = ((y < 0) | (y >= n_classes)) & ~skipped
     if bad.any():
         raise bad_label(name, y, int(np.argmax(bad)), n_classes, ignore)
-    ids = y.astype(np.int64).reshape(-1, 1)  # first: no unsigned dtype holds -1
+    ids = y.astype(np.int64).reshape(-1, 1)  # first, because no unsigned dtype holds -1
     ids[skipped.reshape(-1)] = -1
     return ClassLabels(given, ids, None, tail, bool(skipped.any()))
 
@@ -421,7 +421,7 @@ def partials(name: str, value: ArrayLike) -> Array:
 
 
 def ids(name: str, value: ArrayLike, n: int) -> NDArray[np.int64]:
-    """Integers in [0, n) as a contiguous int64 array: a copy, which nobody changes after it was checked."""
+    """Integers in [0, n) as a contiguous int64 array: a copy, which nobody can change after the check."""
     a = integers(name, value)
     b = np.array(a, np.int64, order="C", subok=False)
     if b.size and b.view(np.uint64).max() >= n:  # or negative
@@ -472,7 +472,7 @@ def table_shards(name: str, value: Any, ndim: int) -> list[Array]:
 
 
 def shard_sizes(name: str, arrays: list[Array], strategy: str) -> int:
-    """The rows of all shards together; ValueError if a shard has not the size that the strategy gives it."""
+    """The number of rows of all shards; ValueError if a shard does not have the size that the strategy gives it."""
     n, parts = sum(map(len, arrays)), len(arrays)
     wanted = n // parts
     for k, a in enumerate(arrays):
@@ -483,7 +483,7 @@ def shard_sizes(name: str, arrays: list[Array], strategy: str) -> int:
 
 
 def sampler(value: Any, sampled_values: Any, seed: Any, num_classes: int, kind: type[Any]) -> None:
-    """A sampler object to draw from, if any, with the range and the only source of randomness."""
+    """Check a sampler object, if one is given: its range, and that no other source of randomness is given."""
     if value is None:
         return
     if not isinstance(value, kind):
@@ -497,7 +497,7 @@ def sampler(value: Any, sampled_values: Any, seed: Any, num_classes: int, kind: 
 
 
 def no_buffers(buffers: dict[str, Any], names: tuple[str, ...]) -> None:
-    """Gradients that are SparseRows take no buffer."""
+    """Raise TypeError if there is a buffer for a gradient that is SparseRows."""
     for name in names:
         if buffers.get(name) is not None:
             raise TypeError(f"grad_out must be None for {name}: its gradient is SparseRows")

@@ -20,7 +20,7 @@ def is_bfloat16(dtype: np.dtype[Any]) -> bool:
 
 
 class _Short(reprlib.Repr):
-    """A few items and characters of anything; of an array what it is, unless it is a single number."""
+    """A few items and characters of any object; for an array its dtype and shape, unless it is one number."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -40,7 +40,7 @@ _SHORT = _Short()
 
 
 def shown(value: Any) -> str:
-    """The value in a message: one line, about 60 characters; its type where it cannot be shown."""
+    """The value as messages show it: one line of about 60 characters; its type if it cannot be shown."""
     try:
         text = " ".join(_SHORT.repr(value).split())
     except Exception:  # a __repr__ may raise anything
@@ -80,13 +80,13 @@ def array(name: str, value: ArrayLike) -> Array:
         raise TypeError(f"{name} must be an array, got {shown(value)}{_tensor(name, value)}: {_line(error)}") from None
     if a.ndim:
         _not_masked(name, value, a.ndim)
-    if a.dtype.kind == "O" and not hasattr(value, "dtype"):  # a set, a generator, a dict, any object; not a table
+    if a.dtype.kind == "O" and not hasattr(value, "dtype"):  # a set, a generator, a dict, any other object
         raise TypeError(f"{name} must be an array of numbers, got {shown(value)}")
     return a
 
 
 def _not_masked(name: str, value: Any, depth: int) -> None:
-    """No masked array, nor a list of them: their masks would be lost."""
+    """Raise TypeError for masked arrays and lists of them: their masks would be lost."""
     if isinstance(value, np.ma.MaskedArray):
         raise TypeError(f"{name} must be a plain array, got a masked one (use sample_weight or where)")
     if depth and isinstance(value, list | tuple) and value and not isinstance(value[0], int | float):
@@ -95,7 +95,7 @@ def _not_masked(name: str, value: Any, depth: int) -> None:
 
 
 def _tensor(name: str, value: Any) -> str:
-    """What to write instead of a tensor that cannot be had as an array."""
+    """What to write instead of a tensor that does not convert to an array."""
     if not hasattr(type(value), "detach"):
         return ""
     if "bfloat16" in str(getattr(value, "dtype", "")):
@@ -104,7 +104,7 @@ def _tensor(name: str, value: Any) -> str:
 
 
 def _line(error: Exception) -> str:
-    """What an error says, in at most a line."""
+    """The text of an error, at most one line."""
     try:
         text = " ".join(str(error).split())
     except Exception:
@@ -113,7 +113,7 @@ def _line(error: Exception) -> str:
 
 
 def whole(name: str, value: Any, least: int, most: int = 2**63 - 1) -> int:
-    """An integer in [least, most]; True and False are none."""
+    """An integer in [least, most]; True and False are not accepted."""
     k = index(name, value)
     if not least <= k <= most:
         raise ValueError(f"{name} must lie in [{least}, {most}], got {shown(k)}")
@@ -121,7 +121,7 @@ def whole(name: str, value: Any, least: int, most: int = 2**63 - 1) -> int:
 
 
 def index(name: str, value: Any) -> int:
-    """Any integer; True and False are none."""
+    """Any integer; True and False are not accepted."""
     if type(value) is int:
         return value
     try:
@@ -133,7 +133,7 @@ def index(name: str, value: Any) -> int:
 
 
 def scalar(name: str, value: Any, least: float, most: float) -> float:
-    """A real number in [least, most]; text is none."""
+    """A real number in [least, most]; text is not accepted."""
     try:
         v = value if type(value) is float else _real(value)
     except OverflowError:
@@ -152,7 +152,7 @@ def _real(value: Any) -> float:
         if value.ndim or not (value.dtype.kind in "biuf" or is_bfloat16(value.dtype)):
             raise TypeError
         return float(value)
-    if getattr(value, "ndim", 0):  # an array of another library, which may be of one number
+    if getattr(value, "ndim", 0):  # an array of another library, perhaps of one number
         raise TypeError
     return float(value)
 

@@ -68,7 +68,7 @@ def as_bool(name: str, value: Any) -> bool:
 
 
 def copied(given: NDArray[Any], dtype: Any) -> NDArray[Any]:
-    """A copy in C order, made in pieces, for an interrupt is heard between two of them."""
+    """A copy in C order, made in pieces, so that an interrupt can come between two of them."""
     if given.size <= _PIECE:
         return np.array(given, dtype, order="C")
     out = _memory.empty(given.shape, dtype)

@@ -1,6 +1,6 @@
-/* Rows of few classes <-> lanes of rows, through registers. Every 128-bit part of a register holds 4 (double: 2) classes
- * of one row; parts of FL_PARTS rows are transposed side by side. The last block of classes overlaps the one before, so
- * that any class count of at least 4 (2) goes without a remainder.
+/* Transposes rows of few classes to lanes of rows and back, in registers. Every 128-bit part of a register holds 4
+ * (double: 2) classes of one row; FL_PARTS parts are transposed side by side. The last block of classes overlaps the
+ * one before, so any class count of at least 4 (2) works without a remainder.
  *
  *     fl_lanes_of_rows*:  b[k*lanes + r] = x[r*stride + k]     fl_rows_of_lanes*:  x[r*stride + k] = b[k*lanes + r]
  *
@@ -26,7 +26,7 @@ typedef __m512d fl_wd;
 #define FL_STORE _mm512_storeu_ps
 #define FL_STORED _mm512_storeu_pd
 static inline fl_wf fl_partsf(const float *s, ptrdiff_t step) {         /* 4 classes of FL_PARTS rows, `step` apart */
-    __m512 v = _mm512_castps128_ps512(_mm_loadu_ps(s));                 /* masked broadcasts: no shuffle port */
+    __m512 v = _mm512_castps128_ps512(_mm_loadu_ps(s));                 /* masked broadcasts need no shuffle port */
     v = _mm512_mask_broadcast_f32x4(v, 0x00f0, _mm_loadu_ps(s + step));
     v = _mm512_mask_broadcast_f32x4(v, 0x0f00, _mm_loadu_ps(s + 2 * step));
     return _mm512_mask_broadcast_f32x4(v, 0xf000, _mm_loadu_ps(s + 3 * step));
@@ -138,7 +138,7 @@ static inline void fl_block_out(const double *b, ptrdiff_t lanes, double *x, ptr
     fl_put_parts(x, 2 * stride, FL_LOWD(p, q));
     fl_put_parts(x + stride, 2 * stride, FL_HIGHD(p, q));
 }
-#else                                   /* no registers to transpose in: element by element */
+#else                                   /* without such registers: element by element */
 #define FL_PARTS 1
 #define FL_SIDEF 1
 #define FL_SIDE 1

@@ -1,14 +1,14 @@
-/* exp of many at once: exp(sign d) = 2^(n/8) exp(r), with the root of 2 looked up in a register, so that a shorter
- * series is enough. In three steps, for the second is the only one that needs intrinsics:
+/* exp of many numbers at once: exp(sign d) = 2^(n/8) exp(r). The root of 2 is looked up in a register, so a shorter
+ * series is enough. There are three steps, because only the second needs intrinsics:
  *
  *     s = fl_exp_first(d, sign, magic, &r)     of each; d in range, magic as below
  *     fl_exp_roots(s, root, rest, n)           of all; n whole registers
  *     fl_exp_last(root, rest, r, sign)         of each: the result, 0.66 ulp in float; or
- *     fl_exp_last_short(root, r, sign)         0.9 ulp in float; float's take n, the rounded s, as well
+ *     fl_exp_last_short(root, r, sign)         0.9 ulp in float; the float functions also take n, the rounded s
  *
- * References, bias, range and NaN are those of vmath.h; so are the bits of AVX2 and AVX-512 the same. A root is off the
- * same way for all that use it, and a sum led by one term keeps that: sums add what the roots lack. In float, r lacks n
- * times what the step of ln 2 / 8 does until the last step, and the series does without it: a shorter chain.
+ * References, bias, range and NaN are as in vmath.h, and AVX2 and AVX-512 give the same bits. A rounded root is wrong
+ * in the same way for every term that uses it, and a sum led by one term keeps that error: `rest` corrects it. In float
+ * the low word of ln 2 / 8 is added only in the last step; the series does without it, which shortens the chain.
  */
 #ifndef FL_EXPS_H
 #define FL_EXPS_H
@@ -18,7 +18,7 @@
 #include <immintrin.h>
 #define FL_STEPS 8
 
-/* bits of 2^(j/8), less what adding n, shifted so that n/8 lies in the exponent, brings back */
+/* bits of 2^(j/8), minus j shifted likewise: adding n, shifted so that n/8 lies in the exponent, adds j again */
 static const uint32_t fl_rootsf[FL_STEPS] = {
     0x3f800000, 0x3f7b95c2, 0x3f7837f0, 0x3f75fed7, 0x3f7504f3, 0x3f75672a, 0x3f7744fd, 0x3f7ac0c7,
 };
@@ -27,7 +27,7 @@ static const uint64_t fl_roots[FL_STEPS] = {
     0x3feea09e667f3bcd, 0x3feeace5422aa0db, 0x3feee89f995ad3ad, 0x3fef5818dcfba487,
 };
 
-/* what they lack, as shares of them */
+/* rounding errors of the roots, relative to them */
 static const float fl_restsf[FL_STEPS] = {
     0.0f, -1.1992157e-08f, 3.1934182e-08f, -3.099072e-08f,
     1.7114271e-08f, 5.2333342e-09f, -1.4719605e-08f, -6.1282597e-09f,
@@ -112,7 +112,7 @@ FL_INLINE void fl_exp_rootsf(const float *s, float *root, float *rest, int n) {
     }
 }
 
-/* half of the table in each of two registers; words are 2i, 2i + 1 */
+/* each of two registers holds half of the table, as words 2i and 2i + 1 */
 FL_INLINE __m256d fl_look_up(__m256i i, __m256i words, __m256 low, __m256 high) {
     __m256d a = _mm256_castps_pd(_mm256_permutevar8x32_ps(low, words));
     __m256d b = _mm256_castps_pd(_mm256_permutevar8x32_ps(high, words));
@@ -133,7 +133,7 @@ FL_INLINE void fl_exp_roots(const double *s, double *root, double *rest, int n) 
     }
 }
 #endif
-#else                                                     /* no registers to look up in: all in the first step */
+#else                                                     /* no lookup in registers: the first step does all */
 FL_INLINE float fl_steps_magicf(float M) { return fl_magicf(M); }
 FL_INLINE double fl_steps_magic(double M) { return fl_magic(M); }
 FL_INLINE float fl_exp_firstf(float d, float sign, float magic, float *r) {

@@ -1,5 +1,5 @@
-/* Lanes that become half as many: a[j] and a[j + n] become a[j], j < n.  Inlined with n constant, each is a few vector
- * operations; without the pragma gcc unrolls loops this short before it vectorises, and leaves them scalar. */
+/* Folds lanes to half as many: a[j] and a[j + n] become a[j], for j < n.  Inlined with a constant n, a fold is a few
+ * vector operations. Without the pragma gcc unrolls such short loops before it vectorises, and leaves them scalar. */
 #ifndef FL_LANES_H
 #define FL_LANES_H
 #include "math/vmath.h"
@@ -16,7 +16,7 @@ FL_INLINE void fl_halve_max(double *a, int n) {
     FL_KEEP_LOOP for (int j = 0; j < n; j++) a[j] = a[j] > a[j + n] ? a[j] : a[j + n];
 }
 
-/* of (1 + a), less 1 */
+/* the product of (1 + a[j]) and (1 + a[j + n]), minus 1 */
 FL_INLINE void fl_halve_product(double *a, int n) {
     FL_KEEP_LOOP for (int j = 0; j < n; j++) a[j] = FL_FMA(a[j], a[j + n], a[j] + a[j + n]);
 }

@@ -1,8 +1,8 @@
 /* The inner loops of matrix products, on tiles of FL_TILE rows and 128 bytes of lanes, held in registers.
  *
- * Every element is one chain of multiply-adds in the order of k, on every instruction set, so those with fma agree
+ * Every element is one chain of multiply-adds in the order of k on every instruction set, so all that have fma agree
  * bit for bit. Operand B always lies as panels [k][lanes]. Operand A is read one number at a time and broadcast, so it
- * may lie in any way: each function below has it at fixed distances, which become part of the instructions.
+ * have any layout: each function below reads it at fixed distances, which become part of the instructions.
  */
 #ifndef FL_PRODUCT_H
 #define FL_PRODUCT_H
@@ -11,7 +11,7 @@
 
 #define FL_TILE 12      /* rows of a tile: 24 of 32 registers with AVX-512, twice 12 of 16 below */
 #define FL_CHUNK 132    /* elements of a row of the table packed together: a panel of X of that length fits level 1 */
-#define FL_PITCH 136    /* from row to row of a packed chunk: no power of two, or the rows share cache sets */
+#define FL_PITCH 136    /* from row to row of a packed chunk; a power of two would put rows into the same cache sets */
 #define FL_LANESF 32
 #define FL_LANES 16
 

@@ -2,9 +2,9 @@
 
 /* C[i][lanes] = or += the sum over outer < n and k < K of A[outer*a_outer + i*ai + k*ak] B[outer*K + k][lanes]
  *
- * `ahead` and `pace`: where the next tile's A lies, and how much of it to fetch per k (worth a tenth). `beyond`: how far
- * ahead B is fetched, 0 where it is near (worth a fifth where it is not). `later`: the next tile of C, if it has to be
- * fetched too. Only so many `lanes` of C are made.
+ * `ahead` and `pace`: where the next tile's A lies, and how much of it to prefetch for each k (worth a tenth).
+ * `beyond`: how far ahead B is prefetched, 0 where it is near (worth a fifth where it is not). `later`: the next tile
+ * of C, if it must be prefetched too. Only the first `lanes` lanes of C are computed.
  */
 FL_INLINE void FL_NAME(fl_tile)(ptrdiff_t n, ptrdiff_t a_outer, ptrdiff_t K, const FL_T *A, ptrdiff_t ai, ptrdiff_t ak,
                                 ptrdiff_t ahead, ptrdiff_t pace, const FL_T *B, ptrdiff_t beyond,
@@ -28,7 +28,7 @@ FL_UNROLL
                 const FL_T *r = p + o * a_outer, *next = A + o * a_outer + ahead;
                 if (later && i0 + j0 == 0)
                     for (k = o; k < FL_TILE; k += n) {
-                        FL_PREFETCH_FAR(later + k * pitch);       /* rows pages apart share a place in level 1 */
+                        FL_PREFETCH_FAR(later + k * pitch);       /* rows a page apart share cache sets of level 1 */
                         FL_PREFETCH_FAR(later + k * pitch + FL_N / 2);
                     }
                 for (k = 0; k < K; k++) {
@@ -96,7 +96,7 @@ static void FL_NAME(fl_tile_columns)(ptrdiff_t K, const FL_T *A, const FL_T *B, 
     FL_NAME(fl_tile)(1, 0, K, A, 1, FL_PITCH, 2 * FL_TILE - 1, FL_PITCH, B, 0, FL_N, C, pitch, add, NULL);
 }
 
-/* A: panels themselves, n of them, `step` apart, their lanes being k; gradient to the table */
+/* A: n panels, `step` apart, whose lanes are k; gradient to the table */
 static void FL_NAME(fl_tile_lanes)(ptrdiff_t n, ptrdiff_t step, const FL_T *A, const FL_T *B, FL_T *C, ptrdiff_t pitch,
                                    int add, const FL_T *later) {
     FL_NAME(fl_tile)(n, step, FL_N, A, FL_N, 1, FL_TILE * FL_N, FL_TILE, B, 0, FL_N, C, pitch, add, later);

@@ -1,4 +1,4 @@
-"""Scratch of one call: each thread's is allocated by the first block it works on, and used by all."""
+"""Scratch of one call: a thread's first block allocates it, and all its blocks use it."""
 from cpython.mem cimport PyMem_RawFree, PyMem_RawMalloc
 from libc.stdint cimport uintptr_t
 from libc.string cimport memset
@@ -29,7 +29,7 @@ cdef inline int new_scratch(Scratches* s, int team, size_t size) except -1:
 
 
 cdef inline char* scratch_of(Scratches* s, int thread) noexcept nogil:
-    """This thread's, on a cache line; NULL, and `failed` is set, where there is none to be had."""
+    """This thread's scratch, from the start of a cache line; NULL, with `failed` set, if it cannot be allocated."""
     if s.memory[thread] == NULL:
         s.memory[thread] = <char*>PyMem_RawMalloc(s.size + 64)
         if s.memory[thread] == NULL:
