@@ -1,10 +1,18 @@
-"""The build matrix: every kernel is compiled once per instruction set."""
+"""The build matrix: every kernel becomes C once, which is compiled once per instruction set.
 
+``FASTLOSS_BUILD_ISAS`` says for which: ``native`` (the default) is the best that this machine runs, and the baseline,
+compiled quickly, for a machine that the folder may be copied to; ``all`` is for wheels; or names, ``avx2,baseline``.
+"""
+
+import copy
 import os
 import platform
 import shlex
+import subprocess
 import sys
 import tempfile
+import threading
+import time
 from pathlib import Path
 
 from Cython.Build import cythonize
@@ -18,8 +26,7 @@ ISAS = {"baseline": {"unix": [], "msvc": []}}
 if platform.machine().lower() in ("x86_64", "amd64") and sys.platform != "darwin":
     ISAS["avx2"] = {"unix": ["-march=x86-64-v3"], "msvc": ["/arch:AVX2"]}
     ISAS["avx512"] = {"unix": ["-march=x86-64-v4", "-mprefer-vector-width=512"], "msvc": ["/arch:AVX512"]}
-if only := os.environ.get("FASTLOSS_BUILD_ISAS"):  # for faster developer builds
-    ISAS = {isa: ISAS[isa] for isa in only.split(",")}
+WANTED = os.environ.get("FASTLOSS_BUILD_ISAS") or "native"
 
 # No flag here may change the value of an expression: no -ffast-math, no reassociation, and contraction only where
 # the source says fma, so that the instruction sets agree bit for bit.
@@ -34,6 +41,7 @@ COMPILE = {
     ],
     "msvc": ["/O2", "/fp:precise"],
 }
+QUICK = {"unix": ["-O1"], "msvc": []}  # the same bits; half of the compiler's time, loops several times slower
 OPENMP = {"unix": ["-fopenmp"], "msvc": ["/openmp"]}
 # For developers' builds, sanitizers say: after all other flags, for the compiler and the linker.
 EXTRA = shlex.split(os.environ.get("FASTLOSS_BUILD_FLAGS", ""))
@@ -53,6 +61,7 @@ INTERLEAVED = {
 }
 STRICT = {"unix": ["-Werror"], "msvc": []}  # clang only warns of what it ignores
 ALIGNED = {"unix": ["-Wa,-mbranches-within-32B-boundaries"], "msvc": []}
+LONGEST = ["elementwise", "softmax"]  # compiled first, so that no processor is left with one of them at the end
 DIRECTIVES = {
     "language_level": 3,
     "boundscheck": False,
@@ -61,45 +70,51 @@ DIRECTIVES = {
     "initializedcheck": False,
     "freethreading_compatible": True,
 }
+UTILITY = "fastloss._cython_utility"  # what Cython needs for typed memoryviews: once, not in every kernel
 
 
 def extensions():
-    """Host facts, the parallel loop, and one extension per kernel and instruction set."""
-    # each instruction set has a build folder of its own: distinct C and object files, safe in parallel
-    jobs = {"compiler_directives": DIRECTIVES, "nthreads": os.cpu_count() if sys.platform == "linux" else 0}
+    """What all instruction sets share, and one extension per kernel and instruction set."""
+    common = [
+        Extension("fastloss._host", ["fastloss/_host.pyx"], include_dirs=["fastloss"], depends=["fastloss/_host.h"]),
+        Extension(
+            "fastloss._parallel",
+            ["fastloss/_parallel.pyx"],
+            include_dirs=["fastloss"],
+            depends=["fastloss/_parallel.h"],
+        ),
+    ]
+    options = {
+        "build_dir": "build/cython",
+        "compiler_directives": DIRECTIVES,
+        "nthreads": os.cpu_count() if sys.platform == "linux" else 0,
+    }
+    Path("build/cython").mkdir(parents=True, exist_ok=True)
+    yield from cythonize(common, **options)  # apart: importing fastloss needs no memoryviews
+    utility = Extension(UTILITY, ["build/cython/_cython_utility.c"])
+    kernels = [Extension(f"fastloss._native.{kernel.stem}", [str(kernel)]) for kernel in KERNELS]
+    utility, *kernels = cythonize([utility, *kernels], shared_utility_qualified_name=UTILITY, **options)
+    yield utility
     headers = [str(p) for ending in ("h", "pxd") for p in sorted(Path("fastloss/kernels").glob(f"*/*.{ending}"))]
-    parallel = Extension(
-        "fastloss._parallel",
-        ["fastloss/_parallel.pyx"],
-        include_dirs=["fastloss"],
-        depends=["fastloss/_parallel.h"],
-    )
-    yield from cythonize(
-        [Extension("fastloss._host", ["fastloss/_host.pyx"]), parallel], build_dir="build/host", **jobs
-    )
     for isa in ISAS:
         Path("fastloss/_native", isa).mkdir(exist_ok=True)  # in-place builds need it
-        yield from cythonize(
-            [
-                Extension(
-                    f"fastloss._native.{isa}.{kernel.stem}",
-                    [str(kernel)],
-                    include_dirs=["fastloss/kernels"],
-                    depends=headers,
-                )
-                for kernel in KERNELS
-            ],
-            build_dir=f"build/{isa}",
-            **jobs,
-        )
+        for kernel in kernels:
+            yield Extension(
+                f"fastloss._native.{isa}.{kernel.name.rpartition('.')[2]}",
+                kernel.sources,
+                include_dirs=["fastloss/kernels"],
+                depends=headers,
+            )
 
 
 class BuildExt(build_ext):
-    """Adds the flags of compiler and instruction set; builds without OpenMP where the compiler has none."""
+    """Chooses instruction sets, adds the flags of each; builds without OpenMP where the compiler has none."""
 
     def finalize_options(self):
         super().finalize_options()
         self.parallel = self.parallel or os.cpu_count()
+        self.lock = threading.Lock()
+        self.built = 0
 
     def build_extensions(self):
         self.kind = "msvc" if self.compiler.compiler_type == "msvc" else "unix"
@@ -113,29 +128,70 @@ class BuildExt(build_ext):
             name: [flag for flag in flags[self.kind] if self._compiles(nothing, [*STRICT[self.kind], flag])]
             for name, flags in (("scalar", ALIGNED), ("interleaved", INTERLEAVED))
         }
+        isas = self._isas()
+        chosen = [e for e in self.extensions if e.name.split(".")[-2] in isas or e.name.count(".") == 1]
+        self.extensions = sorted(chosen, key=lambda e: e.name.rpartition(".")[2] not in LONGEST)
+        fallback = WANTED == "native" and len(isas) > 1
+        for ext in self.extensions:
+            self._set_flags(ext, QUICK[self.kind] if fallback and ".baseline." in ext.name else [])
+        print(f"fastloss: {len(self.extensions)} modules for {', '.join(isas)}", flush=True)
         super().build_extensions()
 
+    def _isas(self):
+        if WANTED == "all":
+            return list(ISAS)
+        if WANTED != "native":
+            return WANTED.split(",")
+        program = '#include "fastloss/_host.h"\nint main(void) { return fl_has_avx2() + fl_has_avx512(); }\n'
+        runs = self._run(program)
+        best = ["baseline", "avx2", "avx512"][runs] if runs in (1, 2) else "baseline"
+        return ["baseline", best] if best in ISAS and best != "baseline" else ["baseline"]
+
     def _compiles(self, program, flags, link=None):
+        return self._made(program, flags, link, run=False) == 0
+
+    def _run(self, program):
+        """Exit status of a program; None where it cannot be built or run, as in a cross build."""
+        return self._made(program, [], [], run=True)
+
+    def _made(self, program, flags, link, run):
         with tempfile.TemporaryDirectory() as folder:
-            source = Path(folder, "probe.c")
+            source, made = Path(folder, "probe.c"), Path(folder, "probe")
             source.write_text(program)
             try:
-                objects = self.compiler.compile([str(source)], output_dir=folder, extra_postargs=flags + EXTRA)
+                objects = self.compiler.compile(
+                    [str(source)], output_dir=folder, include_dirs=["."], extra_postargs=flags + EXTRA
+                )
                 if link is not None:
-                    self.compiler.link_executable(objects, str(Path(folder, "probe")), extra_postargs=link + EXTRA)
+                    self.compiler.link_executable(objects, str(made), extra_postargs=link + EXTRA)
+                return subprocess.run([str(made)], timeout=60).returncode if run else 0
             except Exception as error:  # compilers' errors have no common base
-                print(f"building without {' '.join(flags)}: {error}", file=sys.stderr)
-                return False
-        return True
+                print(f"building without {' '.join(flags) or 'a probe'}: {error}", file=sys.stderr)
+                return None
 
-    def build_extension(self, ext):
+    def _set_flags(self, ext, quick):
         *_, isa, kernel = ext.name.split(".")
         style = self.styles["scalar" if kernel in SCALAR else "interleaved"]
         openmp = self.openmp if kernel == "_parallel" else []
         isa_flags = ISAS.get(isa, {}).get(self.kind, [])
-        ext.extra_compile_args = COMPILE[self.kind] + style + isa_flags + openmp + EXTRA
+        ext.extra_compile_args = COMPILE[self.kind] + style + isa_flags + openmp + quick + EXTRA
         ext.extra_link_args = (openmp if self.kind == "unix" else []) + EXTRA
-        super().build_extension(ext)
+        made_with = Path("build/flags", ext.name)  # a file that is new when they are: other flags, other objects
+        text = shlex.join([*ext.extra_compile_args, *ext.extra_link_args])
+        if not made_with.exists() or made_with.read_text() != text:
+            made_with.parent.mkdir(parents=True, exist_ok=True)
+            made_with.write_text(text)
+        ext.depends = [*ext.depends, str(made_with)]
+
+    def build_extension(self, ext):
+        apart = copy.copy(self)  # the same C file makes an object file for each instruction set
+        apart.build_temp = os.path.join(self.build_temp, ext.name)
+        start = time.monotonic()
+        super(BuildExt, apart).build_extension(ext)
+        if (seconds := time.monotonic() - start) > 0.1:
+            with self.lock:
+                self.built += 1
+                print(f"fastloss: {self.built:2} {ext.name.removeprefix('fastloss.')}, {seconds:.0f} s", flush=True)
 
 
 setup(ext_modules=list(extensions()), cmdclass={"build_ext": BuildExt})
