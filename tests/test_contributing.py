@@ -104,6 +104,7 @@ def tree(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def run(tree: Path, *arguments: str) -> str:
+    """What a Python program prints that runs in the copy."""
     environment = os.environ | {"PYTHONPATH": str(tree)}
     command = [sys.executable, *arguments]
     done = subprocess.run(command, cwd=tree, env=environment, capture_output=True, text=True, check=False)
