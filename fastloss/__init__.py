@@ -2,7 +2,7 @@
 
 from importlib import import_module
 
-from fastloss import _native as _native  # an instruction set that this machine has not: said at once
+from fastloss import _native as _native  # so that an instruction set that cannot run raises at import
 
 __version__ = "0.1.0"
 

@@ -19,7 +19,7 @@ static void fl_put(volatile int64_t *p, int64_t v) { _InterlockedExchange64(p, v
 #include <pthread.h>
 #include <time.h>
 #include <unistd.h>
-#ifdef __GLIBC__                /* where thread-local memory is else allocated, with a heap for each thread */
+#ifdef __GLIBC__                /* otherwise it allocates thread-local memory, with a heap for each thread */
 #define FL_LOCAL static __thread __attribute__((tls_model("initial-exec")))
 #else
 #define FL_LOCAL static __thread
@@ -38,9 +38,9 @@ static void fl_put(int64_t *p, int64_t v) { __atomic_store_n(p, v, __ATOMIC_RELA
 enum {
     FL_STACK = 128 << 10,       /* bytes of stack that a thread of a team must have; kernels use 64 KB */
     FL_LOOK = 50000000,         /* nanoseconds between two looks at pending signals */
-    FL_LONG = 500000,           /* of one thread in one region: from here on it may have been kept from its processor */
-    FL_WAKING = 200000,         /* what the first region after a pause may lose, as it wakes the team */
-    FL_SHORTEST = 10000000,     /* pause after a region that lost time, */
+    FL_LONG = 500000,           /* ns in a region after which a thread may have been kept from its processor */
+    FL_WAKING = 200000,         /* ns that the first region after a pause may lose by waking the team */
+    FL_SHORTEST = 10000000,     /* shortest pause after a region that lost time, */
     FL_LONGEST = 1000000000     /* and the longest after several */
 };
 
@@ -48,18 +48,18 @@ typedef struct {
     void (*body)(void *call, Py_ssize_t block, int thread);
     void *call;
     int64_t blocks;
-    int64_t next;               /* atomic: the next block that nobody has */
+    int64_t next;               /* atomic: the next block that no thread has claimed */
     int64_t stop;               /* atomic: an exception is set, leave all other blocks */
-    int64_t spent;              /* atomic: nanoseconds of the workers' own */
-    int64_t own;                /* and of the caller's */
+    int64_t spent;              /* atomic: nanoseconds of work by the other threads */
+    int64_t own;                /* and by the caller */
 } fl_region;
 
 /* ---------------------------------------------------------------- what a thread knows of itself */
 
-FL_LOCAL fl_region *fl_region_here; /* the one whose blocks it does */
-FL_LOCAL int fl_alive;          /* threads of the last team, itself among them: libgomp keeps those, and no others */
-FL_LOCAL int fl_by_default;     /* its call's number of threads is nobody's wish */
-FL_LOCAL int fl_wary;           /* regions in which it looks whether it was kept from its processor */
+FL_LOCAL fl_region *fl_region_here; /* the region whose blocks it runs */
+FL_LOCAL int fl_alive;          /* threads of its last team, with itself: libgomp keeps exactly those */
+FL_LOCAL int fl_by_default;     /* the number of threads of its call was chosen by default, not asked for */
+FL_LOCAL int fl_wary;           /* for how many regions it will check whether it was kept from its processor */
 
 static fl_region *fl_here(void) { return fl_region_here; }
 static void fl_set_here(fl_region *r) { fl_region_here = r; }
@@ -90,8 +90,8 @@ static int64_t fl_main;         /* atomic: Python's main thread, the only one th
 static int64_t fl_next_look;    /* these two are the main thread's alone */
 static int fl_postponed;
 
-/* Whether an exception was raised by a signal's handler; looks every FL_LOOK.  Never waits for Python's lock at the
-   beginning of a call, for Python looked itself just before. */
+/* Whether a signal's handler has raised an exception; looks every FL_LOOK.  Does not wait for Python's lock at the
+   beginning of a call, because Python itself has just looked. */
 static int fl_signalled(void) {
     int64_t now;
     int raised;
@@ -145,9 +145,9 @@ static void fl_watch(void) {
 
 static int64_t fl_resume;       /* atomic: until then calls with a default number of threads take one */
 static int64_t fl_pause;        /* atomic: how long the last pause was; 0 after a region that gained */
-static int64_t fl_asleep;       /* atomic: no region came after it yet */
+static int64_t fl_asleep;       /* atomic: whether no region has come after that pause yet */
 
-/* Notes how a region went: `whole` is its time, `work` what one thread would have taken. */
+/* Judges a region that took `whole` nanoseconds, for which one thread would have taken `work`. */
 static void fl_judge(int64_t whole, int64_t work) {
     int64_t lost = whole - work - work/8 - 10000, pause;
     if (lost <= 0) {
@@ -159,7 +159,7 @@ static void fl_judge(int64_t whole, int64_t work) {
         return;
     }
     pause = 2*fl_get(&fl_pause);
-    pause = pause > 10*lost ? pause : 10*lost;          /* so that at most a tenth of the time is lost by trying */
+    pause = pause > 10*lost ? pause : 10*lost;          /* so that trying loses at most a tenth of the time */
     pause = pause > FL_SHORTEST ? pause : FL_SHORTEST;
     pause = pause < FL_LONGEST ? pause : FL_LONGEST;
     fl_put(&fl_pause, pause);
@@ -174,7 +174,7 @@ static int fl_is_busy(void) { return fl_get(&fl_resume) && fl_now() < fl_get(&fl
 static int64_t fl_stack_size;   /* of libgomp's threads; 0: the system's default */
 
 #ifdef _OPENMP
-/* OMP_STACKSIZE and GOMP_STACKSIZE, of which libgomp takes one or the other: the smaller one. */
+/* The smaller one of OMP_STACKSIZE and GOMP_STACKSIZE, because libgomp takes one or the other. */
 static void fl_read_stack_size(void) {
     static const char *names[] = {"OMP_STACKSIZE", "GOMP_STACKSIZE"};
     int i;
@@ -221,8 +221,8 @@ static void *fl_be_there(void *a) {
     return NULL;
 }
 
-/* How many of n threads can be made: libgomp ends the process where one cannot.  They are all there at once, and the
-   system has forgotten them, and counts them no more, when this returns. */
+/* How many of n threads can be made; libgomp would end the process if one cannot.  They all exist at once, and when
+   this returns the system no longer counts them. */
 static int fl_try_threads(int n) {
     fl_gate gate = {PTHREAD_MUTEX_INITIALIZER, PTHREAD_COND_INITIALIZER, 0};
     fl_guest *guests = (fl_guest *)calloc(n, sizeof(fl_guest));
@@ -261,7 +261,7 @@ static int fl_try_threads(int n) {
 static int fl_try_threads(int n) { return n; }
 #endif
 
-/* Threads that a region of this one may have, at most n. */
+/* How many threads, at most n, a region of this thread may have. */
 static int fl_team(int n) {
     if (fl_get(&fl_forked) || (fl_stack_size && fl_stack_size < FL_STACK)) return 1;
     if (fl_alive < 1) fl_alive = 1;
@@ -282,7 +282,7 @@ static int fl_max_threads(void) {
 #endif
 }
 
-/* Blocks until there are none. */
+/* Runs blocks until none is left. */
 static void fl_work(fl_region *r, int thread) {
     fl_region *outer = fl_region_here;
     int64_t began = fl_now(), worked = 0, b;

@@ -73,12 +73,12 @@ cdef int for_blocks(Body body, void* call, Py_ssize_t n_blocks, int n_threads) e
 
 
 cdef void run_team(fl_region* region, int n_threads) noexcept nogil:
-    """By as many threads; and notes whether one alone would have been faster."""
+    """Runs a region on n_threads threads, and judges whether one alone would have been faster."""
     cdef int t, shares = <int>min(region.blocks, <int64_t>n_threads), alive = fl_alive
     cdef int64_t began = fl_now()
-    for t in prange(shares, schedule="static", chunksize=1, num_threads=n_threads):    # libgomp likes its teams equal
+    for t in prange(shares, schedule="static", chunksize=1, num_threads=n_threads):    # libgomp keeps equal teams
         fl_work(region, t)
-    if fl_by_default and fl_alive == alive and not region.stop:     # making threads is no loss of time that returns
+    if fl_by_default and fl_alive == alive and not region.stop:     # making threads takes time only once
         fl_judge(fl_now() - began, region.own + region.spent)
 
 
@@ -93,14 +93,14 @@ def forked():
 
 
 def wish(int n_threads):
-    """n_threads, which are taken as given in this thread's calls from now on."""
+    """n_threads, as asked for: this thread's regions are not judged from now on."""
     global fl_by_default
     fl_by_default = False
     return n_threads
 
 
 def default(int n_threads):
-    """n_threads where they may gain; 1 where others have the processors, or another Python thread this one's."""
+    """n_threads where they may gain; 1 where other processes, or another Python thread, use the processors."""
     global fl_by_default
     if not fl_is_owner() or fl_is_busy():
         return 1
@@ -109,5 +109,5 @@ def default(int n_threads):
 
 
 def pause():
-    """Seconds for which default calls will take one thread, as other processes have the processors."""
+    """Seconds for which default calls will still take one thread, because other processes have the processors."""
     return max(0, fl_get(&fl_resume) - fl_now())*1e-9 if fl_get(&fl_resume) else 0.0

@@ -18,7 +18,7 @@ Loss = TypeVar("Loss", bound=Callable[..., Any])
 
 
 class Wants:
-    """What a call is asked for beside its value; the loss leaves the gradients in `grads`, by name."""
+    """What a call must give besides its value; the loss leaves the gradients in `grads`, by name."""
 
     __slots__ = ("buffers", "cotangent", "grads", "hessian", "hessian_kind", "plain", "wrt")
 
@@ -30,7 +30,7 @@ class Wants:
         plain: bool,
         hessian_kind: str | None = None,
     ) -> None:
-        self.plain = plain  # only the main input's gradient, times 1
+        self.plain = plain  # only the main input's gradient is asked for, times 1
         self.wrt = wrt
         self.cotangent = cotangent
         self.buffers = buffers
@@ -40,9 +40,9 @@ class Wants:
 
 
 def differentiable(*names: str, hessians: tuple[str, ...] = ()) -> Callable[[Loss], Loss]:
-    """Marks a loss that takes `_wants`: not for its callers, so its signature is without.
+    """Mark a loss that takes `_wants`, which its callers do not use and its shown signature leaves out.
 
-    `names` are the arguments that have a gradient, the loss's main input first; `hessians` what value_grad_hess offers.
+    `names` are the arguments that have a gradient, the main input first; `hessians` the kinds for value_grad_hess.
     """
 
     def decorate(loss: Loss) -> Loss:
@@ -117,15 +117,15 @@ def value_and_grad(loss: Callable[..., Any], wrt: str | Sequence[str] | None = N
 
 
 def call(loss: Callable[..., Any], args: Any, kwargs: Any, wants: Wants) -> Any:
-    """The loss, its gradients left in `wants`; an infinite cotangent makes each of them infinite that is not 0.
+    """Call the loss, which leaves its gradients in `wants`; infinite cotangents make gradients infinite that are not 0.
 
-    Gradients are linear in the cotangent: those of its infinite entries, taken as 1 or -1, are made apart.  Multiplied
-    into a sum, infinities would meet as NaN.
+    Gradients are linear in the cotangent, so those of its infinite entries are computed by a second call, with 1 or -1
+    in their place.  In one sum, infinities of both signs would give NaN.
     """
     c, infinite = _infinite(wants.cotangent)
     if c is None or infinite is None:
         return loss(*args, _wants=wants, **kwargs)
-    # random numbers are drawn twice, and must be the same
+    # both calls must draw the same random numbers
     some = [copy.deepcopy(a) if _has_state(a) else a for a in args]
     more = {k: copy.deepcopy(a) if _has_state(a) else a for k, a in kwargs.items() if k != "out"}
     apart = Wants(wants.wrt, np.where(infinite, np.sign(c), 0), {}, False, wants.hessian_kind)
@@ -137,14 +137,14 @@ def call(loss: Callable[..., Any], args: Any, kwargs: Any, wants: Wants) -> Any:
 
 
 def _infinite(cotangent: ArrayLike | None) -> tuple[Array | None, Array | None]:
-    """The cotangent, and where it is infinite; None where it is nowhere."""
+    """The cotangent, and a mask of its infinite entries; None if there are none."""
     if cotangent is None:
         return None, None
     c = check.numbers("cotangent", cotangent)
     if c.dtype.kind in "iub":
         return c, None
     with np.errstate(all="ignore"):
-        if np.isfinite(c.sum()):  # at the speed of memory
+        if np.isfinite(c.sum()):  # quick: a sum is as fast as reading
             return c, None
     infinite = np.isinf(c)
     return c, infinite if infinite.any() else None
@@ -155,7 +155,7 @@ def _has_state(a: Any) -> bool:
 
 
 def _add_infinities(to: Any, of: Any) -> None:
-    """Gradients += infinity times others, 0 times which is 0."""
+    """Add infinity times the other gradients, where infinity times 0 counts as 0."""
     for a, b in zip(to, of, strict=True):
         if isinstance(a, (list, tuple)):
             _add_infinities(a, b)

@@ -1,6 +1,6 @@
-"""The one place that takes memory for tables, scratch and results: where it begins, what is said if there is none.
+"""The one place that allocates tables, scratch and results: how they are aligned, and the error if memory is short.
 
-Nothing is kept between calls; every array is NumPy's own: private to the process, given back when dropped.
+Nothing is kept between calls.  Every array is NumPy's own: private to the process, and freed with its last reference.
 """
 
 from __future__ import annotations
@@ -33,7 +33,7 @@ def _physical() -> int:
 
 
 def _cgroups() -> Iterator[int]:
-    """What the memory cgroups of this process, and those above them, allow."""
+    """The limits of this process's memory cgroups and of those above them."""
     with suppress(OSError):
         with open("/proc/self/cgroup") as f:
             groups = [line.rstrip("\n").split(":", 2) for line in f]
@@ -54,12 +54,12 @@ def _address_space() -> int:
 
 
 def most(*, lazy: bool = False) -> int:
-    """Bytes that this process may have at all; `lazy`: of memory most of which is never touched."""
+    """Bytes that this process may have at all; `lazy`: for arrays of which most is never touched."""
     return min(_physical(), _address_space(), *(() if lazy else _cgroups()))
 
 
 def room(name: str, value: Any, space: int, *, lazy: bool = False) -> None:
-    """MemoryError if what this argument asks for is more than the machine has; nothing has been taken then."""
+    """Raise MemoryError, before anything is allocated, if this argument asks for more than the machine has."""
     if space > LARGE and space > (limit := most(lazy=lazy)):
         raise MemoryError(f"{name} must leave results that fit in memory, of {limit} bytes; got {value}: {space} bytes")
 
@@ -79,7 +79,7 @@ def _none(name: str, shape: Any, dtype: DTypeLike) -> MemoryError:
 
 
 def poisoned(array: Array) -> Array:
-    """The array, every byte 0xFF where FASTLOSS_POISON asks for it."""
+    """The array, with every byte 0xFF if FASTLOSS_POISON=1."""
     if POISON and array.size:
         array[...] = np.frombuffer(b"\xff" * array.itemsize, array.dtype)
     return array
@@ -94,11 +94,11 @@ def empty(shape: Any, dtype: DTypeLike = np.float64, name: str = "an array") -> 
     return poisoned(_checked(name, array)) if POISON or array.nbytes > LARGE else array
 
 
-small = empty if POISON else np.empty  # for a size that `room` has looked at: half of the time
+small = empty if POISON else np.empty  # for sizes that need no check: half the time
 
 
 def empty_like(a: Array, dtype: DTypeLike | None = None, name: str = "a result") -> Array:
-    """`numpy.empty_like`, of no subclass."""
+    """`numpy.empty_like`, but never a subclass."""
     try:
         array = np.empty_like(a, dtype, subok=False)
     except (MemoryError, ValueError):
@@ -107,7 +107,7 @@ def empty_like(a: Array, dtype: DTypeLike | None = None, name: str = "a result")
 
 
 def zeros(shape: Any, dtype: DTypeLike = np.float64, name: str = "an array") -> Array:
-    """`numpy.zeros`, for results and sums: what is not written takes nothing."""
+    """`numpy.zeros`, for results and sums: pages that are never written take no memory."""
     try:
         array = np.zeros(shape, dtype)
     except (MemoryError, ValueError):
@@ -116,7 +116,7 @@ def zeros(shape: Any, dtype: DTypeLike = np.float64, name: str = "an array") -> 
 
 
 def aligned(size: int, dtype: np.dtype[Any], name: str = "a table") -> Array:
-    """Zeros that begin with a cache line or, where NumPy asks the system for huge pages, with one of those.
+    """Zeros that begin at a cache line or, where NumPy asks the system for huge pages, at a huge page.
 
     On small pages random accesses to a table of a few megabytes take twice the time.
     """
@@ -143,9 +143,9 @@ def copied(given: Array, dtype: Any) -> Array:
 
 
 def pieces(dtype: np.dtype[Any], *counts: int) -> list[Array]:
-    """Scratch: so many numbers each, not zeroed, from the start of a cache line.
+    """Scratch arrays of these sizes, not zeroed, each from the start of a cache line.
 
-    Parts of one array, for only large ones have huge pages: on small ones what is to stay in a cache collides.
+    They are parts of one array, because only large arrays get huge pages; on small pages their lines collide in caches.
     """
     line = LINE // dtype.itemsize
     starts = [0, *accumulate(-(-n // line) * line + line for n in counts)]

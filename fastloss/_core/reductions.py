@@ -31,7 +31,7 @@ def reduced(kind: str, losses: Array, n_threads: int) -> Any:
 
 
 class Reduction:
-    """How the losses of one call become its value, and what multiplies each row's gradient.
+    """How the losses of one call become its value, and the factor of each row's gradient.
 
     Parameters
     ----------
@@ -65,7 +65,7 @@ class Reduction:
         if out is not None:
             outputs.checked("out", out, shape if reduction == "none" else (), dtype, apart)
         self._out = out
-        # the kernel writes where the result goes, unless something is left to be done to it
+        # the kernel writes to the result itself, unless it must be changed afterwards
         self._direct = reduction == "none" and self._weight is None
         self.loss: Array = out if out is not None and self._direct else _memory.empty(shape, dtype)
         self.total = self._denominator() if reduction == "mean" else 1.0
@@ -76,7 +76,7 @@ class Reduction:
 
     @property
     def factor(self) -> float:
-        """What multiplies every row's gradient; `scale`, where there is one, multiplies each."""
+        """The factor of all rows' gradients; `scale`, if there is one, has a factor for each row."""
         return self._factor
 
     def _denominator(self) -> float:
@@ -164,7 +164,7 @@ class ElementReduction:
         return check.raw(check.broadcast(name, a, self._shape))
 
     def _weights_sum(self, n_threads: int) -> float:
-        """Of the weights as they are given, times how often each is used."""
+        """The sum of the weights as given, each times how often it is used."""
         weight = self.apart["sample_weight"]
         if weight is None or weight.size == 0:
             return 0.0
@@ -180,7 +180,7 @@ class ElementReduction:
             self.factor = self.factor / self._total if self._total != 0 else 0.0
 
     def buffer(self, like: Array) -> Array | None:
-        """Where the kernel writes the losses; None: only their sum is asked for."""
+        """The array that the kernel writes the losses to; None if only their sum is asked for."""
         if self._kind != "none":
             return None
         if self._out is not None:

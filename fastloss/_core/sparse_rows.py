@@ -74,7 +74,7 @@ class SparseRows:
 
     @classmethod
     def _checked(cls, indices: NDArray[np.int64], values: Array, shape: tuple[int, ...]) -> SparseRows:
-        """The same, of what is known to fit; the indices must be the caller's own, and are frozen."""
+        """SparseRows without the checks; the indices must belong to the caller, and become read-only."""
         indices.flags.writeable = False
         rows = object.__new__(cls)
         rows.__dict__.update(indices=indices, values=values, shape=shape)
@@ -89,10 +89,10 @@ class SparseRows:
         return f"SparseRows({len(self.indices)} of {self.shape[0]} rows, shape={self.shape}, dtype={self.dtype})"
 
     def _runs(self) -> tuple[Array, Array, Array]:
-        """Each index once, in order; the places of its values, and where they begin."""
+        """Each index once, in rising order; the places of all values, and where those of each index begin."""
         n = len(self.indices)
         bits = n.bit_length()
-        if self.shape[0] < 1 << (62 - bits):  # index and place in one number: no sort is faster
+        if self.shape[0] < 1 << (62 - bits):  # index and place in one number: the fastest way to sort
             keys = self.indices << bits | np.arange(n)
             keys.sort()
             order, indices = keys & ((1 << bits) - 1), keys >> bits
@@ -108,7 +108,7 @@ class SparseRows:
     def _sum(
         self, runs: tuple[Array, Array, Array], target: Array, scale: float, add: bool, n_threads: int | None
     ) -> None:
-        """The sums of equal rows, into rows of their own or, added to what is there, into those of their index."""
+        """Sum rows of equal index, into one row for each index or, with `add`, onto the rows of an array."""
         rows, order, starts = runs
         width = math.prod(self.shape[1:])
         table = check.raw(target).reshape(len(target), width)

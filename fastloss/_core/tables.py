@@ -16,7 +16,7 @@ Array = NDArray[Any]
 
 
 class Table:
-    """Rows of one array, or of shards that are never joined."""
+    """A table of classes: one array, or shards, which are never joined."""
 
     def __init__(self, name: str, value: Any, ndim: int, strategy: str) -> None:
         self.arrays = check.table_shards(name, value, ndim)
@@ -27,7 +27,7 @@ class Table:
         self._strategy = strategy
 
     def locate(self, ids: Array) -> list[tuple[int, Array, Array | None]]:
-        """For each shard: its number, rows in it, and their places among the ids (None: all)."""
+        """For each shard its number, its rows that are asked for, and their places among the ids (None: all ids)."""
         parts = len(self.arrays)
         if parts == 1:
             return [(0, ids, None)]
@@ -49,7 +49,7 @@ class Table:
         return out
 
     def gradient(self, ids: Array, values: Array) -> Any:
-        """SparseRows for the table, or one for each shard, with its own row numbers, in the container it came in."""
+        """SparseRows for the table or, in the container it came in, for each shard, with that shard's row numbers."""
         with np.errstate(over="ignore"):
             values = values.astype(self.dtype, copy=False)
         if self._listed is None:

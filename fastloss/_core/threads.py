@@ -1,9 +1,9 @@
 """The one place that decides how many threads a call may use.
 
 A number that was asked for, by ``n_threads`` or ``OMP_NUM_THREADS``, is taken as it is, up to `MOST`.  By default a
-call takes the processors that this process may use, but one thread in the workers of multiprocessing, Ray, Spark and
-Dask, which are as many as there are processors; in every Python thread but the first that called while that lives;
-and for a while after a call that lost time because other processes had the processors.  A forked child always has one.
+call takes as many threads as this process may use processors.  It takes one thread in workers of multiprocessing, Ray,
+Spark and Dask, because there are as many of them as processors; in every Python thread but the first that called, as
+long as that lives; and for a while after a call that lost time to other processes.  A forked child always takes one.
 """
 
 from __future__ import annotations
@@ -39,11 +39,11 @@ def _is_of_an_engine() -> bool:
     return program in ("pyspark.daemon", "pyspark.worker") or getattr(ray, "mode", None) == 1  # ray.WORKER_MODE
 
 
-_OF_AN_ENGINE = _is_of_an_engine()  # known before such a process runs a task, and so before it imports this
+_OF_AN_ENGINE = _is_of_an_engine()  # such a process knows it before it runs a task, and so before it imports this
 
 
 def _is_worker() -> bool:
-    """Whether many calls like this one are to be expected: in multiprocessing's children and in engines' tasks."""
+    """Whether other processes make calls like this one: in multiprocessing's children and in engines' tasks."""
     process = sys.modules.get("multiprocessing.process")
     if process is not None and process.parent_process() is not None:
         return True
@@ -54,7 +54,7 @@ def _is_worker() -> bool:
 def resolve(n_threads: int | None = None, work: int = sys.maxsize) -> int:
     """Threads of a call on `work` elements.
 
-    Limits are asked for in each call, so threadpoolctl's and the environment's hold at once.
+    Limits are read at each call, so changes by threadpoolctl and in the environment take effect at once.
     """
     if n_threads is not None:
         n_threads = index("n_threads", n_threads)
@@ -63,7 +63,7 @@ def resolve(n_threads: int | None = None, work: int = sys.maxsize) -> int:
         if n_threads == 1:
             return 1
     elif work < GRAIN:
-        return 1  # not worth a second one
+        return 1  # a second thread would not pay
     limit = _parallel.openmp_max_threads()
     if limit == 0 or _parallel.forked():
         return 1

@@ -1,8 +1,8 @@
 """Compiled kernels: ``from fastloss._native import softmax``.
 
-Every kernel is built once per instruction set, each set in its own folder
-beside this file.  This package's search path is the best folder that the
-machine can run, or the one that ``FASTLOSS_ISA`` names.
+Every kernel is built once for each instruction set, in that set's folder
+beside this file.  This package's search path is the folder of the best set
+that the machine can run, or of the one that ``FASTLOSS_ISA`` names.
 """
 
 import os

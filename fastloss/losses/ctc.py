@@ -73,7 +73,7 @@ def ctc_loss(
     logits_time_major : bool, default True
         Whether the logits are [T, B, C]; otherwise [B, T, C].
     blank_index : int, default 0
-        The class that is no label; a negative one counts from the end.
+        The class that stands for no label; a negative index counts from the end.
     preprocess_collapse_repeated : bool, default False
         Merge adjacent equal labels first.
     ctc_merge_repeated : bool, default True
@@ -169,9 +169,9 @@ class Decoded(NamedTuple):
     labels : int64 array, shape [B, U] or [B, top_paths, U]
         U is the length of the longest path; -1 past a path's end.
     label_length : int64 array, shape [B] or [B, top_paths]
-        Labels of each path; 0 where there are not so many.
+        Labels of each path; 0 if there are fewer paths.
     log_probability : array, shape [B] or [B, top_paths]
-        In nats; ``-inf`` where there are not so many paths.  The dtype of the logits, float32 for half types.
+        In nats; ``-inf`` if there are fewer paths.  The dtype of the logits, float32 for half types.
     """
 
     labels: Array
@@ -233,7 +233,7 @@ def ctc_greedy_decode(
     logits_time_major : bool, default True
         Whether the logits are [T, B, C]; otherwise [B, T, C].
     blank_index : int, default 0
-        The class that is no label; a negative one counts from the end.
+        The class that stands for no label; a negative index counts from the end.
     merge_repeated : bool, default True
         Whether equal classes that follow each other are one label.
     n_threads : int, optional
@@ -282,8 +282,8 @@ def ctc_beam_search_decode(
 ) -> Decoded:
     """The likeliest labellings, each with the probability of all its alignments.
 
-    Every frame keeps the `beam_width` labellings that are likeliest so far, over the alignments kept; those that are
-    left are then given their probabilities over *all* alignments, as :func:`ctc_loss` has them, and sorted by these.
+    At every frame the `beam_width` labellings that are likeliest so far, over the alignments kept, go on.  At the end
+    the probability of each is computed over *all* its alignments, as in :func:`ctc_loss`, and they are sorted by it.
 
     Parameters
     ----------
@@ -292,14 +292,14 @@ def ctc_beam_search_decode(
     logit_length : array_like of int, shape [B] or [], optional
         Frames of each row; all have T by default.
     beam_width : int, default 100
-        Labellings kept.  Where it is at least their number the result is exact, but for labellings less likely than
-        the best by 300 orders of magnitude.
+        Labellings kept.  If no more than that exist the result is exact, except for labellings that are 300 orders of
+        magnitude less likely than the best.
     top_paths : int, default 1
         Labellings returned for each row, at most `beam_width`.
     logits_time_major : bool, default True
         Whether the logits are [T, B, C]; otherwise [B, T, C].
     blank_index : int, default 0
-        The class that is no label; a negative one counts from the end.
+        The class that stands for no label; a negative index counts from the end.
     merge_repeated : bool, default True
         As ``ctc_merge_repeated`` of the loss.
     n_threads : int, optional
@@ -366,10 +366,10 @@ def edit_distance(
     hypothesis, truth : array_like of int, shape [B, any] or concatenated
         A sequence in every row, padded with anything; or all sequences one after the other, [sum of lengths].
     normalize : bool, default True
-        Whether to divide by the length of the truth; where that is 0 the result is 0 for an empty hypothesis, ``inf``
-        for another.
+        Whether to divide by the length of the truth; if that is 0, the result is 0 for an empty hypothesis and ``inf``
+        for any other.
     hypothesis_length, truth_length : array_like of int, shape [B] or [], optional
-        How long the sequences are; as long as the rows by default.
+        How long the sequences are; by default as long as the rows.
     n_threads : int, optional
         Threads of this call.
 

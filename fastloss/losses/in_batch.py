@@ -46,11 +46,11 @@ def in_batch_softmax_loss(
     keys : array_like, shape [batch, D]
         Likewise.
     item_ids : array_like of int, shape [batch], optional
-        What the keys stand for: another key of the same item as row i's is no negative of row i.  By default all keys
-        are different items.
+        The items that the keys stand for: a key of the same item as key i is not a negative of row i.  By default all
+        keys are different items.
     log_q : array_like, shape [batch], optional
-        Logarithms of the keys' probabilities of being in a batch, in nats: popular items are negatives more often, and
-        subtracting this makes up for it.
+        Logarithms of the keys' probabilities of being in a batch, in nats.  Popular items are negatives more often;
+        subtracting these corrects for it.
     temperature : float, default 1
         Divides the products; positive.
     sample_weight : array_like, optional
@@ -72,7 +72,7 @@ def in_batch_softmax_loss(
 
     Notes
     -----
-    Differentiable in `queries` and `keys`.  The logits of a block of rows are held at a time, never all of them.
+    Differentiable in `queries` and `keys`.  Only the logits of one block of rows are held at a time.
     After Yi et al. 2019, "Sampling-bias-corrected neural modeling for large corpus item recommendations".
 
     Examples

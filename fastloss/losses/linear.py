@@ -25,7 +25,7 @@ DEFAULT_MEMORY = 64 << 20
 
 
 class LinearStats(NamedTuple):
-    """What `linear_cross_entropy` tells of each row beside its loss, with ``return_stats=True``.
+    """Statistics of each row that `linear_cross_entropy` returns with ``return_stats=True``.
 
     Attributes
     ----------
@@ -38,7 +38,7 @@ class LinearStats(NamedTuple):
     argmax : ndarray of int64, shape [...]
         The class of the largest logit, the first of several.
     correct : ndarray of bool, shape [...]
-        Whether that is the label, or the best of the k best.
+        Whether that class is the label, or the best of the k best.
 
     Examples
     --------
@@ -304,18 +304,18 @@ def linear_cross_entropy(
     inputs : array_like, shape [..., D]
         Features of the rows: float16, bfloat16, float32 or float64, any memory layout.
     weights : array_like, shape [C, D], or list of arrays, shapes [C_i, D]
-        The table, a row for each class: the same dtypes; or its rows on several arrays, memory maps for example,
-        which are read where they lie.  Half types are widened block by block.
+        The table, a row for each class, in the same dtypes; or several arrays that hold its rows, for example memory
+        maps, which are read in place.  Half types are widened block by block.
     labels : array_like of int, shape [...], or pair of array_like, both of shape [..., k]
         Class indices in ``[0, C)``; or, for distillation, a tuple of the k best classes of each row and their
         probabilities.
     biases : array_like, shape [C], optional
-        Added to the logits; ``-inf`` takes a class out.
+        Added to the logits; ``-inf`` excludes a class.
     ignore_index : int, optional
         Rows with this label have loss and gradient 0 and do not count in the mean.
     tail : {"drop", "renormalize", "other"}
-        What becomes of the probability that the k best leave: nothing; they are divided by their sum; or all other
-        classes together are one more class, which has it (then no `label_smoothing` or `class_weight`).
+        What to do with the probability that the k best leave: drop it; divide the k best by their sum; or give it to
+        all other classes together, as one more class (then without `label_smoothing` and `class_weight`).
     softcap : float, optional
         Logits become ``softcap * tanh(logits / softcap)``.
     temperature : float, default 1
@@ -331,7 +331,7 @@ def linear_cross_entropy(
     reduction : {"none", "sum", "mean"}
         The mean divides by the sum of the weights of the rows that count; it is 0 if none does.
     return_stats : bool, default False
-        Whether to return `LinearStats` of the rows, from the same pass, beside the loss.
+        Whether to also return `LinearStats` of the rows, from the same pass.
     max_memory : int, optional
         Bytes of scratch; see Notes.
     out : ndarray, optional
@@ -358,18 +358,18 @@ def linear_cross_entropy(
     Notes
     -----
     Differentiable in `inputs`, `weights` (a list of gradients for a list) and `biases`; only what is asked for is
-    computed.  The products are the package's own, in the dtype of the result: bits depend neither on threads nor, for
-    the loss and the gradient to `inputs`, on what other rows there are; the last ones depend on where a list of tables
-    is cut.
+    computed.  The products are the package's own, in the dtype of the result.  Bits do not depend on threads, and those
+    of the loss and of the gradient to `inputs` not on the other rows; where a list of tables is cut can change the last
+    bits.
 
     With s bytes a number, B = min(C, max(96, min(960, 0.75 MiB / (s D)))) classes a block, in whole 96s unless that
     is C, and R rows a block, the scratch is ``s R (C + 3 D) + 2 s B D`` bytes (D rounded up to a multiple of 132 in
-    places) where gradients are wanted, and ``s (R (B + D) + B D)`` for the loss alone, beside some numbers for each
+    places) where gradients are wanted, and ``s (R (B + D) + B D)`` for the loss alone, and some numbers for each
     row and class.  R is as large as `max_memory` allows, a multiple of 128; where it does not allow 128, logits are
     computed a second time for the gradients, and the first C is B.  The default is 64 MiB, or what 384 rows need,
-    512 where there are 2048 or more; it is given back after the call.  A gradient to a table of half type that takes
-    more than one block of rows is likewise computed in one block of all rows, whatever they need, for its sums are kept
-    in float32.
+    512 where there are 2048 or more; it is freed after the call.  A gradient to a table of half type that would take
+    more than one block of rows is computed in one block of all rows, whatever that needs, because its sums are kept in
+    float32.
 
     After ``tf.nn.sparse_softmax_cross_entropy_with_logits``; `z_loss` is that of PaLM (arXiv:2204.02311).
 

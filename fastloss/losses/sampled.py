@@ -240,7 +240,7 @@ def sampled_softmax_loss(
         Class embeddings: float16, bfloat16, float32 or float64, any strides; memory maps are read in place.  Only rows
         of true and sampled classes are read.
     biases : array_like, shape [num_classes], or list or tuple of shards
-        Class biases; sharded or not, whatever the weights are.
+        Class biases, sharded or not, independently of the weights.
     labels : array_like of int, shape [batch, num_true]
         The true classes, in [0, num_classes).
     inputs : array_like, shape [batch, D]
@@ -265,7 +265,7 @@ def sampled_softmax_loss(
     subtract_log_q : bool, default True
         Whether to subtract the logarithms of the expected counts.
     sampler : a sampler, optional
-        Takes the place of the default; goes on in its stream, and learns if it is a learned one.
+        Used instead of the default one; it continues its stream, and learns if it is a learned one.
     sample_weight : array_like, optional
         Multiplies the losses; broadcasts to [batch].  A row of weight 0 is exactly 0.
     reduction : {"none", "sum", "mean"}

@@ -173,7 +173,7 @@ def sequence_loss(
     targets : array_like, shape [B, T] or [B, T, C]
         Class indices in ``[0, C)``, any integer dtype; or a real number for every class.
     weights : array_like, shape [B, T], optional
-        Real numbers.  Positions of weight 0 are not looked at: their targets and logits may hold anything.
+        Real numbers.  Positions of weight 0 are not read: their targets and logits may hold anything.
     average_across_timesteps, average_across_batch : bool, default True
         Axes to average over.
     sum_over_timesteps, sum_over_batch : bool, default False
@@ -207,7 +207,7 @@ def sequence_loss(
     Notes
     -----
     Differentiable in `logits` and `weights`.  The denominator of an average depends on the weights, and so does their
-    gradient, :math:`(c - L)/D`; at positions of weight 0 it is 0, for they are not looked at.
+    gradient, :math:`(c - L)/D`; at positions of weight 0, which are not read, it is 0.
 
     After ``tfa.seq2seq.sequence_loss`` and ``tf.contrib.seq2seq.sequence_loss``.
 

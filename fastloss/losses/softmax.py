@@ -73,12 +73,12 @@ def sparse_softmax_cross_entropy_with_logits(
     label_smoothing : float, default 0
         In [0, 1]: mixes the labels with the uniform distribution over the classes that `where` keeps.
     where : array_like of bool, optional
-        Classes that take part; broadcasts to `logits`.  The others count as logits of ``-inf``.  Where none does, a
+        Classes that take part; broadcasts to `logits`.  The others count as logits of ``-inf``.  If none takes part, a
         label that counts has the loss ``inf``.
     z_loss : float, default 0
         Adds ``z_loss * lse**2`` to the loss, lse the log-sum-exp; the row's class weight multiplies it too.
     softcap : float, optional
-        Logits become ``softcap * tanh(logits / softcap)``: also one of ``-inf``, which `where` takes out.
+        Logits become ``softcap * tanh(logits / softcap)``, also a logit of ``-inf``; `where` excludes classes.
     temperature : float, default 1
         Logits, capped or not, are divided by it.
     reduction : {"none", "sum", "mean"}
@@ -153,8 +153,8 @@ def softmax_cross_entropy_with_logits(
     .. math:: \\sum_k z_k \\Bigl(\\log \\sum_j e^{x_j} - x_k\\Bigr),
 
     computed as two sums without cancellation, around the row's maximum.  Terms whose target is exactly 0 contribute
-    exactly 0, also on a logit of ``-inf``; a row of nothing but those is 0, whatever its logits are.  The targets
-    need not sum to 1, and the gradient is the true one then.
+    exactly 0, also on a logit of ``-inf``; a row of zero targets is 0, whatever its logits are.  The targets need not
+    sum to 1; the gradient is the true one also then.
 
     Parameters
     ----------

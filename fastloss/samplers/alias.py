@@ -83,7 +83,7 @@ class AliasTable:
         seed : optional
             Whatever `numpy.random.default_rng` takes.
         n_threads : int, optional
-            At most so many threads; the result does not depend on it.
+            The most threads to use; the result does not depend on it.
 
         Returns
         -------

@@ -234,7 +234,7 @@ def compute_accidental_hits(
     seed: Seed = None,
     name: str | None = None,
 ) -> AccidentalHits:
-    """Where sampled classes happen to be true ones.
+    """Find the sampled classes that happen to be true classes.
 
     Parameters
     ----------
@@ -248,7 +248,7 @@ def compute_accidental_hits(
     -------
     AccidentalHits
         ``(indices, ids, weights)``: for each hit its row in true_classes, int64 [hits], its place in
-        sampled_candidates, int64 [hits], and the lowest float32, [hits], to be added to the logit so as to mask it.
+        sampled_candidates, int64 [hits], and the lowest float32, [hits], to be added to the logit to mask it.
         Rows ascend; within a row hits follow its columns, then the places.  Every copy of a sampled class is a hit
         (TensorFlow reports only the last one, so that repeated samples stay unmasked).
 
@@ -308,7 +308,7 @@ def sample_negatives(
     seed : optional
         For an `AliasTable`: whatever `numpy.random.default_rng` takes.
     n_threads : int, optional
-        At most so many threads; the result does not depend on it.
+        The most threads to use; the result does not depend on it.
 
     Returns
     -------

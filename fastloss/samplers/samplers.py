@@ -121,7 +121,7 @@ class _Sampler:
         return self._law
 
     def sample(self, num_sampled: int, unique: bool = True) -> Ids:
-        """Draw ids; the next call goes on in the stream.
+        """Draw ids; the next call continues the stream.
 
         Parameters
         ----------
@@ -176,14 +176,14 @@ class _Sampler:
         unique: bool = True,
         tries: float | None = None,
     ) -> Floats:
-        """How often each id is to be expected in a sample, by default in that of the last call.
+        """The expected number of times each id is in a sample, by default in the last one drawn.
 
         With ``P`` an id's probability, K = num_sampled and n = tries: ``K P`` if not unique; if unique, ``K P`` where
-        n = K and else ``1 - (1 - P)**n``, TensorFlow's formula, which takes the number of draws for given; or, for a
+        n = K, otherwise ``1 - (1 - P)**n``, TensorFlow's formula, which takes the number of draws as given; or, for a
         sampler made with ``expected_count="inclusion"``, the probability that a unique sample holds the id:
         ``integral of P exp(-P t) S(t) dt``, S(t) the probability that fewer than K other ids have come by t when each
-        comes at the rate of its P.  They are at most 1 and sum to K; against the integral done exactly they are off by
-        at most 0.0003, and 0.0001 for log-uniform ids.  For the uniform law they are exact, ``K/range_max``.  The
+        comes at the rate of its P.  They are at most 1 and sum to K; they differ from the exact integral by at most
+        0.0003, for log-uniform ids by 0.0001.  For the uniform law they are exact, ``K/range_max``.  The
         first call for a size takes 50 ms for a range of a million; of log-uniform ids, those from 2**24 on are taken in
         groups, so that it takes at most a second or two for any range.
 

@@ -26,7 +26,7 @@ class LearnedUnigramSampler(_Sampler):
     ----------
     range_max : int
         At least 1, at most 2**40.  Memory: 4.3 bytes per id, or 9.2 where there are more than 2**28 ids or 1.8e9 counts
-        were added; the system gives only what is used.
+        were added; the system provides only what is used.
     seed, expected_count : optional
         As for `UniformSampler`; with "inclusion" range_max may be at most 2**31.
 
@@ -37,9 +37,9 @@ class LearnedUnigramSampler(_Sampler):
 
     Notes
     -----
-    Counts are 64-bit numbers; TensorFlow stops to learn when their sum reaches 2**31 - 1.
-    An interrupted call learns all its ids or none, except where there are more than 16384, and they take less than half
-    the memory that the counts do: then those before some place.
+    Counts are 64-bit numbers; TensorFlow stops learning when their sum reaches 2**31 - 1.
+    An interrupted call learns all its ids or none.  Only of more than 16384 ids, if they take less than half the memory
+    of the counts, it may learn the first ones and not the rest.
     Source: TensorFlow, ``tf.random.learned_unigram_candidate_sampler``.
 
     Examples

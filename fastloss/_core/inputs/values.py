@@ -17,7 +17,7 @@ def is_bfloat16(dtype: np.dtype[Any]) -> bool:
 
 
 class _Short(reprlib.Repr):
-    """A few items and characters of anything; of an array what it is, unless it is a single number."""
+    """A few items and characters of any object; for an array its dtype and shape, unless it is one number."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -37,7 +37,7 @@ _SHORT = _Short()
 
 
 def shown(value: Any) -> str:
-    """The value in a message: one line, about 60 characters; its type where it cannot be shown."""
+    """The value as messages show it: one line of about 60 characters; its type if it cannot be shown."""
     try:
         text = " ".join(_SHORT.repr(value).split())
     except Exception:  # a __repr__ may raise anything
@@ -63,7 +63,7 @@ def instead(name: str, dtype: np.dtype[Any]) -> str:
 
 
 def whole(name: str, value: Any, least: int, most: int = 2**63 - 1) -> int:
-    """An integer in [least, most]; True and False are none."""
+    """An integer in [least, most]; True and False are not accepted."""
     k = index(name, value)
     if not least <= k <= most:
         raise ValueError(f"{name} must lie in [{least}, {most}], got {shown(k)}")
@@ -71,7 +71,7 @@ def whole(name: str, value: Any, least: int, most: int = 2**63 - 1) -> int:
 
 
 def index(name: str, value: Any) -> int:
-    """Any integer; True and False are none."""
+    """Any integer; True and False are not accepted."""
     if type(value) is int:
         return value
     try:
@@ -83,7 +83,7 @@ def index(name: str, value: Any) -> int:
 
 
 def scalar(name: str, value: Any, least: float, most: float) -> float:
-    """A real number in [least, most]; text is none."""
+    """A real number in [least, most]; text is not accepted."""
     try:
         v = value if type(value) is float else _real(value)
     except OverflowError:
@@ -102,7 +102,7 @@ def _real(value: Any) -> float:
         if value.ndim or not (value.dtype.kind in "biuf" or is_bfloat16(value.dtype)):
             raise TypeError
         return float(value)
-    if getattr(value, "ndim", 0):  # an array of another library, which may be of one number
+    if getattr(value, "ndim", 0):  # an array of another library, perhaps of one number
         raise TypeError
     return float(value)
 

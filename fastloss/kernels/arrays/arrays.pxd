@@ -71,7 +71,7 @@ cdef inline int kind_of(const Py_buffer* view) except -1:
     if f[0] == b"^" or f[0] == b"@" or f[0] == b"=":   # NumPy marks unaligned arrays so
         f += 1
     letter = f[0]
-    if letter == b"2" and f[1] == b"x":                 # two bytes of no type: how wrappers pass bfloat16
+    if letter == b"2" and f[1] == b"x":                 # two bytes without a type: how wrappers pass bfloat16
         return BF16
     if letter != 0 and f[1] == 0:
         if letter == b"f":
@@ -97,7 +97,7 @@ cdef inline int kind_of(const Py_buffer* view) except -1:
 
 
 cdef inline int take(Held* held, object array, int axis, bint writable, Rows* rows) except -1:
-    """Fills `rows` from an array; None is no array. `axis` is the row's, non-negative, or NO_AXIS."""
+    """Fills `rows` from an array or None. `axis` is the axis of a row, counted from the front, or NO_AXIS."""
     cdef Py_buffer* view
     cdef int d, last
     rows.data = NULL
@@ -163,7 +163,7 @@ cdef inline bint is_direct(const Rows* rows, real dummy) noexcept nogil:
 
 
 cdef inline bint even_run(const Rows* rows, Py_ssize_t i, Py_ssize_t n) noexcept nogil:
-    """Whether rows i .. i + n lie at one stride, that of the innermost axis."""
+    """Whether rows i .. i + n are one stride apart, that of the innermost axis."""
     return rows.ndim <= 1 or i % rows.shape[rows.ndim - 1] + n <= rows.shape[rows.ndim - 1]
 
 

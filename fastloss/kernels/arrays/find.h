@@ -1,6 +1,6 @@
-/* Where v first stands among n numbers; n - 1 if nowhere.  A compiler vectorises no loop that it may leave early.
+/* The index of the first v among n numbers; n - 1 if there is none.  Compilers do not vectorise loops that end early.
  *
- * Masks stay masks until they are stored: of one made a number, gcc 12 may spill one byte and reload four.
+ * Masks stay masks until they are stored: gcc 12 may spill one byte of a mask made a number, and reload four.
  */
 #ifndef FL_FIND_H
 #define FL_FIND_H

@@ -1,11 +1,11 @@
 /* Stores past the caches, for results larger than the last of them: they need not be read before they are written.
  *
- *     fl_streams        whether that pays for so many bytes, written by so many threads
- *     fl_reads_ahead    whether the processor needs no prefetching of arrays that are only read
+ *     fl_streams        whether that pays for this many bytes, written by this many threads
+ *     fl_reads_ahead    whether the processor needs no prefetches of arrays that are only read
  *     fl_stream         copies n bytes past the caches
- *     fl_put_group*     d[0..32) = e[0..32) times c + rest, less t[0..32) times u unless t is NULL, past the caches or not;
- *                       past: d is aligned to 64 bytes
- *     fl_stream_end     after the last of them, before other threads may look
+ *     fl_put_group*     d[0..32) = e[0..32) (c + rest), minus t[0..32) u unless t is NULL; if `past`, past the caches:
+ *                       then d must be aligned to 64 bytes
+ *     fl_stream_end     must follow the last of these stores before other threads read
  */
 #ifndef FL_NONTEMPORAL_H
 #define FL_NONTEMPORAL_H
@@ -16,8 +16,8 @@
 
 #define FL_STREAM_FROM 16777216.0        /* bytes: below, the last cache may keep them for who reads them next */
 
-/* On AMD's cores a third less time. An Intel core takes a quarter to a half more than with lines prefetched in time, for
- * its few line buffers wait for memory: only many cores, which share the memory's bandwidth, gain by the traffic saved. */
+/* A third less time on AMD's cores. One Intel core takes a quarter to a half more than with prefetched lines, as its
+ * few line buffers wait for memory: there only many cores, which share the bandwidth, gain by the saved traffic. */
 FL_INLINE int fl_streams(double bytes, int n_threads) {
 #if defined(__GNUC__) && (defined(__x86_64__) || defined(__i386__))
     return bytes > FL_STREAM_FROM && (n_threads > 4 || __builtin_cpu_is("amd"));
@@ -26,8 +26,8 @@ FL_INLINE int fl_streams(double bytes, int n_threads) {
 #endif
 }
 
-/* AMD's cores read whole arrays ahead of their own accord: asked as well, a sum of squares takes a quarter more time.
- * Intel's gain by it. */
+/* AMD's cores prefetch whole arrays by themselves; with prefetches added, a sum of squares takes a quarter more time.
+ * Intel's cores gain by them. */
 FL_INLINE int fl_reads_ahead(void) {
 #if defined(__GNUC__) && (defined(__x86_64__) || defined(__i386__))
     return __builtin_cpu_is("amd") != 0;

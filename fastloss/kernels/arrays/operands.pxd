@@ -14,7 +14,7 @@ cdef extern from *:
     #endif
     """
     enum:
-        STRIP "FL_STRIP"    # elements computed together: four registers, so that their chains of operations overlap
+        STRIP "FL_STRIP"    # elements computed together: four registers, whose chains of operations overlap
 
 cdef enum:                  # arrays of a call
     X
@@ -50,8 +50,8 @@ cdef struct Job:
     Py_ssize_t shape[MAX_DIMS]
     Py_ssize_t n
     double factor                   # of all gradients
-    double far                      # where exp(-a) ends
-    double near                     # up to where it need not be scaled
+    double far                      # exp(-a) is 0 from here on
+    double near                     # up to here it need not be scaled
     bint total                      # the sum of the losses is asked for
     bint stream
     int n_asked
@@ -91,8 +91,8 @@ cdef inline void swap_axes(Job* job, int c, int d) noexcept:
 
 
 cdef inline void arrange(Job* job) noexcept:
-    """Axes of length 1 go, those that lie together in all operands are merged; without a sum, whose order is that of
-    the indices, they are first sorted by the strides of x."""
+    """Drops axes of length 1 and merges axes that are contiguous in all operands.  First sorts them by the strides of
+    x, unless a sum is asked for: its order is that of the indices."""
     cdef int d, k, last = -1
     cdef bint together
     cdef Operand* a
@@ -149,7 +149,7 @@ cdef inline void settle(Job* job, Operand* a, int own_kind) noexcept nogil:
 
 
 cdef inline char* place(const Job* job, const Operand* a, Py_ssize_t i, Py_ssize_t* left) noexcept nogil:
-    """Where element i lies, and how many follow it on the innermost axis."""
+    """The address of element i, and how many elements are left on the innermost axis."""
     cdef char* p = a.data
     cdef int d = job.ndim - 1
     cdef Py_ssize_t k = i % job.shape[d]
@@ -163,10 +163,10 @@ cdef inline char* place(const Job* job, const Operand* a, Py_ssize_t i, Py_ssize
     return p
 
 
-cdef struct Ahead:                  # bytes of every array to prefetch while a span is computed: the span after it
+cdef struct Ahead:                  # the part of every array to prefetch while a span is computed: the next span
     Py_ssize_t next
     Py_ssize_t stop
-    const char* first               # the arrays, without a loop: three are most of what there is
+    const char* first               # the arrays, without a loop: mostly there are three at most
     const char* second
     const char* third
 
@@ -178,7 +178,7 @@ cdef inline void look_ahead(const Job* job, Ahead* ahead) noexcept nogil:
 
 
 cdef inline void ask(const Job* job, Ahead* ahead, real dummy) noexcept nogil:
-    """Half a strip of every array: many lines at once would fill the queue of misses, and nothing would go on."""
+    """Prefetches half a strip of every array; more lines at once would fill the queue of misses and stall the loop."""
     cdef Py_ssize_t k, a, at = ahead.next
     if at >= ahead.stop:
         return

@@ -24,7 +24,7 @@ cdef void read(const Rows* rows, Py_ssize_t i, Py_ssize_t n, double* target) noe
 
 
 cdef double part_sum(const Rows* x, const Rows* w, Py_ssize_t start, Py_ssize_t stop) noexcept nogil:
-    """Sum of x w, where w is not 0."""
+    """Sum of x w over the elements whose w is not 0."""
     cdef double v[SPAN]
     cdef double u[SPAN]
     cdef double lane[LANES]

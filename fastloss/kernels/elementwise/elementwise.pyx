@@ -155,7 +155,7 @@ cdef inline real* place_of(const Job* job, const Operand* a, Py_ssize_t i, Py_ss
 cdef inline void exp_of_some(const Loss* loss, const real* x, real* u, int n, real far) noexcept nogil:
     """u = exp(-|x|), |x| at most far, scaled if the loss takes it so; n is a constant, at most two strips.
 
-    far is a variable, for of a minimum of constants gcc makes two operations.
+    `far` is passed as a variable: gcc 12 compiles a minimum with a constant to two operations.
     """
     cdef real v[2*STRIP]        # results themselves might overlap x, for all that the compiler knows; likewise below
     cdef real power = bias_of(far) if takes_near(loss) else 0

@@ -1,14 +1,14 @@
-/* exp of many at once: exp(sign d) = 2^(n/8) exp(r), with the root of 2 looked up in a register, so that a shorter
- * series is enough. In three steps, for the second is the only one that needs intrinsics:
+/* exp of many numbers at once: exp(sign d) = 2^(n/8) exp(r). The root of 2 is looked up in a register, so a shorter
+ * series is enough. There are three steps, because only the second needs intrinsics:
  *
  *     s = fl_exp_first(d, sign, magic, &r)     of each; d in range, magic as below
  *     fl_exp_roots(s, root, rest, n)           of all; n whole registers
  *     fl_exp_last(root, rest, r, sign)         of each: the result, 0.66 ulp in float; or
- *     fl_exp_last_short(root, r, sign)         0.9 ulp in float; float's take n, the rounded s, as well
+ *     fl_exp_last_short(root, r, sign)         0.9 ulp in float; the float functions also take n, the rounded s
  *
- * References, bias, range and NaN are those of vmath.h; so are the bits of AVX2 and AVX-512 the same. A root is off the
- * same way for all that use it, and a sum led by one term keeps that: sums add what the roots lack. In float, r lacks n
- * times what the step of ln 2 / 8 does until the last step, and the series does without it: a shorter chain.
+ * References, bias, range and NaN are as in vmath.h, and AVX2 and AVX-512 give the same bits. A rounded root is wrong
+ * in the same way for every term that uses it, and a sum led by one term keeps that error: `rest` corrects it. In float
+ * the low word of ln 2 / 8 is added only in the last step; the series does without it, which shortens the chain.
  */
 #ifndef FL_EXP_TABLE_H
 #define FL_EXP_TABLE_H
@@ -112,7 +112,7 @@ FL_INLINE void fl_exp_rootsf(const float *s, float *root, float *rest, int n) {
     }
 }
 
-/* half of the table in each of two registers; words are 2i, 2i + 1 */
+/* each of two registers holds half of the table, as words 2i and 2i + 1 */
 FL_INLINE __m256d fl_look_up(__m256i i, __m256i words, __m256 low, __m256 high) {
     __m256d a = _mm256_castps_pd(_mm256_permutevar8x32_ps(low, words));
     __m256d b = _mm256_castps_pd(_mm256_permutevar8x32_ps(high, words));
@@ -133,7 +133,7 @@ FL_INLINE void fl_exp_roots(const double *s, double *root, double *rest, int n) 
     }
 }
 #endif
-#else                                                     /* no registers to look up in: all in the first step */
+#else                                                     /* no lookup in registers: the first step does all */
 FL_INLINE float fl_steps_magicf(float M) { return fl_magicf(M); }
 FL_INLINE double fl_steps_magic(double M) { return fl_magic(M); }
 FL_INLINE float fl_exp_firstf(float d, float sign, float magic, float *r) {

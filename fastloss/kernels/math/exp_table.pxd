@@ -33,7 +33,7 @@ cdef inline void exps(const real* d, real sign, real magic, real* e, int n, bint
 
 cdef inline void exps_by(const real* d, real sign, const real* magic, int each, real* e, int n,
                          bint summed) noexcept nogil:
-    """The same, of one magic, or where `each`, a constant, is 1 of one for each of d."""
+    """The same with one magic for all d or, where the constant `each` is 1, with one for each d."""
     cdef real s[MOST]
     cdef real r[MOST]
     cdef real rest[MOST]

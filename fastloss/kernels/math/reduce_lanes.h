@@ -16,7 +16,7 @@ FL_INLINE void fl_halve_max(double *a, int n) {
     FL_KEEP_LOOP for (int j = 0; j < n; j++) a[j] = a[j] > a[j + n] ? a[j] : a[j + n];
 }
 
-/* of (1 + a), less 1 */
+/* the product of (1 + a[j]) and (1 + a[j + n]), minus 1 */
 FL_INLINE void fl_halve_product(double *a, int n) {
     FL_KEEP_LOOP for (int j = 0; j < n; j++) a[j] = FL_FMA(a[j], a[j + n], a[j] + a[j + n]);
 }

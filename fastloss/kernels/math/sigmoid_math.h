@@ -3,7 +3,7 @@
 #define FL_SIGMOID_MATH_H
 #include "math/vmath.h"
 
-/* ---- what a product p = a b lost: exact where nothing over- or underflows ------------------------------------------ */
+/* ---- rounding error of a product p = a b: exact where nothing over- or underflows -------------------------------- */
 FL_INLINE float fl_product_restf(float a, float b, float p) {
 #if FL_HAS_FMA
     return FL_FMAF(a, b, -p);
@@ -33,16 +33,16 @@ FL_INLINE double fl_exp_minus(double a) { return fl_exp_scaled(a) * (1.0 / FL_SI
 
 /* ---- exp(x + low), |low| below an ulp of x: inf and subnormals where they belong --------------------------------- */
 FL_INLINE double fl_exp_any(double x, double low) {
-    double high = x > 720.0 ? 720.0 : x, e;               /* two units, so that both ends of the range are in one */
+    double high = x > 720.0 ? 720.0 : x, e;               /* two units: each end of the range is normal in one */
     e = fl_exp_fine(high, fl_lo(0.0), x > 0.0 ? fl_magic(1000.0) : fl_magic(0.0));
     return FL_FMA(e, low, e) * (x > 0.0 ? 0x1p880 : 0x1p-120);
 }
 
-/* ---- log(1 + u), u in [0, 1], in two words: the result and what it lost; 0.5 ulp beside u's own ------------------- */
+/* ---- log(1 + u), u in [0, 1], as result and rounding error; 0.5 ulp, besides u's own error ----------------------- */
 FL_INLINE float fl_log1p_unitf(float u, float *low) {
 #if FL_HAS_FMA                                            /* a division would take as long as all of this */
     float z = u * u, p, q, h;                             /* u + u^2 p(u), p the fit of least relative error, 2^-27.5 */
-    q = FL_FMAF(-0.0575699061f, u, 0.106709197f);         /* but the last in Estrin's form: the chain is half as long */
+    q = FL_FMAF(-0.0575699061f, u, 0.106709197f);         /* Estrin's form but for the last step: half the chain */
     p = FL_FMAF(-0.00330740749f, u, 0.020154506f);
     p = FL_FMAF(p, z, q);
     q = FL_FMAF(-0.153496653f, u, 0.19693397f);
@@ -70,7 +70,7 @@ FL_INLINE double fl_log1p_unit(double u, double *low) {
     return fl_log1p(u);
 }
 
-/* ---- labels 0 and 1, by integer operations, which have units of their own; of other labels nothing is of use ------- */
+/* ---- for labels 0 and 1 only: integer operations, which run on other units than those of floats ------------------ */
 FL_INLINE uint32_t fl_onesf(float z) { return 0 - (fl_bits_of_float(z) >> 29); }          /* all bits set, or none */
 FL_INLINE uint64_t fl_ones(double z) { return 0 - (fl_bits_of_double(z) >> 61); }
 

@@ -44,7 +44,7 @@ cdef inline real product_rest(real a, real b, real p) noexcept nogil:
 
 
 cdef inline real far_of(real dummy) noexcept nogil:
-    """Where exp(-a) ends."""
+    """From this a on exp(-a) is 0."""
     if real is float:
         return FL_FARF
     else:
@@ -52,7 +52,7 @@ cdef inline real far_of(real dummy) noexcept nogil:
 
 
 cdef inline real near_of(real dummy) noexcept nogil:
-    """Up to where exp(-a) need not be scaled."""
+    """Up to this a exp(-a) need not be scaled."""
     if real is float:
         return FL_NEARF
     else:

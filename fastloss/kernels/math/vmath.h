@@ -1,7 +1,7 @@
 /* exp, log and log1p for the kernels: branch-free and without tables, so that the compiler vectorises plain loops.
  *
  * Every instruction set with fma evaluates the same expressions in the same order (the build pins contraction off), so
- * AVX2 and AVX-512 give the same bits. Without fma, a product and a sum: the last bit may differ.
+ * AVX2 and AVX-512 give the same bits. Without fma a product and a sum take its place: the last bit may differ.
  * Float functions end in f. Bounds below are measured maxima, in units in the last place (tests/test_vmath.py).
  */
 #ifndef FL_VMATH_H
@@ -41,12 +41,12 @@ FL_INLINE uint64_t fl_bits_of_double(double f) { uint64_t bits; memcpy(&bits, &f
 
 /* ---- the reference of an exp -----------------------------------------------------------------------------------
  * Softmax needs exp(x - m) for all x of a row. With m = M ln 2 + shift, M an integer, the subtraction becomes part of
- * the argument reduction: nothing of x - m is ever rounded, and another M changes exponents only.
+ * the argument reduction: x - m is never rounded, and another M changes only exponents.
  *
  *     fl_expf(x - shift, lo, magic) = exp(x - shift) * 2^(BIAS - M)
  *
- * `magic` hides M in the rounding constant. BIAS keeps all down to the smallest subnormal, relative to 2^M, in normal
- * range. Below `lo` the result is exactly 0, also for -inf; NaN stays NaN.
+ * `magic` hides M in the rounding constant. BIAS keeps results in normal range, down to the smallest subnormal relative
+ * to 2^M. Below `lo` the result is exactly 0, also for -inf; NaN stays NaN.
  * |m| small: shift = 0. |m| large: shift = m, and x - m is exact wherever exp(x - m) does not underflow (Sterbenz).
  */
 #define FL_BIASF 49
@@ -66,7 +66,7 @@ FL_INLINE double fl_lo(double M) { return (M - (double)(FL_BIAS + 1023)) * FL_LN
 FL_INLINE double fl_magic(double M) { return (FL_ROUND + (double)(FL_BIAS + 1023)) - M; }
 
 /* ---- exp -------------------------------------------------------------------------------------------------------
- * A sign (1 or -1) goes into the constants: exp(sign d) costs no negation of d.
+ * The sign (1 or -1) is multiplied into the constants, so exp(sign d) need not negate d.
  */
 FL_INLINE float fl_exp_reducedf(float d, float sign, float magic, float *power) {     /* the remainder, times the sign */
     float t = FL_FMAF(d, sign * 1.44269504f, magic), n = t - magic;
@@ -83,7 +83,7 @@ FL_INLINE float fl_exp_seriesf(float r, float sign) {     /* exp(sign r) = 1 + r
     return FL_FMAF(p, r, 0.499999934129920636f);
 }
 
-/* 0.79 ulp: 1 + r in two words; a tenth slower than the next where there is fma. d in range, as below */
+/* 0.79 ulp, by 1 + r in two words; with fma a tenth slower than the next function. d must be in range, as below */
 FL_INLINE float fl_exp_signed_finef(float d, float sign, float magic) {
     float power, r = fl_exp_reducedf(d, sign, magic, &power);
     float high = 1.0f + sign * r, low = (1.0f - high) + sign * r;
@@ -94,7 +94,7 @@ FL_INLINE float fl_exp_signed_finef(float d, float sign, float magic) {
 FL_INLINE float fl_exp_signedf(float d, float sign, float magic) {
 #if FL_HAS_FMA
     float power, r = fl_exp_reducedf(d, sign, magic, &power);
-    return FL_FMAF(FL_FMAF(fl_exp_seriesf(r, sign), r, sign), r * power, power);   /* a shorter chain than times power */
+    return FL_FMAF(FL_FMAF(fl_exp_seriesf(r, sign), r, sign), r * power, power);   /* (1 + r p) power: a longer chain */
 #else
     return fl_exp_signed_finef(d, sign, magic);           /* Horner's form would cost 1.2 ulp without fma */
 #endif
@@ -126,7 +126,7 @@ FL_INLINE double fl_exp_series(double r) {                /* exp(r) = 1 + r + r 
     return FL_FMA(p, r, 0.500000000000001072);
 }
 
-/* 0.7 ulp: r and 1 + r in two words. d in range */
+/* 0.7 ulp, by r and 1 + r in two words. d must be in range */
 FL_INLINE double fl_exp_in_range_fine(double d, double magic) {
     double n, s, power, high, low, r = fl_exp_reduced(d, magic, &n, &s, &power);
     high = 1.0 + r;
@@ -147,13 +147,13 @@ FL_INLINE double fl_exp_in_range(double d, double magic) {
 FL_INLINE double fl_exp_fine(double d, double lo, double magic) { return fl_exp_in_range_fine(lo > d ? lo : d, magic); }
 FL_INLINE double fl_exp(double d, double lo, double magic) { return fl_exp_in_range(lo > d ? lo : d, magic); }
 
-/* exp(d) in float64, in the unit 2^(power - bias) of a kernel whose own bias is another */
+/* exp(d) in float64, in the unit 2^(power - bias) of a kernel with another bias */
 FL_INLINE double fl_exp_label(double d, double power, int bias) {
     power += FL_BIAS - bias;
     return fl_exp_fine(d, fl_lo(power), fl_magic(power));
 }
 
-/* The same to 2^-33, which is all that a float result needs */
+/* The same to 2^-33, which is enough for a float result */
 FL_INLINE double fl_exp_label_short(double d, double power, int bias) {
     double lo, n, s, p, r;
     power += FL_BIAS - bias;
@@ -177,7 +177,7 @@ FL_INLINE double fl_split1p(double u, double *k, double *scale) {
     return FL_FMA(u, *scale, *scale - 1.0);
 }
 
-/* k ln 2 + log(1 + f), plus `rest` that f lost; the series is the one of fdlibm */
+/* k ln 2 + log(1 + f), plus `rest`, the rounding error of f; the series is fdlibm's */
 FL_INLINE double fl_log_series(double k, double f, double rest) {
     double s = f / (2.0 + f), z = s * s, h = 0.5 * f * f, p;
     p = 1.479819860511658591e-01;
@@ -200,7 +200,7 @@ FL_INLINE double fl_log1p(double u) {
     return fl_log_series(k, f, FL_FMA(u, scale, (scale - 1.0) - f) * (1.0 - f));
 }
 
-/* 2^-30 relative, no division: all that a float result needs */
+/* 2^-30 relative, without division: enough for a float result */
 FL_INLINE double fl_log1p_short(double u) {
     double k, scale, f = fl_split1p(u, &k, &scale), p;
     p = 0.0672494574541743945;
@@ -224,7 +224,7 @@ FL_INLINE double fl_log(double x) {
     return fl_log_series(k, fl_double_of(fl_bits_of_double(x) - ((e - 1023) << 52)) - 1.0, 0.0);
 }
 
-/* ---- what a quotient q = a / b lost, times b: a - b q in one rounding; without fma not known: 0 -------------------- */
+/* ---- rounding error of a quotient q = a / b, times b: a - b q in one rounding; without fma it is taken as 0 ------ */
 FL_INLINE double fl_quotient_rest(double a, double b, double q) {
 #if FL_HAS_FMA
     return FL_FMA(-b, q, a);

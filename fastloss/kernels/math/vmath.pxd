@@ -40,7 +40,7 @@ cdef extern from "math/vmath.h" nogil:
     uint16_t fl_bfloat_of_float(float) noexcept
 
 
-# One name for both types. A reference is (shift, power) of a logit near the row's top: see vmath.h.
+# One name for both types. A reference is the (shift, power) of a logit near the row's maximum: see vmath.h.
 
 cdef inline real shift_of(real m) noexcept nogil:
     if real is float:
@@ -92,7 +92,7 @@ cdef inline real exp_fine(real d, real lo, real magic) noexcept nogil:
 
 
 cdef inline real scaled(real e, real c, real rest) noexcept nogil:
-    """e times c, a number of two words in float64."""
+    """e times c; in float64 c is a number of two words."""
     if real is float:
         return e*c
     else:

@@ -1,8 +1,8 @@
 /* The inner loops of matrix products, on tiles of FL_PRODUCT_TILE rows and 128 bytes of lanes, held in registers.
  *
- * Every element is one chain of multiply-adds in the order of k, on every instruction set, so those with fma agree
+ * Every element is one chain of multiply-adds in the order of k on every instruction set, so all that have fma agree
  * bit for bit. Operand B always lies as panels [k][lanes]. Operand A is read one number at a time and broadcast, so it
- * may lie in any way: each function below has it at fixed distances, which become part of the instructions.
+ * have any layout: each function below reads it at fixed distances, which become part of the instructions.
  */
 #ifndef FL_PRODUCT_H
 #define FL_PRODUCT_H

@@ -1,6 +1,6 @@
 """Matrix products, in the tiles of product.h.
 
-What is on the left of a product lies in slabs [chunks of columns][SLAB rows][FL_PITCH], what is on its right in panels
+The left operand of a product lies in slabs [chunks of columns][SLAB rows][FL_PITCH], the right operand in panels
 [k][lanes].
 """
 from fastloss.kernels.parallel.parallel cimport stopped
@@ -90,7 +90,7 @@ cdef inline Py_ssize_t slab_size(Py_ssize_t d) noexcept nogil:
 
 cdef inline void pack_slab(const real* rows, Py_ssize_t stride, Py_ssize_t n, Py_ssize_t d, Py_ssize_t whole,
                            real* slab) noexcept nogil:
-    """n <= SLAB rows; zeros after them, up to `whole` rows, and up to a whole tile of columns."""
+    """Packs n <= SLAB rows, followed by zeros up to `whole` rows and up to a whole tile of columns."""
     cdef Py_ssize_t q, r, k, m
     cdef real* p
     cdef const real* v
@@ -106,7 +106,7 @@ cdef inline void pack_slab(const real* rows, Py_ssize_t stride, Py_ssize_t n, Py
 
 
 cdef inline void pack_rows(const real* rows, Py_ssize_t n, Py_ssize_t d, real* panels) noexcept nogil:
-    """Rows as lanes, zeros after the last: [groups of rows][d][lanes]."""
+    """Packs rows as lanes, with zeros after the last: [groups of rows][d][lanes]."""
     cdef Py_ssize_t lanes = lanes_of(panels[0]), i = 0, m, r, k
     while i < n:
         m = least(lanes, n - i)
@@ -122,7 +122,7 @@ cdef inline void pack_rows(const real* rows, Py_ssize_t n, Py_ssize_t d, real* p
 
 cdef inline void pack_columns(const real* rows, Py_ssize_t n, Py_ssize_t d, Py_ssize_t first, Py_ssize_t whole,
                               real* panels) noexcept nogil:
-    """Columns as lanes, zeros after the last, of rows from the first on: [groups of columns][whole rows][lanes]."""
+    """Packs columns as lanes, zeros after the last: [groups of columns][whole rows][lanes], n rows from `first` on."""
     cdef Py_ssize_t lanes = lanes_of(panels[0]), i, k, j, m
     cdef real* p
     for i in range(n):
@@ -145,7 +145,7 @@ cdef inline void products(const real* slab, Py_ssize_t n, Py_ssize_t d, const re
     cdef Py_ssize_t lanes = lanes_of(out[0]), chunks = parts_of(d, FL_CHUNK), p, q, t, m, done = 0
     cdef const real* a
     cdef const real* b
-    chunks = chunks if chunks > 0 else 1                # of no columns: zeros
+    chunks = chunks if chunks > 0 else 1                # without columns the products are zeros
     for p in range(parts_of(width, lanes)):
         for q in range(chunks):
             m = least(FL_CHUNK, d - q*FL_CHUNK)

@@ -1,4 +1,4 @@
-"""Into how many blocks work is cut, and when to ask whether to go on; fastloss/_parallel.pxd does the blocks."""
+"""How many blocks work is cut into, and when a block asks whether to stop; fastloss/_parallel.pxd runs the blocks."""
 from fastloss._parallel cimport interrupted
 
 cdef extern from *:
@@ -14,8 +14,8 @@ cdef extern from *:
 
 cdef enum:
     GRAIN = 32768       # elements below which a second thread costs more than it saves
-    BLOCK = 1 << 22     # elements of a block at most, so that signals are seen: some ten milliseconds
-    ASK = 1 << 16       # elements between two looks inside of one
+    BLOCK = 1 << 22     # most elements of a block, some ten milliseconds: signals are seen between blocks
+    ASK = 1 << 16       # elements between two looks inside a block
 
 
 cdef inline Py_ssize_t blocks(Py_ssize_t rows, Py_ssize_t cols, int n_threads) noexcept nogil:
@@ -24,7 +24,7 @@ cdef inline Py_ssize_t blocks(Py_ssize_t rows, Py_ssize_t cols, int n_threads) n
     cdef Py_ssize_t k = 1, most
     if n >= 2*GRAIN and n_threads > 1:
         k = n_threads if n >= <double>n_threads*GRAIN else <Py_ssize_t>(n/GRAIN)
-    if n > BLOCK:               # whole rounds of the team
+    if n > BLOCK:               # so that every thread gets as many blocks
         most = <Py_ssize_t>(n/BLOCK) + 1
         k = (most + k - 1)//k*k
     return k if k < rows else (rows if rows > 1 else 1)
@@ -36,12 +36,12 @@ cdef inline Py_ssize_t cut(Py_ssize_t rows, Py_ssize_t k, Py_ssize_t blocks) noe
 
 
 cdef inline int team(Py_ssize_t blocks, int n_threads) noexcept nogil:
-    """Threads that so many blocks can have: rooms of scratch."""
+    """How many threads can work on this many blocks, and so need scratch."""
     return <int>blocks if blocks < n_threads else n_threads
 
 
 cdef inline bint stopped(Py_ssize_t* done, Py_ssize_t n) noexcept nogil:
-    """Whether to give up what is half done; to be asked after every n elements.  `done`: 0 to begin with."""
+    """Whether to stop in the middle of a block.  Call it after every n elements; `done` must be 0 at first."""
     done[0] += n
     if done[0] < ASK:
         return False
@@ -50,5 +50,5 @@ cdef inline bint stopped(Py_ssize_t* done, Py_ssize_t n) noexcept nogil:
 
 
 cdef inline int pending(bint interrupted) except -1:
-    """Passes on the exception that interrupted() told of outside a block."""
+    """Passes on the exception that interrupted() has reported outside a block."""
     return -1 if interrupted else 0

@@ -29,7 +29,7 @@ cdef inline int new_scratch(Scratches* s, int team, size_t size) except -1:
 
 
 cdef inline char* scratch_of(Scratches* s, int thread) noexcept nogil:
-    """This thread's, on a cache line; NULL, and `failed` is set, where there is none to be had."""
+    """This thread's scratch, from the start of a cache line; NULL, with `failed` set, if it cannot be allocated."""
     if s.memory[thread] == NULL:
         s.memory[thread] = <char*>malloc(s.size + 64)
         if s.memory[thread] == NULL:

@@ -1,6 +1,6 @@
 """Deferred gradient store: row i's gradient is written while row i + 1 is read.
 
-Reading misses the caches and so does writing; one after the other would cost their sum.
+Both miss the caches; done one after the other they would take the sum of their times.
 """
 from libc.stdint cimport uintptr_t
 from libc.string cimport memcpy
@@ -26,11 +26,11 @@ cdef struct Deferred:
     double slope        # target = terms (slope + rest) - labels scale; labels as `dense` says
     double rest
     double scale
-    double entry        # but this one, if dense
-    Py_ssize_t at       # here
+    double entry        # what target[at] is instead, if dense
+    Py_ssize_t at
     Py_ssize_t n
     Py_ssize_t done     # elements written
-    bint past           # the caches
+    bint past           # whether to write past the caches
 
 
 cdef inline void write_group(real* target, const real* terms, const real* labels, const Deferred* due,
@@ -55,7 +55,7 @@ cdef inline void put_elements(Deferred* due, bint dense, Py_ssize_t n, real dumm
 
 
 cdef inline void put_groups(Deferred* due, bint dense, int n, real dummy) noexcept nogil:
-    """The next n groups, one or two; `dense`, whether there are labels to subtract, and n are constants."""
+    """Writes the next n groups, one or two.  `dense` (there are labels to subtract) and n are constants."""
     cdef real groups[2*GROUP]
     cdef real* target = <real*>due.target + due.done
     cdef const real* terms = <const real*>due.terms + due.done
@@ -77,7 +77,7 @@ cdef inline void put_groups(Deferred* due, bint dense, int n, real dummy) noexce
         if n == 2:
             write_group(target + GROUP, terms + GROUP, more, due, True)
     else:
-        for k in range(0, n*GROUP*<Py_ssize_t>sizeof(real), 64):       # lines are read before they are written: in time
+        for k in range(0, n*GROUP*<Py_ssize_t>sizeof(real), 64):       # a line must be read before it can be written
             FL_PREFETCH(<char*>target + AHEAD + k)
         write_group(target, terms, labels, due, False)
         if n == 2:
@@ -85,7 +85,7 @@ cdef inline void put_groups(Deferred* due, bint dense, int n, real dummy) noexce
 
 
 cdef inline void put_next(Deferred* due, bint dense, real dummy) noexcept nogil:
-    """The next two groups, if there are two."""
+    """Writes the next two groups, if there are two."""
     if due.done + 2*GROUP <= due.n:
         put_groups(due, dense, 2, dummy)
 
@@ -101,20 +101,20 @@ cdef inline Deferred nothing_deferred() noexcept nogil:
 
 
 cdef inline Deferred what_is(const Deferred* deferred) noexcept nogil:
-    """A copy, which no store can change; of NULL, nothing."""
+    """A copy, which no store of the loop can change; nothing_deferred() for NULL."""
     return deferred[0] if deferred != NULL else nothing_deferred()
 
 
 cdef inline void defer(Deferred* due, bint dense, real dummy) noexcept nogil:
-    """Begins with what was filled in; the rest is written when there is time."""
+    """Writes up to the first whole cache line; put_next and flush write the rest of the row."""
     cdef Py_ssize_t head = <Py_ssize_t>((LINE - <uintptr_t>due.target % LINE) % LINE//sizeof(real))
     due.done = 0
     put_elements(due, dense, head if head < due.n else due.n, dummy)
-    FL_PREFETCH(<char*>due.target + (due.n - 1)*<Py_ssize_t>sizeof(real))   # the next row's too: written in two halves
+    FL_PREFETCH(<char*>due.target + (due.n - 1)*<Py_ssize_t>sizeof(real))   # the next row's too: written in halves
 
 
 cdef inline void put_tail(Deferred* due, real dummy) noexcept nogil:
-    """What put_next would leave, of a row without labels: so the next row's terms may take the places of this one's."""
+    """Writes the tail that put_next would leave (no labels), so the next row may store its terms over this row's."""
     cdef Py_ssize_t done = due.done, rest = (due.n - done) % (2*GROUP)
     due.n -= rest
     due.done = due.n
@@ -123,7 +123,7 @@ cdef inline void put_tail(Deferred* due, real dummy) noexcept nogil:
 
 
 cdef inline void flush(Deferred* due, bint dense, real dummy) noexcept nogil:
-    """Writes what is left of the row."""
+    """Writes the rest of the row."""
     cdef Py_ssize_t done = 0
     if due.target != NULL:
         while due.done + GROUP <= due.n:

@@ -1,44 +1,44 @@
 /* Sums over a block of float logits where there are 32 registers: exp_block of row_sums.pxd and target_block of
- * rows.pxd, where nothing is shifted, to the same bits.  gcc keeps neither sums nor constants in registers where it
- * has the whole row to see to: a tenth of a loss, a sixth of a gradient.
+ * targets.pxd, for a shift of 0, with the same bits.  Given the whole row, gcc keeps neither sums nor constants in
+ * registers, which costs a tenth of a loss and a sixth of a gradient.
  */
 #ifndef FL_ROW_SUMS_AVX512_H
 #define FL_ROW_SUMS_AVX512_H
 #include "math/exp_table.h"
 #include "arrays/nontemporal.h"
 
-/* Elements of a row in groups of 32, of which two may be read from padded copies: the one that holds the element left
- * out, and the row's tail; and one past the end is read from an empty group. */
+/* Elements of a row in groups of 32. Group `out` (it holds the element left out) and group `tail` (the row's end) are
+ * read from padded copies, and a group past the end from an empty one. */
 typedef struct {
     const char *elements;
     const char *out_group, *tail_group, *empty_group;
-    ptrdiff_t n_groups, out, tail;                        /* groups; -1, or past the end: nowhere */
-    const char *ahead;                                    /* what to fetch into the second-level cache meanwhile */
+    ptrdiff_t n_groups, out, tail;                        /* numbers of groups; -1 or past the end: no such group */
+    const char *ahead;                                    /* what to prefetch into the second-level cache */
     ptrdiff_t pace;                                       /* bytes of it for each group */
 } fl_source;
 
 /* Of a reference (row_sums.pxd) what float exps need, where nothing is shifted. */
 typedef struct { float m, lo, magic; } fl_row_unit;
 
-/* Of a deferred gradient (deferred.pxd) what is to be written of floats: target = terms slope - labels scale, if there are
- * labels, but `entry` at `at`; in pairs of groups, as many as are left. */
+/* The part of a deferred gradient (deferred.pxd) that is written in pairs of groups, `left` of them: target is terms
+ * slope or, if there are labels, terms slope - labels scale, and `entry` at `at`. */
 typedef struct {
     float *target;
     const float *terms, *labels;
     float slope, scale, entry;
     ptrdiff_t at, left;
-    int past;                                             /* the caches */
+    int past;                                             /* whether to write past the caches */
 } fl_pending;
 
 #if defined(__AVX512F__) && defined(__AVX512DQ__) && defined(__GNUC__)
 #define FL_HAS_BLOCK 1
-#define FL_BLOCK_NEAR 2048      /* bytes after which lines are asked for into the first level, from the second */
+#define FL_BLOCK_NEAR 2048      /* bytes ahead of which lines are prefetched from the second level into the first */
 
 typedef struct { __m512 lo, magic; __m512i roots, rests; } fl_exps;
 
 /* fl_exp_firstf, fl_exp_rootsf and fl_exp_lastf, operation by operation */
 FL_INLINE __m512 fl_exp16(__m512 x, const fl_exps *k) {
-    __m512 d = _mm512_max_ps(k->lo, x);                   /* the second where one is NaN */
+    __m512 d = _mm512_max_ps(k->lo, x);                   /* gives the second operand if one is NaN */
     __m512 s = _mm512_fmadd_ps(d, _mm512_set1_ps(11.54156f), k->magic), n = _mm512_sub_ps(s, k->magic);
     __m512i i = _mm512_castps_si512(s);
     __m512 r = _mm512_fmadd_ps(n, _mm512_set1_ps(-0.0866433978f), d);
@@ -103,7 +103,7 @@ FL_INLINE void fl_put_pending(fl_pending *p, int dense) {
         else memcpy(p->target, both, sizeof both);
     } else if (p->past) {
         fl_put_two(p->target, p, dense, 1);
-    } else {                                              /* lines are read before they are written: in time */
+    } else {                                              /* a line must be read before it can be written */
         for (j = 0; j < 64; j += 16) FL_PREFETCH((const char *)(p->target + j) + FL_BLOCK_NEAR);
         fl_put_two(p->target, p, dense, 0);
     }
@@ -123,8 +123,8 @@ FL_INLINE __m512 fl_load16(const char *x, int kind) {
     return _mm512_castsi512_ps(_mm512_slli_epi32(_mm512_cvtepu16_epi32(halves), 16));
 }
 
-/* Sums exp over groups of logits, and finds the largest. Unless e is NULL it also keeps the exps there, and writes as
- * much of the deferred gradient. */
+/* Sums exp over groups of logits, and finds the largest logit. Unless e is NULL, also stores the exps there and writes
+ * the same number of elements of the deferred gradient. */
 FL_INLINE double fl_exp_block_of(
         const fl_source *from, int kind, const fl_row_unit *unit, float *e, float *top_out, fl_pending *pending) {
     const ptrdiff_t half = kind == FL_FLOATS ? 64 : 32, size = 2 * half;        /* bytes of a group */
@@ -187,7 +187,7 @@ FL_INLINE __m512 fl_dot16(__m512 t, __m512 m, __m512 x) {                       
     return _mm512_maskz_mul_ps(_mm512_cmp_ps_mask(t, _mm512_setzero_ps(), _CMP_NEQ_UQ), t, _mm512_sub_ps(m, x));
 }
 
-/* likewise with targets t: sums of exp, of t (m - x), and of t */
+/* the same with targets t: sums of exp(x), of t (m - x), and of t */
 FL_INLINE void fl_target_block_of(
         const fl_source *logits, const fl_source *targets, const fl_row_unit *unit, float *e, double *sums,
         fl_pending *pending) {

@@ -106,7 +106,7 @@ cdef inline void index_rows(const Job* job, const Law* law, Py_ssize_t start, Py
             elif r == fetched:
                 fetched = fetch_from(job, i, r, n, scratch, row, workers)
                 m = reference_of(row[r], c, y[r])
-            if r + 1 < fetched:         # so that this row's terms need not wait for theirs
+            if r + 1 < fetched:         # the next row's reference early, to overlap its latency
                 next_m = reference_of(row[r + 1], c, y[r + 1])
             s = scale_of(job, i + r)*weight[r]
             if weight[r] == 0:

@@ -1,8 +1,8 @@
 """Few classes: tiles of up to LANES rows, transposed so that a row is a lane.
 
-A tile is cut into strips of S lanes, class by class: element k of row r stands at b[at(r, k, c)].  Loops
-over a strip have a constant length, so that what is kept for each lane stays in registers.  Every lane has its own
-reference; no sum runs across lanes, so a row's bits do not depend on its neighbours.
+A tile is cut into strips of S lanes, stored class by class: element k of row r is b[at(r, k, c)].  Loops over a strip
+have a constant length, so that each lane's values stay in registers.  Every lane has its own reference, and no sum runs
+across lanes, so a row's bits do not depend on its neighbours.
 """
 from fastloss.kernels.arrays.arrays cimport Rows, even_run, is_direct, load, row_at, run_stride, store
 from fastloss.kernels.math.exp_table cimport exps_by, steps_magic_of
@@ -21,9 +21,9 @@ cdef extern from "arrays/transpose.h" nogil:
 cdef enum:
     TILE = 64               # classes at most
     LANES = 64              # rows of a tile at most; half as many of float64
-    S = 32                  # lanes of a strip, more than gcc unrolls; range() steps by 32, not by S, a Python object
+    S = 32                  # lanes of a strip, more than gcc unrolls; range() steps by 32: S would be a Python object
     TILE_SIZE = 64*64
-    NEAR = 8192             # bytes of a tile that the first-level cache takes besides the one in work
+    NEAR = 8192             # bytes of the next tile that may be prefetched into the first-level cache
 
 
 cdef inline Py_ssize_t rows_of_tile(Py_ssize_t left, real dummy) noexcept nogil:
@@ -34,22 +34,22 @@ cdef inline Py_ssize_t rows_of_tile(Py_ssize_t left, real dummy) noexcept nogil:
 
 
 cdef inline Py_ssize_t at(Py_ssize_t r, Py_ssize_t k, Py_ssize_t c) noexcept nogil:
-    """Where element k of row r stands in a tile of c classes."""
+    """The index of element k of row r in a tile of c classes."""
     return r//S*S*c + k*S + r % S
 
 
 cdef inline Py_ssize_t lanes_of(Py_ssize_t n) noexcept nogil:
-    """Lanes that n rows fill, whole strips of them."""
+    """Lanes of n rows, rounded up to whole strips."""
     return (n + S - 1)//S*S
 
 
 cdef struct Ask:            # rows to prefetch
     const char* base
-    Py_ssize_t stride       # bytes from row to row; 0 where nothing is asked for
-    Py_ssize_t step         # bytes for each class of a strip, so that its classes go through its rows
+    Py_ssize_t stride       # bytes from row to row; 0: nothing to prefetch
+    Py_ssize_t step         # bytes for each class of a strip: all its classes together cover its rows
 
 
-cdef struct Asks:           # of a tile's gradient, and of the next tile's logits and labels
+cdef struct Asks:           # a tile's gradient, and the next tile's logits and labels
     Ask logits
     Ask labels
     Ask grad
@@ -57,7 +57,7 @@ cdef struct Asks:           # of a tile's gradient, and of the next tile's logit
 
 
 cdef inline Ask ask_for(const Rows* rows, Py_ssize_t c, const real* otherwise) noexcept nogil:
-    """The rows, if they lie one behind the other and a tile of them is small; else what is near anyway."""
+    """The rows, if they are contiguous and a tile of them is small; otherwise memory that is in the cache anyway."""
     cdef Ask ask
     cdef Py_ssize_t size = rows.width*rows.itemsize
     ask.base = <const char*>otherwise
@@ -71,7 +71,7 @@ cdef inline Ask ask_for(const Rows* rows, Py_ssize_t c, const real* otherwise) n
 
 
 cdef inline const char* ask_more(const char* next, const Ask* ask, real dummy) noexcept nogil:
-    """What one class of a strip lets pass: a few lines at a time, for all at once would fill the queue of misses."""
+    """Prefetches one class's share: a few lines at a time, because all at once would fill the queue of misses."""
     cdef Py_ssize_t j
     for j in range(S*<Py_ssize_t>sizeof(real)//64):
         FL_PREFETCH(next + j*64)
@@ -79,7 +79,7 @@ cdef inline const char* ask_more(const char* next, const Ask* ask, real dummy) n
 
 
 cdef inline void load_tile(const Rows* rows, Py_ssize_t i, Py_ssize_t n, real* b) noexcept nogil:
-    """The tile of rows i .. i + n; 0 in idle lanes."""
+    """Loads rows i .. i + n as a tile, with 0 in unused lanes."""
     cdef real row[TILE]
     cdef Py_ssize_t s, r, k, left, c = rows.width, stride = run_stride(rows)
     cdef bint even = even_run(rows, i, n), direct = is_direct(rows, b[0])
@@ -106,7 +106,7 @@ cdef inline void load_tile(const Rows* rows, Py_ssize_t i, Py_ssize_t n, real* b
 
 
 cdef inline void store_tile(const Rows* rows, Py_ssize_t i, Py_ssize_t n, const real* b) noexcept nogil:
-    """Rows i .. i + n = the tile."""
+    """Stores the tile to rows i .. i + n."""
     cdef real row[TILE]
     cdef Py_ssize_t s, r, k, left, c = rows.width, stride = run_stride(rows)
     cdef bint even = even_run(rows, i, n), direct = is_direct(rows, b[0])
@@ -130,7 +130,7 @@ cdef inline void store_tile(const Rows* rows, Py_ssize_t i, Py_ssize_t n, const 
 
 
 cdef inline void strip_sums(const real* p, Py_ssize_t c, double* total) noexcept nogil:
-    """total[j] = sum of p[k, j] over k: in float fours, then float64; in float64 pairs, added with compensation."""
+    """total[j] = sum of p[k, j] over k: float in fours, then float64; float64 in pairs, with compensation."""
     cdef double sums[S]
     cdef double carry[S]
     cdef real part[S]
@@ -175,7 +175,7 @@ cdef inline void strip_sums(const real* p, Py_ssize_t c, double* total) noexcept
         total[j] = sums[j]
 
 
-cdef struct Lanes:          # what is known of each row of a tile
+cdef struct Lanes:          # of each row of a tile
     double others[LANES]    # sum of exp over all classes but one
     double label[LANES]     # exp of that one
     double gap[LANES]       # its logit minus shift
@@ -204,10 +204,10 @@ cdef inline void tile_max(const real* b, Py_ssize_t c, Py_ssize_t lanes, real* m
 
 
 cdef inline void tile_argmax(const real* b, Py_ssize_t c, Py_ssize_t lanes, real* m, real* top) noexcept nogil:
-    """Maxima and where they first stand; TILE where that is nowhere, for NaN.
+    """Maxima and the first class of each; TILE where there is none, for NaN.
 
-    Class numbers are of the logits' type, exact up to TILE: they compare and select in the same registers.  Keeping the
-    number while the maximum is searched would be a branch.
+    Class numbers have the logits' type, exact up to TILE, so they are compared and selected in the same registers.
+    Keeping the number while searching the maximum would need a branch.
     """
     cdef real at[S]
     cdef const real* p
@@ -229,7 +229,7 @@ cdef inline void tile_argmax(const real* b, Py_ssize_t c, Py_ssize_t lanes, real
 
 cdef inline void tile_terms(real* b, Py_ssize_t c, Py_ssize_t n, const real* m, const real* out, Lanes* rows,
                             const Asks* asks) noexcept nogil:
-    """b becomes exp(b) in the unit of each row's maximum m, 0 at class out[r]; sums of every lane, but not ratios."""
+    """Replaces b by exp(b) relative to each row's maximum m, and by 0 at class out[r]; fills `rows` but its ratios."""
     cdef real shift[S]
     cdef real power[S]
     cdef real lo[S]
@@ -260,7 +260,7 @@ cdef inline void tile_terms(real* b, Py_ssize_t c, Py_ssize_t n, const real* m, 
             logits = ask_more(logits, &asks.logits, shift[0])
             labels = ask_more(labels, &asks.labels, shift[0])
             grad = ask_more(grad, &asks.grad, shift[0])
-            if real is double:      # of float as fast by the series
+            if real is double:      # float is as fast by the series
                 for j in range(S):
                     v = p[k*S + j] - shift[j]
                     d[j] = lo[j] if lo[j] > v else v
@@ -268,7 +268,7 @@ cdef inline void tile_terms(real* b, Py_ssize_t c, Py_ssize_t n, const real* m, 
             for j in range(S):
                 v = p[k*S + j]
                 e = exp_of(v - shift[j], lo[j], magic[j]) if real is float else d[j]
-                x_out[j] = x_out[j] + (v if skip[j] == <real>k else <real>0)    # selecting the old value is a branch
+                x_out[j] = x_out[j] + (v if skip[j] == <real>k else <real>0)    # keeping the old one would be a branch
                 if real is double:
                     e_out[j] = e_out[j] + (e if skip[j] == <real>k else <real>0)
                 p[k*S + j] = <real>0 if skip[j] == <real>k else e
@@ -278,13 +278,13 @@ cdef inline void tile_terms(real* b, Py_ssize_t c, Py_ssize_t n, const real* m, 
             rows.gap[s + j] = <double>x_out[j] - <double>shift[j]
             rows.label[s + j] = e_out[j]
     for j in range(lanes):
-        if real is float:           # rounded to float it would cost the loss half a unit or more
+        if real is float:           # rounding it to float would cost the loss half an ulp or more
             rows.label[j] = fl_exp_label_short(rows.gap[j], rows.power[j], bias)
         rows.total[j] = rows.others[j] + rows.label[j]
 
 
 cdef inline void tile_ratios(Py_ssize_t lanes, Lanes* rows, bint inverses, real dummy) noexcept nogil:
-    """log(1 + others/label); where the label underflowed, log(others) - log(label). And the inverses, if asked for."""
+    """Fills ratio = log(1 + others/label), as log(others) - log(label) where the label underflows; and the inverses."""
     cdef double u, far, rest, label, both, least = 2.0**-16 if real is float else 2.0**-600
     cdef Py_ssize_t j
     cdef int bias = bias_of(dummy)
