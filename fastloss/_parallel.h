@@ -1,5 +1,5 @@
 /* What _parallel.pyx needs of the system: clocks, atomics, what a thread knows of itself, and whether threads can be
-   made.  Every number that several threads touch is atomic; what only one touches is thread-local. */
+   made.  Numbers that several threads use are atomic; those of a single thread are thread-local. */
 #ifndef FL_PARALLEL_H
 #define FL_PARALLEL_H
 

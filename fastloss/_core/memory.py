@@ -131,7 +131,7 @@ def aligned(size: int, dtype: np.dtype[Any], name: str = "a table") -> Array:
 
 
 def copied(given: Array, dtype: Any) -> Array:
-    """A copy in C order, made in pieces, for an interrupt is heard between two of them."""
+    """A copy in C order, made in pieces, so that an interrupt can come between two of them."""
     if given.size <= PIECE:
         return np.array(given, dtype, order="C")
     out = empty(given.shape, dtype)

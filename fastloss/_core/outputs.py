@@ -47,13 +47,13 @@ def checked(
     apart: dict[str, Array | None],
     alias: Array | None = None,
 ) -> Array | None:
-    """A buffer for results: right shape and dtype, writable, apart from the named arrays.
+    """Check a buffer for results: its shape and dtype, that it is writable, and shares no memory with named arrays.
 
-    It may be `alias` itself (in place), but not overlap it otherwise.
+    It may be `alias` itself (in place), but must not overlap it in any other way.
     """
     if value is None:
         return None
-    if type(value) not in _PLAIN:  # nor a subclass: its mask, unit or second axis would be ignored
+    if type(value) not in _PLAIN:  # a subclass neither: its mask, unit or second axis would be ignored
         plain = "a plain" if isinstance(value, np.ndarray) else "an"
         raise TypeError(f"{name} must be {plain} array, got {type(value).__name__}")
     if value.dtype != dtype:
@@ -106,14 +106,14 @@ def returned(result: Array, out: Array | None) -> Any:
 
 
 def narrow(out: Array, values: Any) -> None:
-    """Write into an array of perhaps fewer bits; what is too large for it is infinite, without a warning."""
+    """Write into an array of perhaps fewer bits; numbers too large for it become infinite, without a warning."""
     with np.errstate(over="ignore", invalid="ignore"):
         out[...] = values
 
 
 def number(value: float, dtype: np.dtype[Any], out: Array | None) -> Any:
     """A reduced loss, written to `out` if there is one."""
-    if out is None and -FITS < value < FITS:  # no need to silence anything, which takes longer than a small loss
+    if out is None and -FITS < value < FITS:  # nothing to silence: np.errstate takes longer than a small loss
         return dtype.type(value)
     result = _memory.empty((), dtype) if out is None else out
     narrow(result, value)

@@ -24,7 +24,7 @@ _PLAIN = (np.ndarray, np.memmap)
 
 
 def loss_dtype(name: str, dtype: np.dtype[Any]) -> np.dtype[Any]:
-    """The dtype of the losses of an argument of this dtype; TypeError if it has none."""
+    """The dtype of losses for an argument of this dtype; TypeError if there is none."""
     try:
         return _FLOATS[dtype]
     except KeyError:
@@ -59,13 +59,13 @@ def array(name: str, value: ArrayLike) -> Array:
         raise TypeError(f"{name} must be an array, got {shown(value)}{_tensor(name, value)}: {_line(error)}") from None
     if a.ndim:
         _not_masked(name, value, a.ndim)
-    if a.dtype.kind == "O" and not hasattr(value, "dtype"):  # a set, a generator, a dict, any object; not a table
+    if a.dtype.kind == "O" and not hasattr(value, "dtype"):  # a set, a generator, a dict, any other object
         raise TypeError(f"{name} must be an array of numbers, got {shown(value)}")
     return a
 
 
 def _tensor(name: str, value: Any) -> str:
-    """What to write instead of a tensor that cannot be had as an array."""
+    """What to write instead of a tensor that does not convert to an array."""
     if not hasattr(type(value), "detach"):
         return ""
     if "bfloat16" in str(getattr(value, "dtype", "")):
@@ -74,7 +74,7 @@ def _tensor(name: str, value: Any) -> str:
 
 
 def _not_masked(name: str, value: Any, depth: int) -> None:
-    """No masked array, nor a list of them: their masks would be lost."""
+    """Raise TypeError for masked arrays and lists of them: their masks would be lost."""
     if isinstance(value, np.ma.MaskedArray):
         raise TypeError(f"{name} must be a plain array, got a masked one (use sample_weight or where)")
     if depth and isinstance(value, list | tuple) and value and not isinstance(value[0], int | float):
@@ -150,7 +150,7 @@ def broadcast(name: str, a: Array, shape: tuple[int, ...]) -> Array:
     """A view of the array in this shape."""
     if a.shape == shape:
         return a
-    if a.ndim == 0 and a.dtype.kind in "fiub":  # what broadcast_to would give, in a fifth of its time
+    if a.ndim == 0 and a.dtype.kind in "fiub":  # gives what broadcast_to would, in a fifth of its time
         return np.ndarray(shape, a.dtype, a, strides=(0,) * len(shape))
     try:
         return np.broadcast_to(a, shape)
@@ -159,7 +159,7 @@ def broadcast(name: str, a: Array, shape: tuple[int, ...]) -> Array:
 
 
 def one_of(name: str, value: ArrayLike | None, alias: str, other: ArrayLike | None) -> ArrayLike:
-    """The one that is given of an argument and its alias."""
+    """The value of an argument, given by its name or by its alias."""
     if value is None and other is None:
         raise TypeError(f"{name} must be given")
     if value is not None and other is not None:
@@ -178,7 +178,7 @@ def joint_shape(name: str, a: Array, other: str, b: Array) -> tuple[int, ...]:
 
 
 def differentiable(name: str, a: Array) -> None:
-    """Only real numbers have a gradient."""
+    """Raise TypeError unless the array holds floats, which alone have a gradient."""
     if a.dtype.kind in "iub":
         raise TypeError(f"{name} must be float16, bfloat16, float32 or float64 to have a gradient, got {a.dtype}")
 
@@ -194,7 +194,7 @@ def mask(name: str, value: ArrayLike | None, shape: tuple[int, ...]) -> Array | 
 
 
 def packed(value: Array, dtype: Any = None) -> Array:
-    """C-contiguous and aligned, as typed kernel arguments must be; a copy only where it is not."""
+    """The array, C-contiguous and aligned as typed kernel arguments must be; a copy only if it is not."""
     a = np.ascontiguousarray(value, dtype)
     return a if a.flags.aligned else a.copy()
 

@@ -42,7 +42,7 @@ def file_name(vocab_file: Any) -> str:
 
 
 def _open(path: str) -> TextIO:
-    """A regular file.  Others are not even opened, for that may do something, or wait."""
+    """Open a regular file.  Others are not even opened, because that may do something, or wait."""
     file = -1
     kind = os.stat(path)
     if stat.S_ISREG(kind.st_mode):

@@ -49,7 +49,7 @@ def one_buffer_each(name: str, value: Any, n: int, like: str) -> list[Any]:
 
 
 def no_buffers(buffers: dict[str, Any], names: tuple[str, ...]) -> None:
-    """Gradients that are SparseRows take no buffer."""
+    """Raise TypeError if there is a buffer for a gradient that is SparseRows."""
     for name in names:
         if buffers.get(name) is not None:
             raise TypeError(f"grad_out must be None for {name}: its gradient is SparseRows")

@@ -23,7 +23,7 @@ def bad_label(name: str, a: Array, row: int, n_classes: int, ignore: int | None 
 
 
 def ignored(value: int | None) -> int | None:
-    """ignore_index as the kernels take it; a number that no int64 label can equal is none."""
+    """ignore_index as the kernels take it; None if no int64 label can equal the number."""
     if value is None:
         return None
     k = index("ignore_index", value)
@@ -83,7 +83,7 @@ def class_labels(
     bad = ((y < 0) | (y >= n_classes)) & ~skipped
     if bad.any():
         raise bad_label(name, y, int(np.argmax(bad)), n_classes, ignore)
-    ids = y.astype(np.int64).reshape(-1, 1)  # first: no unsigned dtype holds -1
+    ids = y.astype(np.int64).reshape(-1, 1)  # first, because no unsigned dtype holds -1
     ids[skipped.reshape(-1)] = -1
     return ClassLabels(given, ids, None, tail, bool(skipped.any()))
 

@@ -235,7 +235,7 @@ def drawn_from(value: Any, seed: Any, kind: type[Any], others: type[Any]) -> Non
 
 
 def sampler(value: Any, sampled_values: Any, seed: Any, num_classes: int, kind: type[Any]) -> None:
-    """A sampler object to draw from, if any, with the range and the only source of randomness."""
+    """Check a sampler object, if one is given: its range, and that no other source of randomness is given."""
     if value is None:
         return
     if not isinstance(value, kind):

@@ -62,7 +62,7 @@ def table_shards(name: str, value: Any, ndim: int) -> list[Array]:
 
 
 def shard_sizes(name: str, arrays: list[Array], strategy: str) -> int:
-    """The rows of all shards together; ValueError if a shard has not the size that the strategy gives it."""
+    """The number of rows of all shards; ValueError if a shard does not have the size that the strategy gives it."""
     n, parts = sum(map(len, arrays)), len(arrays)
     wanted = n // parts
     for k, a in enumerate(arrays):

@@ -1,4 +1,4 @@
-/* float16 in whole spans: by the instruction where there is one, which gives the same numbers as vmath.h's functions. */
+/* Conversion of spans of float16, by the instruction where there is one; it gives the same numbers as vmath.h. */
 #ifndef FL_FLOAT16_H
 #define FL_FLOAT16_H
 #include <stddef.h>

@@ -26,7 +26,7 @@ typedef __m512d fl_wd;
 #define FL_TRANSPOSE_STORE _mm512_storeu_ps
 #define FL_TRANSPOSE_STORED _mm512_storeu_pd
 static inline fl_wf fl_partsf(const float *s, ptrdiff_t step) { /* 4 classes of as many rows as parts, `step` apart */
-    __m512 v = _mm512_castps128_ps512(_mm_loadu_ps(s));                 /* masked broadcasts: no shuffle port */
+    __m512 v = _mm512_castps128_ps512(_mm_loadu_ps(s));                 /* masked broadcasts need no shuffle port */
     v = _mm512_mask_broadcast_f32x4(v, 0x00f0, _mm_loadu_ps(s + step));
     v = _mm512_mask_broadcast_f32x4(v, 0x0f00, _mm_loadu_ps(s + 2 * step));
     return _mm512_mask_broadcast_f32x4(v, 0xf000, _mm_loadu_ps(s + 3 * step));
@@ -139,7 +139,7 @@ static inline void fl_block_out(const double *b, ptrdiff_t lanes, double *x, ptr
     fl_put_parts(x, 2 * stride, FL_TRANSPOSE_LOWD(p, q));
     fl_put_parts(x + stride, 2 * stride, FL_TRANSPOSE_HIGHD(p, q));
 }
-#else                                   /* no registers to transpose in: element by element */
+#else                                   /* without such registers: element by element */
 #define FL_TRANSPOSE_PARTS 1
 #define FL_TRANSPOSE_SIDEF 1
 #define FL_TRANSPOSE_SIDE 1

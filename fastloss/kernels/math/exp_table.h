@@ -18,7 +18,7 @@
 #include <immintrin.h>
 #define FL_EXP_STEPS 8
 
-/* bits of 2^(j/8), less what adding n, shifted so that n/8 lies in the exponent, brings back */
+/* bits of 2^(j/8), minus j shifted likewise: adding n, shifted so that n/8 lies in the exponent, adds j again */
 static const uint32_t fl_rootsf[FL_EXP_STEPS] = {
     0x3f800000, 0x3f7b95c2, 0x3f7837f0, 0x3f75fed7, 0x3f7504f3, 0x3f75672a, 0x3f7744fd, 0x3f7ac0c7,
 };
@@ -27,7 +27,7 @@ static const uint64_t fl_roots[FL_EXP_STEPS] = {
     0x3feea09e667f3bcd, 0x3feeace5422aa0db, 0x3feee89f995ad3ad, 0x3fef5818dcfba487,
 };
 
-/* what they lack, as shares of them */
+/* rounding errors of the roots, relative to them */
 static const float fl_restsf[FL_EXP_STEPS] = {
     0.0f, -1.1992157e-08f, 3.1934182e-08f, -3.099072e-08f,
     1.7114271e-08f, 5.2333342e-09f, -1.4719605e-08f, -6.1282597e-09f,

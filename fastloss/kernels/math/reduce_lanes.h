@@ -1,5 +1,5 @@
-/* Lanes that become half as many: a[j] and a[j + n] become a[j], j < n.  Inlined with n constant, each is a few vector
- * operations; without the pragma gcc unrolls loops this short before it vectorises, and leaves them scalar. */
+/* Folds lanes to half as many: a[j] and a[j + n] become a[j], for j < n.  Inlined with a constant n, a fold is a few
+ * vector operations. Without the pragma gcc unrolls such short loops before it vectorises, and leaves them scalar. */
 #ifndef FL_REDUCE_LANES_H
 #define FL_REDUCE_LANES_H
 #include "math/vmath.h"

@@ -1,4 +1,4 @@
-/* What the element-wise losses need beside vmath.h: branch-free likewise, float functions end in f. */
+/* What the element-wise losses need beyond vmath.h. All is branch-free; float functions end in f. */
 #ifndef FL_SIGMOID_MATH_H
 #define FL_SIGMOID_MATH_H
 #include "math/vmath.h"

@@ -38,7 +38,7 @@ FL_PRODUCT_UNROLL
                 const FL_T *r = p + o * a_outer, *next = A + o * a_outer + ahead;
                 if (later && i0 + j0 == 0)
                     for (k = o; k < FL_PRODUCT_TILE; k += n) {
-                        FL_PREFETCH_FAR(later + k * pitch);       /* rows pages apart share a place in level 1 */
+                        FL_PREFETCH_FAR(later + k * pitch);       /* rows a page apart share cache sets of level 1 */
                         FL_PREFETCH_FAR(later + k * pitch + FL_N / 2);
                     }
                 for (k = 0; k < K; k++) {
@@ -112,7 +112,7 @@ static void FL_NAME(fl_tile_columns)(ptrdiff_t K, const FL_T *A, const FL_T *B, 
     FL_NAME(fl_tile)(1, K, left, B, 0, FL_N, &target);
 }
 
-/* A: panels themselves, n of them, `step` apart, their lanes being k; gradient to the table */
+/* A: n panels, `step` apart, whose lanes are k; gradient to the table */
 static void FL_NAME(fl_tile_lanes)(ptrdiff_t n, ptrdiff_t step, const FL_T *A, const FL_T *B, const fl_target *target) {
     const FL_NAME(fl_left) left = {A, step, FL_N, 1, FL_PRODUCT_TILE * FL_N, FL_PRODUCT_TILE};
     FL_NAME(fl_tile)(n, FL_N, left, B, 0, FL_N, target);

@@ -1,4 +1,4 @@
-"""Scratch of one call: each thread's is allocated by the first block it works on, and used by all."""
+"""Scratch of one call: a thread's first block allocates it, and all its blocks use it."""
 from libc.stdlib cimport free, malloc
 from libc.stdint cimport uintptr_t
 from libc.string cimport memset

@@ -17,7 +17,7 @@ typedef struct {
     ptrdiff_t pace;                                       /* bytes of it for each group */
 } fl_source;
 
-/* Of a reference (row_sums.pxd) what float exps need, where nothing is shifted. */
+/* What float exps need of a reference (row_sums.pxd) whose shift is 0. */
 typedef struct { float m, lo, magic; } fl_row_unit;
 
 /* The part of a deferred gradient (deferred.pxd) that is written in pairs of groups, `left` of them: target is terms
