@@ -17,9 +17,9 @@ from fastloss.kernels.matmul.product cimport (
 )
 from fastloss.kernels.parallel.scratch cimport Scratches, free_scratch, new_scratch, scratch_of
 from fastloss.kernels.softmax.lane_sums cimport L, add_block, row_max, settled
+from fastloss.kernels.softmax.groups cimport Source, next_block, whole_groups
 from fastloss.kernels.softmax.row_sums cimport (
-    HEADROOM, HEADROOMF, ROWS, Reference, Source, Terms, block_sum, label_of_terms, log_ratios, next_block,
-    reference_at, terms_at, whole_groups,
+    HEADROOM, HEADROOMF, ROWS, Reference, Terms, block_sum, label_of_terms, log_ratios, reference_at, terms_at,
 )
 from fastloss.kernels.math.vmath cimport FL_LN2, bias_of, fl_exp_label, fl_log, fl_log1p, real
 
