@@ -26,7 +26,7 @@ cdef enum:                      # what is written as Hessian; its numbers are th
     UPPER                       # twice that
     RESIDUAL                    # the gradient's magnitude
 
-cdef struct Job:
+cdef struct SoftmaxCall:
     int what
     Rows logits
     Rows labels                 # class indices, or one target per class
@@ -138,7 +138,7 @@ cdef inline void put_zeros(const Rows* rows, Py_ssize_t i) noexcept nogil:
 
 # ------------------------------------------------------------------ labels and scales
 
-cdef inline int64_t label_of(const Job* job, Py_ssize_t i) noexcept nogil:
+cdef inline int64_t label_of(const SoftmaxCall* job, Py_ssize_t i) noexcept nogil:
     """The row's class, or -1 if it is ignored.  Checked before; again here, for the array may have changed since."""
     cdef int64_t y = index_at(row_at(&job.labels, i), job.labels.kind)
     if job.has_ignore and y == job.ignore:
@@ -146,7 +146,8 @@ cdef inline int64_t label_of(const Job* job, Py_ssize_t i) noexcept nogil:
     return y if <uint64_t>y < <uint64_t>job.logits.width else 0
 
 
-cdef inline void labels_of(const Job* job, Py_ssize_t i, Py_ssize_t n, int64_t* y, double* weight) noexcept nogil:
+cdef inline void labels_of(const SoftmaxCall* job, Py_ssize_t i, Py_ssize_t n, int64_t* y,
+                           double* weight) noexcept nogil:
     """Classes and class weights of rows i .. i + n; an ignored row has class 0 and weight 0."""
     cdef Py_ssize_t r
     cdef const char* p = row_at(&job.labels, i)
@@ -165,11 +166,11 @@ cdef inline void labels_of(const Job* job, Py_ssize_t i, Py_ssize_t n, int64_t* 
             weight[r] *= job.class_weight[y[r]]
 
 
-cdef inline double scale_of(const Job* job, Py_ssize_t i) noexcept nogil:
+cdef inline double scale_of(const SoftmaxCall* job, Py_ssize_t i) noexcept nogil:
     return job.factor*job.scale[i] if job.scale != NULL else job.factor
 
 
-cdef inline double share_of(const Job* job, Py_ssize_t i) noexcept nogil:
+cdef inline double share_of(const SoftmaxCall* job, Py_ssize_t i) noexcept nogil:
     """s/K, s: smoothing, K the classes of row i that `where` keeps."""
     cdef const char* p
     cdef Py_ssize_t k, kept = job.logits.width
@@ -181,7 +182,7 @@ cdef inline double share_of(const Job* job, Py_ssize_t i) noexcept nogil:
     return job.smoothing/kept if kept else 0.0
 
 
-cdef inline void targets_by(const Job* job, Py_ssize_t i, int64_t y, double share, double* t) noexcept nogil:
+cdef inline void targets_by(const SoftmaxCall* job, Py_ssize_t i, int64_t y, double share, double* t) noexcept nogil:
     """t_k = w_k ((1 - s) y_k + share), the share of classes that `where` keeps; w: class weights, y: the label's class.
 
     In float64: rounded to float, the share alone would shift every term alike and cost the loss half a unit.
@@ -202,7 +203,7 @@ cdef inline void targets_by(const Job* job, Py_ssize_t i, int64_t y, double shar
             t[k] = t[k]*job.class_weight[k]
 
 
-cdef inline void targets(const Job* job, Py_ssize_t i, double* t) noexcept nogil:
+cdef inline void targets(const SoftmaxCall* job, Py_ssize_t i, double* t) noexcept nogil:
     """The row's targets; an ignored one's mean nothing."""
     targets_by(job, i, label_of(job, i) if job.index else 0, share_of(job, i), t)
 

@@ -8,7 +8,7 @@ from libc.stdint cimport int64_t
 
 from fastloss.kernels.arrays.arrays cimport even_run, load, row_at, run_stride, store
 from fastloss.kernels.softmax.call cimport (
-    LOG_SOFTMAX, LOSS, RESIDUAL, SOFTMAX, Job, label_of, put_one, put_zeros, scale_of,
+    LOG_SOFTMAX, LOSS, RESIDUAL, SOFTMAX, SoftmaxCall, label_of, put_one, put_zeros, scale_of,
 )
 from fastloss.kernels.math.vmath cimport real
 
@@ -16,7 +16,7 @@ cdef enum:
     RUN = 64            # losses looked at together
 
 
-cdef inline Py_ssize_t first_left(const Job* job, Py_ssize_t i) noexcept nogil:
+cdef inline Py_ssize_t first_left(const SoftmaxCall* job, Py_ssize_t i) noexcept nogil:
     """The row's first class that is not masked, or how many there are."""
     cdef const char* p
     cdef Py_ssize_t k
@@ -29,12 +29,12 @@ cdef inline Py_ssize_t first_left(const Job* job, Py_ssize_t i) noexcept nogil:
     return job.where.width
 
 
-cdef inline bint nothing_left(const Job* job, Py_ssize_t i) noexcept nogil:
+cdef inline bint nothing_left(const SoftmaxCall* job, Py_ssize_t i) noexcept nogil:
     """Whether the row has no class but masked ones."""
     return job.where.data != NULL and first_left(job, i) == job.where.width
 
 
-cdef inline void amend_masked(const Job* job, Py_ssize_t i, real value) noexcept nogil:
+cdef inline void amend_masked(const SoftmaxCall* job, Py_ssize_t i, real value) noexcept nogil:
     """Masked classes of a row that is NaN, or of which none is left, have the value of any masked class."""
     cdef Py_ssize_t k = first_left(job, i)
     cdef const char* p = row_at(&job.where, i)
@@ -48,7 +48,7 @@ cdef inline void amend_masked(const Job* job, Py_ssize_t i, real value) noexcept
             put_one(&job.grad, i, k, value)
 
 
-cdef inline double target_of(const Job* job, Py_ssize_t i, Py_ssize_t k, int64_t y, bint left) noexcept nogil:
+cdef inline double target_of(const SoftmaxCall* job, Py_ssize_t i, Py_ssize_t k, int64_t y, bint left) noexcept nogil:
     """As targets() in softmax_job, but of one class, and any other number than 0 for a share of smoothing."""
     cdef double t = k == y
     cdef const char* p = row_at(&job.where, i) if job.where.data != NULL else NULL
@@ -61,7 +61,7 @@ cdef inline double target_of(const Job* job, Py_ssize_t i, Py_ssize_t k, int64_t
     return t*job.class_weight[k] if job.class_weight != NULL else t
 
 
-cdef inline void amend_loss(const Job* job, Py_ssize_t i, real* loss) noexcept nogil:
+cdef inline void amend_loss(const SoftmaxCall* job, Py_ssize_t i, real* loss) noexcept nogil:
     """A row whose loss is NaN."""
     cdef bint left = not nothing_left(job, i), counts = False
     cdef int64_t y = label_of(job, i) if job.index else 0
@@ -85,7 +85,7 @@ cdef inline void amend_loss(const Job* job, Py_ssize_t i, real* loss) noexcept n
             put_one(&job.hess, i, k, v if v > 0 else -v)
 
 
-cdef inline void amend(const Job* job, Py_ssize_t start, Py_ssize_t stop, real dummy) noexcept nogil:
+cdef inline void amend(const SoftmaxCall* job, Py_ssize_t start, Py_ssize_t stop, real dummy) noexcept nogil:
     """Rows start .. stop, when all else has been written."""
     cdef real v[RUN]
     cdef Py_ssize_t i, n, r

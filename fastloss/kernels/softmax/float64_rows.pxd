@@ -9,12 +9,13 @@ from fastloss.kernels.arrays.arrays cimport load, row_at
 from fastloss.kernels.parallel.parallel cimport stopped
 from fastloss.kernels.softmax.empty_rows cimport nothing_left
 from fastloss.kernels.softmax.call cimport (
-    RESIDUAL, UPPER, Job, label_of, mask, put, put_one, put_zeros, scale_of, targets,
+    RESIDUAL, UPPER, SoftmaxCall, label_of, mask, put, put_one, put_zeros, scale_of, targets,
 )
 from fastloss.kernels.softmax.laws cimport Label, Law, Worth, quotient, worth
 from fastloss.kernels.math.sigmoid_math cimport fl_exp_minus, tanh_of
 from fastloss.kernels.softmax.lane_sums cimport L, find, row_max, sum_groups
-from fastloss.kernels.softmax.row_sums cimport BLOCK, Row, Terms, label_of_terms, log_ratios, row_terms
+from fastloss.kernels.softmax.groups cimport BLOCK, Row
+from fastloss.kernels.softmax.row_sums cimport Terms, label_of_terms, log_ratios, row_terms
 
 cdef enum:
     WIDE_ARRAYS = 8     # of WideRow
@@ -65,7 +66,7 @@ cdef inline double sum_of(double* v, Py_ssize_t c) noexcept nogil:
     return sum_groups(v, groups)
 
 
-cdef inline void cap(const Job* job, const WideRow* row, Py_ssize_t start, Py_ssize_t stop) noexcept nogil:
+cdef inline void cap(const SoftmaxCall* job, const WideRow* row, Py_ssize_t start, Py_ssize_t stop) noexcept nogil:
     """x = softcap tanh(x/softcap)/temperature, and its derivatives: 1 - tanh^2 without cancellation."""
     cdef Py_ssize_t k
     cdef double u, w, h, c = job.softcap, t = job.temperature
@@ -86,7 +87,7 @@ cdef inline void cap(const Job* job, const WideRow* row, Py_ssize_t start, Py_ss
         row.x[k] = row.x[k]/t
 
 
-cdef inline void cap_row(const Job* job, Py_ssize_t i, const WideRow* row) noexcept nogil:
+cdef inline void cap_row(const SoftmaxCall* job, Py_ssize_t i, const WideRow* row) noexcept nogil:
     """All of the row; a class that `where` takes out is not capped, whatever its logit is."""
     cdef Py_ssize_t b = 0, n, k, done = 0, c = job.logits.width
     cdef const char* p = row_at(&job.where, i) if job.where.data != NULL else NULL
@@ -102,7 +103,7 @@ cdef inline void cap_row(const Job* job, Py_ssize_t i, const WideRow* row) noexc
             break
 
 
-cdef inline double row_weight(const Job* job, Py_ssize_t i, double* labels) noexcept nogil:
+cdef inline double row_weight(const SoftmaxCall* job, Py_ssize_t i, double* labels) noexcept nogil:
     """The row's class weight, which multiplies its z-loss."""
     cdef Py_ssize_t k
     if job.class_weight == NULL:
@@ -115,7 +116,7 @@ cdef inline double row_weight(const Job* job, Py_ssize_t i, double* labels) noex
     return sum_of(labels, job.logits.width)
 
 
-cdef inline void read_row(const Job* job, Py_ssize_t i, WideRow* row) noexcept nogil:
+cdef inline void read_row(const SoftmaxCall* job, Py_ssize_t i, WideRow* row) noexcept nogil:
     """The row's logits, targets and sums."""
     cdef Py_ssize_t c = job.logits.width
     cdef Terms terms
@@ -180,7 +181,7 @@ cdef inline Worth shares(const Law* law, const WideRow* row, Py_ssize_t c) noexc
     return best
 
 
-cdef inline void put_labels_slopes(const Job* job, const Law* law, Py_ssize_t i, const WideRow* row,
+cdef inline void put_labels_slopes(const SoftmaxCall* job, const Law* law, Py_ssize_t i, const WideRow* row,
                                    double scale) noexcept nogil:
     """d loss/d y_k = w_k ((1 - s) value_k - mean), and the z-loss's where it is weighted by the labels."""
     cdef const char* kept = row_at(&job.where, i) if job.where.data != NULL else NULL
@@ -200,7 +201,7 @@ cdef inline void put_labels_slopes(const Job* job, const Law* law, Py_ssize_t i,
             break
 
 
-cdef inline void derive(const Job* job, const WideRow* row, const Worth* best, Py_ssize_t start,
+cdef inline void derive(const SoftmaxCall* job, const WideRow* row, const Worth* best, Py_ssize_t start,
                         Py_ssize_t stop) noexcept nogil:
     """Derivatives by the capped logits: sums over all classes but k, and k's own, which cancel only where the truth
     does."""
@@ -229,7 +230,7 @@ cdef inline void derive(const Job* job, const WideRow* row, const Worth* best, P
         row.bend[top] = p*p*bends + p*q*(slopes + push) + p*best.mass + best.bend
 
 
-cdef inline void put_derived(const Job* job, Py_ssize_t i, const WideRow* row, double scale, Py_ssize_t start,
+cdef inline void put_derived(const SoftmaxCall* job, Py_ssize_t i, const WideRow* row, double scale, Py_ssize_t start,
                              Py_ssize_t n) noexcept nogil:
     """Gradient and Hessian diagonal of n classes, by the logits as they were given."""
     cdef Py_ssize_t k
@@ -248,7 +249,7 @@ cdef inline void put_derived(const Job* job, Py_ssize_t i, const WideRow* row, d
     put(&job.hess, i, start, row.bend + start, n, False)
 
 
-cdef inline void put_derivatives(const Job* job, Py_ssize_t i, WideRow* row, const Worth* best, bint left,
+cdef inline void put_derivatives(const SoftmaxCall* job, Py_ssize_t i, WideRow* row, const Worth* best, bint left,
                                  double scale) noexcept nogil:
     """Of a row of which no class is left, as if the label's probability were 0 and nothing else moved."""
     cdef Py_ssize_t b = 0, n, k, done = 0, c = job.logits.width
@@ -288,7 +289,7 @@ cdef inline bint counts(const WideRow* row, Py_ssize_t c) noexcept nogil:
     return row.z != 0
 
 
-cdef inline void wide_rows(const Job* job, const Law* law, Py_ssize_t start, Py_ssize_t stop,
+cdef inline void wide_rows(const SoftmaxCall* job, const Law* law, Py_ssize_t start, Py_ssize_t stop,
                            double* scratch) noexcept nogil:
     cdef Py_ssize_t i, c = job.logits.width
     cdef WideRow row

@@ -1,8 +1,9 @@
 """Sums and maxima along a row.
 
 Sums have one fixed shape on every instruction set, for any number of threads: L lanes side by side; in a lane, pairs
-of terms, in float chains of PAIRS pairs, then float64; blocks of terms (row_sums.pxd); in float64 two pairs are added with
-compensation. In a longer chain equal terms (a constant background) would drift by many units in the last place.
+of terms, in float chains of PAIRS pairs, then float64; blocks of terms (row_sums.pxd), added with compensation; in
+float64 two pairs are added with compensation, too. In a longer chain equal terms (a constant background) would drift
+by many units in the last place.
 """
 from libc.math cimport INFINITY, fabs
 

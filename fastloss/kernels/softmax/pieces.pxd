@@ -10,11 +10,12 @@ from fastloss._parallel cimport Body, for_blocks
 from fastloss.kernels.arrays.arrays cimport Rows, is_direct
 from fastloss.kernels.math.vmath cimport real
 from fastloss.kernels.parallel.parallel cimport GRAIN, blocks, cut, fl_set
-from fastloss.kernels.softmax.call cimport Job, Slope, fetch, piece_of_rows
+from fastloss.kernels.softmax.call cimport SoftmaxCall, Slope, fetch, piece_of_rows
 from fastloss.kernels.softmax.deferred cimport Deferred, flush, nothing_deferred
 from fastloss.kernels.softmax.lane_sums cimport L, find, row_max
+from fastloss.kernels.softmax.groups cimport BLOCK, Part, Row
 from fastloss.kernels.softmax.row_sums cimport (
-    BLOCK, Part, Reference, Row, Terms, exp_part, reference_at, row_terms, sum_of_blocks, terms_at,
+    Reference, Terms, exp_part, reference_at, row_terms, sum_of_blocks, terms_at,
 )
 from fastloss.kernels.softmax.write_rows cimport put_log_softmax, put_scaled, put_scaled_row
 
@@ -33,7 +34,7 @@ cdef struct Alone:      # a thread that does whole rows
 
 
 cdef struct Team:       # the threads of a call that do each row together
-    const Job* job
+    const SoftmaxCall* job
     int n_threads
     bint wide           # rows are float64
     bint interrupted    # an exception is set: nothing matters any more
@@ -81,7 +82,8 @@ cdef inline Py_ssize_t room_of_sums(Py_ssize_t c, int n_threads) noexcept nogil:
     return 3*blocks_of(c) + pieces_of(c, n_threads)
 
 
-cdef inline void make_team(Team* team, const Job* job, bint wide, int n_threads, double* scratch) noexcept nogil:
+cdef inline void make_team(Team* team, const SoftmaxCall* job, bint wide, int n_threads,
+                           double* scratch) noexcept nogil:
     team.job = job
     team.n_threads = n_threads
     team.wide = wide
@@ -102,7 +104,7 @@ cdef inline Py_ssize_t start_of(const Team* team, Py_ssize_t b) noexcept nogil:
     return cut(blocks_of(c), b, team.pieces)*BLOCK if b < team.pieces else c
 
 
-cdef inline void piece_of_call(const Team* team, Py_ssize_t b, Job* piece) noexcept nogil:
+cdef inline void piece_of_call(const Team* team, Py_ssize_t b, SoftmaxCall* piece) noexcept nogil:
     """The call, of these classes only; class indices stay what they are."""
     cdef Py_ssize_t start = start_of(team, b), n = start_of(team, b + 1) - start
     piece[0] = team.job[0]
@@ -133,7 +135,7 @@ cdef inline void fetch_piece(void* call, Py_ssize_t b, int thread) noexcept nogi
         fetch_piece_of(team, b, <float*>team.fetched)
 
 
-cdef inline void fetch_rows(const Job* job, Py_ssize_t i, Py_ssize_t n, real* scratch, const real** row,
+cdef inline void fetch_rows(const SoftmaxCall* job, Py_ssize_t i, Py_ssize_t n, real* scratch, const real** row,
                             Workers* workers) noexcept nogil:
     """fetch, of logits."""
     cdef Py_ssize_t r
@@ -263,7 +265,7 @@ cdef inline void put_piece(void* call, Py_ssize_t b, int thread) noexcept nogil:
         put_piece_of(team, b, <const float*>team.e)
 
 
-cdef inline void put_terms(const Job* job, Py_ssize_t i, real* e, Slope s, Workers* workers) noexcept nogil:
+cdef inline void put_terms(const SoftmaxCall* job, Py_ssize_t i, real* e, Slope s, Workers* workers) noexcept nogil:
     """Row i of the gradient = e times the slope: of one thread later, if it can wait."""
     if Workers is Team:
         workers.i = i
@@ -274,7 +276,7 @@ cdef inline void put_terms(const Job* job, Py_ssize_t i, real* e, Slope s, Worke
         put_scaled_row(&job.grad, i, e, s, &workers.due, job.stream)
 
 
-cdef inline void put_terms_now(const Job* job, Py_ssize_t i, real* e, Slope s, Workers* workers) noexcept nogil:
+cdef inline void put_terms_now(const SoftmaxCall* job, Py_ssize_t i, real* e, Slope s, Workers* workers) noexcept nogil:
     if Workers is Team:
         put_terms(job, i, e, s, workers)
     else:
@@ -297,7 +299,7 @@ cdef inline void log_piece(void* call, Py_ssize_t b, int thread) noexcept nogil:
         log_piece_of(team, b, <const float*>team.row.x)
 
 
-cdef inline void put_logs(const Job* job, Py_ssize_t i, const real* x, real m, double ratio,
+cdef inline void put_logs(const SoftmaxCall* job, Py_ssize_t i, const real* x, real m, double ratio,
                           Workers* workers) noexcept nogil:
     """Row i of the log-softmax."""
     if Workers is Team:

@@ -1,4 +1,4 @@
-"""Row-wise building blocks of softmax: sums of exp against a power of two, one element left out.
+"""Sums of exp along a row, relative to a power of two, with one element left out.
 
 The element left out (the label, or the maximum) is what makes the results exact: with E its own exp and T the sum of
 all others, log-sum-exp minus its logit is log1p(T/E), and 1 - p = T/(T + E), at any margin.
@@ -13,7 +13,12 @@ from fastloss.kernels.arrays.arrays cimport load_half
 from fastloss.kernels.softmax.deferred cimport Deferred, put_next, what_is
 from fastloss.kernels.math.exp_table cimport exps, steps_magic_of
 from fastloss.kernels.parallel.parallel cimport stopped
-from fastloss.kernels.softmax.lane_sums cimport PAIRS, L, add_block, add_part, lanes_max, lanes_sum, row_max, settled, sum_groups
+from fastloss.kernels.softmax.groups cimport (
+    AHEAD, BLOCK, Part, Row, Source, fl_apart, next_block, open_source, skip_groups,
+)
+from fastloss.kernels.softmax.lane_sums cimport (
+    PAIRS, L, add_block, add_part, lanes_max, lanes_sum, row_max, settled, sum_groups,
+)
 from fastloss.kernels.math.vmath cimport (
     FL_LN2, FL_PREFETCH_FAR, bias_of, fl_exp_label, fl_float_of_bfloat, fl_float_of_half, fl_log1p, fl_log1p_short,
     fl_quotient_rest, lo_of, power_of, real, shift_of,
@@ -30,31 +35,9 @@ cdef extern from *:
     enum:
         FL_MANY_REGISTERS
 
-cdef extern from *:
-    """
-    /* The result of a function that must stay one: gcc inlines what is declared inline, as all functions of .pxd are. */
-    #if defined(__GNUC__)
-    #pragma GCC diagnostic ignored "-Wattributes"
-    #define fl_apart void __attribute__((noinline))
-    #else
-    #define fl_apart void
-    #endif
-    """
-    ctypedef void fl_apart
-
 cdef extern from "softmax/row_sums_avx512.h" nogil:
     enum:
         FL_HAS_BLOCK
-    ctypedef struct Source "fl_source":
-        const char* elements
-        const char* out_group
-        const char* tail_group
-        const char* empty_group
-        Py_ssize_t n_groups
-        Py_ssize_t out
-        Py_ssize_t tail
-        const char* ahead
-        Py_ssize_t pace
     ctypedef struct fl_unit "fl_row_unit":
         float m
         float lo
@@ -74,22 +57,12 @@ cdef extern from "softmax/row_sums_avx512.h" nogil:
     double fl_exp_block_bfloats(const Source*, const fl_unit*, float*, float*, fl_pending*) noexcept
 
 cdef enum:
-    BLOCK = 2048        # terms whose exp stays in the first-level cache between its two uses
-    AHEAD = 16384       # bytes after which logits are asked for into the second-level cache
     ROWS = 16           # rows whose losses are finished together
     HEADROOMF = 29      # powers of two by which a logit may exceed the reference before its row is done again
     HEADROOM = 400
 
 
-# ------------------------------------------------------------------ a row in groups
-
-cdef struct Row:        # of logits
-    const void* x
-    Py_ssize_t n
-    Py_ssize_t out      # the element left out
-    const char* ahead   # what to fetch meanwhile instead of the logits further on, which are but copies; or NULL
-    Py_ssize_t pace     # bytes of it for each group of logits
-
+# ------------------------------------------------------------------ what is known of a row
 
 cdef struct Terms:      # of a row, in the unit 2^(power - bias): see vmath.h
     double others       # sum of exp over all elements but one
@@ -101,12 +74,6 @@ cdef struct Terms:      # of a row, in the unit 2^(power - bias): see vmath.h
 cdef struct Total:      # a compensated sum
     double sum
     double carry
-
-
-cdef struct Part:       # of a row: whole blocks but at the row's end
-    Py_ssize_t start    # groups
-    Py_ssize_t stop
-    double* sums        # of its blocks, one after the other
 
 
 cdef struct Reference:  # the power of two that exps are taken against, near m: exp(x - shift) 2^power
@@ -160,62 +127,6 @@ cdef inline fl_pending pending_of(const Deferred* d) noexcept nogil:
 cdef inline void note_done(Deferred* d, const fl_pending* p) noexcept nogil:
     if p.target != NULL:
         d.done = p.terms - <const float*>d.terms
-
-
-cdef inline void put_group(real* group, const real* x, Py_ssize_t n, Py_ssize_t out, real fill) noexcept nogil:
-    """group = n elements of x, `fill` in place of x[out] and where there are no more.
-
-    Selected lane by lane: a vector read after one of its elements was stored waits for the store.
-    """
-    cdef int j, stop = <int>n, skip = <int>out
-    for j in range(L):
-        group[j] = x[j] if (j < stop) & (j != skip) else fill
-
-
-cdef inline void open_source(Source* source, const real* x, Py_ssize_t c, Py_ssize_t out, real* copies,
-                             real fill) noexcept nogil:
-    """The groups of a row of c elements; copies (3 L) gets those without x[out] and past the row's end."""
-    cdef Py_ssize_t j
-    source.elements = <const char*>x
-    source.out_group = <const char*>copies
-    source.tail_group = <const char*>(copies + L)
-    source.empty_group = <const char*>(copies + 2*L)
-    source.out = out//L
-    source.tail = c//L if c % L else -1
-    source.ahead = source.elements + AHEAD
-    source.pace = L*<Py_ssize_t>sizeof(real)
-    for j in range(L):
-        copies[2*L + j] = fill
-    if source.tail >= 0:
-        put_group(copies + L, x + source.tail*L, c - source.tail*L, out - source.tail*L, fill)
-    if source.out == source.tail:
-        source.out = -1
-    else:
-        put_group(copies, x + source.out*L, L, out - source.out*L, fill)
-
-
-cdef inline void whole_groups(Source* source, const real* x, const real* empty) noexcept nogil:
-    """Nothing but whole groups, with no element left out."""
-    source.elements = <const char*>x
-    source.out_group = source.tail_group = source.empty_group = <const char*>empty
-    source.n_groups = 0
-    source.out = source.tail = -1
-    source.ahead = source.elements + AHEAD
-    source.pace = L*<Py_ssize_t>sizeof(real)
-
-
-cdef inline void skip_groups(Source* source, Py_ssize_t n, Py_ssize_t itemsize) noexcept nogil:
-    """n groups further on."""
-    source.elements += n*L*itemsize
-    source.out -= n
-    source.tail -= n
-    source.ahead += n*source.pace
-
-
-cdef inline void next_block(Source* source, Py_ssize_t left, Py_ssize_t itemsize) noexcept nogil:
-    """Past the block just read, `left` groups before the row's end."""
-    skip_groups(source, source.n_groups, itemsize)
-    source.n_groups = left if left < BLOCK//L else BLOCK//L
 
 
 # ------------------------------------------------------------------ exp of one block
@@ -358,7 +269,8 @@ cdef inline bint exp_blocks(const Row* row, const Reference* at, const Part* par
                             Deferred* deferred) noexcept nogil:
     """Sums of exp over all blocks, or of a part each block's own; False when a logit lies too far above the reference.
 
-    With e (room for n + 2 L, or NULL) the terms, 0 for the one left out; writes the deferred gradient, if they are kept.
+    Unless it is NULL, e (room for n + 2 L) gets the terms, 0 for the element left out; only then is the deferred
+    gradient written.
     """
     cdef real copies[3*L]
     cdef Source source

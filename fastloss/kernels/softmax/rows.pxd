@@ -5,7 +5,7 @@ from libc.stdint cimport int64_t, uintptr_t
 from fastloss.kernels.arrays.arrays cimport BF16, F16, is_direct, load, row_at
 from fastloss.kernels.math.vmath cimport real
 from fastloss.kernels.softmax.call cimport (
-    LOG_SOFTMAX, SOFTMAX, Job, Slope, labels_of, put_one, put_run, put_zeros, scale_of, slope_of,
+    LOG_SOFTMAX, SOFTMAX, SoftmaxCall, Slope, labels_of, put_one, put_run, put_zeros, scale_of, slope_of,
 )
 from fastloss.kernels.softmax.deferred cimport flush, nothing_deferred, put_tail
 from fastloss.kernels.softmax.lane_sums cimport L
@@ -13,8 +13,9 @@ from fastloss.kernels.softmax.laws cimport CrossEntropy, Law, Worth, entry_of_la
 from fastloss.kernels.softmax.pieces cimport (
     Alone, Workers, fetch_rows, find_max, max_of, put_logs, put_terms, put_terms_now, sum_row,
 )
+from fastloss.kernels.softmax.groups cimport Row
 from fastloss.kernels.softmax.row_sums cimport (
-    FL_HAS_BLOCK, ROWS, Row, Terms, exp_row_of_halves, label_of_terms, log_ratios, reference_of, reference_of_halves,
+    FL_HAS_BLOCK, ROWS, Terms, exp_row_of_halves, label_of_terms, log_ratios, reference_of, reference_of_halves,
     total_of,
 )
 
@@ -24,14 +25,14 @@ cdef enum:
 
 # ------------------------------------------------------------------ row by row: class indices
 
-cdef inline const char* source_of(const Job* job, Py_ssize_t i, Py_ssize_t stop, real dummy) noexcept nogil:
+cdef inline const char* source_of(const SoftmaxCall* job, Py_ssize_t i, Py_ssize_t stop, real dummy) noexcept nogil:
     """Row i of the logits if it will have to be converted and lies in one piece."""
     if i >= stop or job.logits.step != job.logits.itemsize or is_direct(&job.logits, dummy):
         return NULL
     return row_at(&job.logits, i)
 
 
-cdef inline Py_ssize_t fetch_from(const Job* job, Py_ssize_t i, Py_ssize_t r, Py_ssize_t n, real* scratch,
+cdef inline Py_ssize_t fetch_from(const SoftmaxCall* job, Py_ssize_t i, Py_ssize_t r, Py_ssize_t n, real* scratch,
                                   const real** row, Workers* workers) noexcept nogil:
     """row[r ..] = rows i + r .., as many of n as are fetched together; how many of n there are now."""
     cdef Py_ssize_t k = n - r if n - r < job.together else job.together
@@ -39,7 +40,7 @@ cdef inline Py_ssize_t fetch_from(const Job* job, Py_ssize_t i, Py_ssize_t r, Py
     return r + k
 
 
-cdef inline bint lies_in_halves(const Job* job) noexcept nogil:
+cdef inline bint lies_in_halves(const SoftmaxCall* job) noexcept nogil:
     """Whether rows are of half precision, and can be read as they lie."""
     cdef uintptr_t bits = <uintptr_t>job.logits.data
     cdef int d
@@ -51,7 +52,10 @@ cdef inline bint lies_in_halves(const Job* job) noexcept nogil:
 
 cdef inline Slope slope_by_law(real* e, const Terms* terms, const Worth* worth, double scale,
                                bint* whole) noexcept nogil:
-    """The row's one factor, and e of the label for it; not the whole gradient where that would be too large a number."""
+    """The row's factor; e of the label becomes what this factor makes its gradient.
+
+    Unless that would be too large: then the gradient is not `whole`, and the label's entry has to be written apart.
+    """
     cdef double label = label_of_terms(terms, e[0]), total = terms.others + label
     cdef double slope = slope_of_law(worth, terms.others/total), entry
     e[0] = <real>-terms.others          # minus the sum of the others
@@ -63,14 +67,16 @@ cdef inline Slope slope_by_law(real* e, const Terms* terms, const Worth* worth, 
     return slope_of(scale*slope, total, 1/total, e[0])
 
 
-cdef inline bint sum_halves(const Row* row, bint bfloat16, real m, real* e, Terms* terms, Workers* workers) noexcept nogil:
+cdef inline bint sum_halves(const Row* row, bint bfloat16, real m, real* e, Terms* terms,
+                            Workers* workers) noexcept nogil:
     """exp_row_of_halves, by a thread alone."""
     if Workers is Alone and real is float:
         return exp_row_of_halves(row, bfloat16, m, e, terms, &workers.due)
-    return False
+    else:
+        return False
 
 
-cdef inline void index_rows(const Job* job, const Law* law, Py_ssize_t start, Py_ssize_t stop, real* scratch,
+cdef inline void index_rows(const SoftmaxCall* job, const Law* law, Py_ssize_t start, Py_ssize_t stop, real* scratch,
                             Workers* workers) noexcept nogil:
     cdef const real* row[ROWS]
     cdef Terms terms[ROWS]
@@ -169,7 +175,7 @@ cdef inline real log_sum(const real* x, Py_ssize_t step, Py_ssize_t c, real m, d
     return m + v
 
 
-cdef inline void normal_rows(const Job* job, Py_ssize_t start, Py_ssize_t stop, real* scratch,
+cdef inline void normal_rows(const SoftmaxCall* job, Py_ssize_t start, Py_ssize_t stop, real* scratch,
                              Workers* workers) noexcept nogil:
     cdef const real* row[ROWS]
     cdef Terms terms

@@ -15,7 +15,7 @@ from fastloss.kernels.arrays.arrays cimport (
 from fastloss.kernels.parallel.parallel cimport blocks, cut, fl_set, pending, stopped, team
 from fastloss.kernels.parallel.scratch cimport no_memory
 from fastloss.kernels.softmax.empty_rows cimport amend
-from fastloss.kernels.softmax.call cimport LOG_SOFTMAX, LOGSUMEXP, LOSS, SOFTMAX, Job
+from fastloss.kernels.softmax.call cimport LOG_SOFTMAX, LOGSUMEXP, LOSS, SOFTMAX, SoftmaxCall
 from fastloss.kernels.softmax.laws cimport CrossEntropy, Focal, Law, Poly1
 from fastloss.kernels.softmax.pieces cimport Alone, Team, make_team, room_of_sums, too_few_rows
 from fastloss.kernels.softmax.rows cimport index_rows, normal_rows
@@ -44,7 +44,7 @@ cpdef enum:             # the laws
     POLY1
 
 
-cdef void run_law(const Job* job, const Law* law, Py_ssize_t start, Py_ssize_t stop, real* scratch,
+cdef void run_law(const SoftmaxCall* job, const Law* law, Py_ssize_t start, Py_ssize_t stop, real* scratch,
                   Team* team) noexcept nogil:
     cdef Alone alone
     if job.wide:
@@ -58,7 +58,7 @@ cdef void run_law(const Job* job, const Law* law, Py_ssize_t start, Py_ssize_t s
         index_rows(job, law, start, stop, scratch, &alone)
 
 
-cdef void run_rows(const Job* job, Py_ssize_t start, Py_ssize_t stop, real* scratch, Team* team) noexcept nogil:
+cdef void run_rows(const SoftmaxCall* job, Py_ssize_t start, Py_ssize_t stop, real* scratch, Team* team) noexcept nogil:
     """Some rows, each by this thread alone, or unless it is NULL by the team."""
     cdef Py_ssize_t c = job.logits.width
     cdef Alone alone
@@ -89,7 +89,7 @@ cdef void run_rows(const Job* job, Py_ssize_t start, Py_ssize_t stop, real* scra
 
 
 cdef struct Run:
-    const Job* job
+    const SoftmaxCall* job
     bint wide
     void* scratch               # rooms of so many bytes, one a thread
     Py_ssize_t room
@@ -106,7 +106,7 @@ cdef void run_block(void* call, Py_ssize_t b, int thread) noexcept nogil:
         run_rows(at.job, start, stop, <float*>scratch, NULL)
 
 
-cdef int run(Job* job, real dummy, int n_threads) except -1:
+cdef int run(SoftmaxCall* job, real dummy, int n_threads) except -1:
     """Every row once: in blocks of rows, or where these are few and long each by all threads."""
     cdef Py_ssize_t n = job.logits.n, c = job.logits.width, k = blocks(n, c, n_threads), room, sums = 0
     cdef int threads = team(k, n_threads)
@@ -220,7 +220,7 @@ cdef Py_ssize_t first_bad(const Rows* labels, Py_ssize_t c, bint has_ignore, int
     return -1
 
 
-cdef int run_call(Job* job, int n_threads) except -1:
+cdef int run_call(SoftmaxCall* job, int n_threads) except -1:
     if job.logits.n == 0 or job.logits.width == 0:
         return 0
     if job.logits.kind == F64 or job.wide:
@@ -228,7 +228,7 @@ cdef int run_call(Job* job, int n_threads) except -1:
     return run[float](job, 0, n_threads)
 
 
-cdef Py_ssize_t run_checked(Job* job, int n_threads) except -2:
+cdef Py_ssize_t run_checked(SoftmaxCall* job, int n_threads) except -2:
     """-1, or the first row whose label is no class: then nothing was written."""
     cdef Py_ssize_t bad = -1
     if job.index:
@@ -239,7 +239,7 @@ cdef Py_ssize_t run_checked(Job* job, int n_threads) except -2:
     return bad
 
 
-cdef void no_options(Job* job, bint index) noexcept:
+cdef void no_options(SoftmaxCall* job, bint index) noexcept:
     """The plain sum of cross entropies, without anything that is optional."""
     job.what = LOSS
     job.law = CROSS_ENTROPY
@@ -255,7 +255,7 @@ cdef void no_options(Job* job, bint index) noexcept:
 
 def plain(logits, labels, int axis, bint index, loss, grad, int n_threads):
     """Cross entropies of all rows and, unless None, their gradients, without options.  Returns as losses."""
-    cdef Job job
+    cdef SoftmaxCall job
     cdef Held held
     held.count = 0
     try:
@@ -278,7 +278,7 @@ def losses(logits, labels, int axis, bint index, loss, int n_threads, *, int law
 
     Returns -1, or the first row whose label is no class: then nothing was written.
     """
-    cdef Job job
+    cdef SoftmaxCall job
     cdef Held held
     cdef Py_ssize_t k
     held.count = 0
@@ -315,7 +315,7 @@ def losses(logits, labels, int axis, bint index, loss, int n_threads, *, int law
 
 def normalize(str name, logits, int axis, out, where, int n_threads):
     """One of NORMALIZATIONS (out: as the logits, of logsumexp one value a row) of all rows."""
-    cdef Job job
+    cdef SoftmaxCall job
     cdef Held held
     held.count = 0
     try:

@@ -5,10 +5,11 @@ from fastloss.kernels.math.vmath cimport FL_PREFETCH, FL_PREFETCH_FAR, real
 from fastloss.kernels.parallel.parallel cimport stopped
 from fastloss.kernels.softmax.call cimport target
 from fastloss.kernels.softmax.deferred cimport Deferred, put_next, what_is
+from fastloss.kernels.softmax.groups cimport BLOCK, Part, Row, Source, next_block, open_source, skip_groups
 from fastloss.kernels.softmax.lane_sums cimport PAIRS, L, add_block, add_part, lanes_sum, settled
 from fastloss.kernels.softmax.row_sums cimport (
-    BLOCK, FL_HAS_BLOCK, Part, Reference, Row, Source, Terms, exp_lanes, fl_pending, fl_unit, next_block, note_done,
-    open_source, pending_of, reference_at, skip_groups, terms_at, unit_of,
+    FL_HAS_BLOCK, Reference, Terms, exp_lanes, fl_pending, fl_unit, note_done, pending_of, reference_at, terms_at,
+    unit_of,
 )
 
 cdef extern from "softmax/row_sums_avx512.h" nogil:

@@ -6,23 +6,23 @@ from fastloss.kernels.math.sigmoid_math cimport fma
 from fastloss.kernels.math.vmath cimport magnitude, real, scaled
 from fastloss.kernels.parallel.parallel cimport stopped
 from fastloss.kernels.softmax.call cimport (
-    RESIDUAL, UPPER, Job, Slope, fetch, label_of, put, put_one, put_run, put_zeros, scale_of, share_of, slope_of, target,
+    RESIDUAL, UPPER, SoftmaxCall, Slope, fetch, label_of, put, put_one, put_run, put_zeros, scale_of, share_of,
+    slope_of, target,
     targets, targets_by,
 )
 from fastloss.kernels.softmax.deferred cimport Deferred, defer, flush, nothing_deferred
 from fastloss.kernels.softmax.pieces cimport (
     Alone, Team, Workers, blocks_of, each_piece, find_max, fl_stream_end, max_of, part_of, piece_of_call, start_of,
 )
-from fastloss.kernels.softmax.row_sums cimport (
-    BLOCK, ROWS, Part, Row, Terms, label_of_terms, log_ratios, reference_at, terms_at, total_of,
-)
+from fastloss.kernels.softmax.groups cimport BLOCK, Part, Row
+from fastloss.kernels.softmax.row_sums cimport ROWS, Terms, label_of_terms, log_ratios, reference_at, terms_at, total_of
 from fastloss.kernels.softmax.rows cimport fetch_from
 from fastloss.kernels.softmax.target_sums cimport (
     Sums, Totals, add_sums, no_sums, settle_sums, target_blocks, target_sums,
 )
 
 
-cdef inline void put_target_grad(const Job* job, Py_ssize_t i, const real* e, const target* t, Slope s,
+cdef inline void put_target_grad(const SoftmaxCall* job, Py_ssize_t i, const real* e, const target* t, Slope s,
                                  double scale) noexcept nogil:
     cdef real w[BLOCK]
     cdef Py_ssize_t b = 0, n, k, c = job.logits.width, done = 0
@@ -45,13 +45,13 @@ cdef inline void put_target_grad(const Job* job, Py_ssize_t i, const real* e, co
             break
 
 
-cdef inline bint can_wait(const Job* job, Py_ssize_t i, const target* t, Slope s, real dummy) noexcept nogil:
+cdef inline bint can_wait(const SoftmaxCall* job, Py_ssize_t i, const target* t, Slope s, real dummy) noexcept nogil:
     """Whether a gradient may be written later: nothing else is, and the targets stay where they are."""
     return (sizeof(target) == sizeof(real) and <const char*>t == row_at(&job.labels, i) and s.apart == 1
             and is_direct(&job.grad, dummy) and job.hess.data == NULL and job.labels_grad.data == NULL)
 
 
-cdef inline void put_curvature(const Job* job, Py_ssize_t i, const real* e, double inverse,
+cdef inline void put_curvature(const SoftmaxCall* job, Py_ssize_t i, const real* e, double inverse,
                                double factor) noexcept nogil:
     """p (1 - p) times the factor: all but the maximum are at most 1/2, so 1 - p loses nothing."""
     cdef real w[BLOCK]
@@ -68,7 +68,7 @@ cdef inline void put_curvature(const Job* job, Py_ssize_t i, const real* e, doub
             break
 
 
-cdef inline void put_labels_grad(const Job* job, Py_ssize_t i, const real* x, real m, double ratio,
+cdef inline void put_labels_grad(const SoftmaxCall* job, Py_ssize_t i, const real* x, real m, double ratio,
                                  double scale) noexcept nogil:
     """d loss / d y_k = w_k ((1 - s) (-log p_k) - mean)."""
     cdef Py_ssize_t k
@@ -99,7 +99,7 @@ cdef struct TargetGrad:     # what a row's gradients are made of
     double bend             # and second derivative
 
 
-cdef inline void put_targets(const Job* job, Py_ssize_t i, const real* x, const target* t, const real* e,
+cdef inline void put_targets(const SoftmaxCall* job, Py_ssize_t i, const real* x, const target* t, const real* e,
                              const TargetGrad* by, Deferred* due) noexcept nogil:
     """Gradients of row i; the one to the logits may be left due, and then needs e."""
     cdef Py_ssize_t c = job.logits.width, top = by.top
@@ -137,7 +137,8 @@ cdef inline void put_targets(const Job* job, Py_ssize_t i, const real* x, const 
         put_one(&job.hess, i, top, magnitude(<real>by.entry) if job.hessian == RESIDUAL else <real>by.bend)
 
 
-cdef inline TargetLoss target_row(const Job* job, Py_ssize_t i, const real* x, const target* t, real* e, Terms* terms,
+cdef inline TargetLoss target_row(const SoftmaxCall* job, Py_ssize_t i, const real* x, const target* t, real* e,
+                                  Terms* terms,
                                   Workers* workers) noexcept nogil:
     """Gradients of row i, around its maximum, and its loss."""
     cdef TargetLoss loss
@@ -178,7 +179,7 @@ cdef inline TargetLoss target_row(const Job* job, Py_ssize_t i, const real* x, c
 cdef inline void build_piece_of(const Team* team, Py_ssize_t b, real dummy) noexcept nogil:
     cdef Py_ssize_t start = start_of(team, b)
     cdef Rows everything                # no mask
-    cdef Job piece
+    cdef SoftmaxCall piece
     piece_of_call(team, b, &piece)
     if piece.soft:
         targets_by(&piece, team.i, team.label - start, team.share, <double*>team.fetched + start)
@@ -195,7 +196,7 @@ cdef inline void build_piece(void* call, Py_ssize_t b, int thread) noexcept nogi
         build_piece_of(team, b, <float>0)
 
 
-cdef inline void targets_of(const Job* job, Py_ssize_t i, double* t, Workers* workers) noexcept nogil:
+cdef inline void targets_of(const SoftmaxCall* job, Py_ssize_t i, double* t, Workers* workers) noexcept nogil:
     """Targets, in float64."""
     if Workers is Team:
         workers.i = i
@@ -207,7 +208,7 @@ cdef inline void targets_of(const Job* job, Py_ssize_t i, double* t, Workers* wo
         targets(job, i, t)
 
 
-cdef inline const real* labels_as(const Job* job, Py_ssize_t i, real* scratch, Workers* workers) noexcept nogil:
+cdef inline const real* labels_as(const SoftmaxCall* job, Py_ssize_t i, real* scratch, Workers* workers) noexcept nogil:
     """The row's labels, where they lie or converted in scratch."""
     cdef const real* t
     cdef Rows everything
@@ -258,7 +259,7 @@ cdef inline void put_targets_piece_of(const Team* team, Py_ssize_t b, const targ
     cdef Py_ssize_t start = start_of(team, b)
     cdef TargetGrad by = (<const TargetGrad*>team.slopes)[0]
     cdef Deferred due = nothing_deferred()
-    cdef Job piece
+    cdef SoftmaxCall piece
     piece_of_call(team, b, &piece)
     by.top -= start
     put_targets(&piece, team.i, <const real*>team.row.x + start, t + start, e + start, &by, &due)
@@ -277,7 +278,7 @@ cdef inline void put_targets_piece(void* call, Py_ssize_t b, int thread) noexcep
         put_targets_piece_of(team, b, <const float*>team.targets, <const float*>team.e)
 
 
-cdef inline void put_target_row(const Job* job, Py_ssize_t i, const real* x, const target* t, real* e,
+cdef inline void put_target_row(const SoftmaxCall* job, Py_ssize_t i, const real* x, const target* t, real* e,
                                 const TargetGrad* by, Workers* workers) noexcept nogil:
     """Gradients of row i, by those who work on it."""
     if Workers is Team:
@@ -291,7 +292,7 @@ cdef inline void put_target_row(const Job* job, Py_ssize_t i, const real* x, con
 
 # ------------------------------------------------------------------ all rows
 
-cdef inline void target_rows(const Job* job, Py_ssize_t start, Py_ssize_t stop, real* scratch,
+cdef inline void target_rows(const SoftmaxCall* job, Py_ssize_t start, Py_ssize_t stop, real* scratch,
                              Workers* workers) noexcept nogil:
     cdef const real* row[ROWS]
     cdef const real* t

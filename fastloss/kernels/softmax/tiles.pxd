@@ -5,7 +5,8 @@ from libc.string cimport memset
 
 from fastloss.kernels.arrays.arrays cimport row_at
 from fastloss.kernels.softmax.call cimport (
-    LOGSUMEXP, RESIDUAL, SOFTMAX, UPPER, Job, Slope, label_of, labels_of, put_run, scale_of, slope_of, target, targets,
+    LOGSUMEXP, RESIDUAL, SOFTMAX, UPPER, SoftmaxCall, Slope, label_of, labels_of, put_run, scale_of, slope_of,
+    target, targets,
 )
 from fastloss.kernels.softmax.laws cimport (
     CrossEntropy, Law, Worth, entry_of_law, lse_of, slope_of_law, worth_of_sums,
@@ -30,7 +31,7 @@ cdef extern from *:
     const double FL_LEAST
 
 
-cdef inline void load_masked(const Job* job, Py_ssize_t i, Py_ssize_t n, real* b) noexcept nogil:
+cdef inline void load_masked(const SoftmaxCall* job, Py_ssize_t i, Py_ssize_t n, real* b) noexcept nogil:
     cdef Py_ssize_t k, r, c = job.logits.width
     cdef const char* p
     load_tile(&job.logits, i, n, b)
@@ -42,7 +43,7 @@ cdef inline void load_masked(const Job* job, Py_ssize_t i, Py_ssize_t n, real* b
                     b[at(r, k, c)] = -INFINITY
 
 
-cdef inline void asks_of(const Job* job, Asks* asks, const real* otherwise) noexcept nogil:
+cdef inline void asks_of(const SoftmaxCall* job, Asks* asks, const real* otherwise) noexcept nogil:
     asks.logits = ask_for(&job.logits, job.logits.width, otherwise)
     asks.labels = ask_for(&job.labels, job.logits.width, otherwise)
     asks.grad = ask_for(&job.grad, job.logits.width, otherwise)
@@ -89,7 +90,7 @@ cdef inline void scale_tile(real* b, Py_ssize_t c, Py_ssize_t lanes, const doubl
                 p[k*S + j] = put[j] if skip[j] == <real>k else v
 
 
-cdef inline void worth_of_lanes(const Job* job, const Law* law, const real* m, Lanes* rows, Worth* worth,
+cdef inline void worth_of_lanes(const SoftmaxCall* job, const Law* law, const real* m, Lanes* rows, Worth* worth,
                                 Py_ssize_t n) noexcept nogil:
     """Of n lanes; their ratios become values."""
     cdef Py_ssize_t r
@@ -102,7 +103,7 @@ cdef inline void worth_of_lanes(const Job* job, const Law* law, const real* m, L
         rows.ratio[r] = worth[r].value
 
 
-cdef inline void index_tiles(const Job* job, const Law* law, Py_ssize_t start, Py_ssize_t stop,
+cdef inline void index_tiles(const SoftmaxCall* job, const Law* law, Py_ssize_t start, Py_ssize_t stop,
                              real dummy) noexcept nogil:
     cdef real b[TILE_SIZE]
     cdef real m[LANES]
@@ -219,7 +220,7 @@ cdef inline void curvatures(const real* b, real* h, Py_ssize_t c, Py_ssize_t lan
                 h[at(r, k, c)] = 0
 
 
-cdef inline void target_tiles(const Job* job, Py_ssize_t start, Py_ssize_t stop, real dummy) noexcept nogil:
+cdef inline void target_tiles(const SoftmaxCall* job, Py_ssize_t start, Py_ssize_t stop, real dummy) noexcept nogil:
     cdef real b[DENSE_SIZE]
     cdef real t[DENSE_SIZE]
     cdef real x[DENSE_SIZE]             # the logits, for the labels' gradient: exp takes their place
@@ -311,7 +312,7 @@ cdef inline void target_tiles(const Job* job, Py_ssize_t start, Py_ssize_t stop,
         i += n
 
 
-cdef inline void normal_tiles(const Job* job, Py_ssize_t start, Py_ssize_t stop, real dummy) noexcept nogil:
+cdef inline void normal_tiles(const SoftmaxCall* job, Py_ssize_t start, Py_ssize_t stop, real dummy) noexcept nogil:
     cdef real b[TILE_SIZE]
     cdef real x[TILE_SIZE]
     cdef real m[LANES]

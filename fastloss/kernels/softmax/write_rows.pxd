@@ -4,7 +4,7 @@ from fastloss.kernels.math.vmath cimport FL_PREFETCH, real, scaled
 from fastloss.kernels.parallel.parallel cimport stopped
 from fastloss.kernels.softmax.call cimport Slope, put
 from fastloss.kernels.softmax.deferred cimport Deferred, defer, flush
-from fastloss.kernels.softmax.row_sums cimport BLOCK
+from fastloss.kernels.softmax.groups cimport BLOCK
 
 
 cdef inline void put_scaled(const Rows* out, Py_ssize_t i, const real* e, Slope s) noexcept nogil:
