@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Any
 
 import numpy as np
@@ -16,6 +18,8 @@ from fastloss.samplers.draws import (
     Ids,
     Law,
     Seed,
+    Source,
+    Stream,
     as_ids,
     as_integer,
     as_weights,
@@ -26,7 +30,7 @@ from fastloss.samplers.draws import (
 )
 
 
-class AliasTable:
+class AliasTable(Source):
     """Draws from ``[0, n)`` in proportion to given weights; build it once, draw from it many times.
 
     Building takes one sweep over the weights; a draw takes one 64-bit random number and one memory access, whatever
@@ -61,9 +65,6 @@ class AliasTable:
     ((1000, 10), [0, 2])
     """
 
-    _law: Law
-    _drawable: int
-
     def __init__(self, weights: ArrayLike) -> None:
         given = as_weights("weights", weights)
         if not 1 <= given.size < 2**32:
@@ -76,16 +77,20 @@ class AliasTable:
             raise ValueError(f"weights must have a sum in [1e-280, 1.8e308], got {total}")
         table = _memory.aligned(own.size + (own.size + 1) // 2, np.dtype(np.int64))
         alias.build(own, total, low, table)
-        self._law = (samplers.LAWS["alias"], own.size, table, own, total)
+        self._law = Law(samplers.LAWS["alias"], own.size, table, own, total)
+
+    @contextmanager
+    def _opened(self, num_sampled: int, seed: Seed) -> Iterator[Stream]:
+        yield Stream(self._law, self._drawable, samplers.derive(*resolve_seed(seed), 0))
 
     def __len__(self) -> int:
-        return self._law[1]
+        return int(self._law.range_max)
 
     def __repr__(self) -> str:
         return f"AliasTable(<{len(self)} weights, {self._drawable} of them positive>)"
 
     def __reduce__(self) -> tuple[Any, ...]:
-        return AliasTable, (self._law[3],)  # building again is quicker than reading a table
+        return AliasTable, (self._law.weights,)  # building again is quicker than reading a table
 
     def sample(self, size: int | tuple[int, ...], seed: Seed = None, *, n_threads: int | None = None) -> Ids:
         """Independent draws.

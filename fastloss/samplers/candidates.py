@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-from contextlib import nullcontext
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -15,8 +14,19 @@ from fastloss._core.values import array as as_array
 from fastloss._core.values import shown
 from fastloss._native import candidates, samplers
 from fastloss.samplers.alias import AliasTable
-from fastloss.samplers.draws import Ids, Law, Seed, as_bool, as_ids, as_int64, as_integer, resolve_seed, try_limit
-from fastloss.samplers.samplers import Candidates, LogUniformSampler, UniformSampler, _after, _Sampler
+from fastloss.samplers.draws import (
+    Ids,
+    Seed,
+    Source,
+    Stream,
+    as_bool,
+    as_ids,
+    as_int64,
+    as_integer,
+    opened,
+    try_limit,
+)
+from fastloss.samplers.samplers import Candidates, LogUniformSampler, UniformSampler
 from fastloss.samplers.unigrams import FixedUnigramSampler, LearnedUnigramSampler, read_counts
 
 
@@ -351,29 +361,25 @@ def sample_negatives(
     Traceback (most recent call last):
     ValueError: positives must leave at least 4 ids that can be drawn, left 3 at row 0
     """
-    if not isinstance(sampler, (_Sampler, AliasTable)):
+    if not isinstance(sampler, Source):
         raise TypeError(f"sampler must be a sampler or an AliasTable, got {shown(sampler)}")
-    if seed is not None and isinstance(sampler, _Sampler):
-        raise ValueError("seed must be None for a sampler, which has its own stream")
     num_sampled = as_integer("num_sampled", num_sampled, 1)
     unique = as_bool("unique", unique)
-    starts, ids = _ragged(positives, sampler._law[1])
+    range_max = len(sampler) if isinstance(sampler, AliasTable) else sampler.range_max
+    starts, ids = _ragged(positives, range_max)
     longest = int((starts[1:] - starts[:-1]).max(initial=0))
     threads = _threads.resolve(n_threads)
     _memory.room("num_sampled", num_sampled, 8 * num_sampled * starts.size)
-    size = samplers.set_size(sampler._law[1], min(longest + num_sampled, 2**62))
+    size = samplers.set_size(range_max, min(longest + num_sampled, 2**62))
     _memory.room("num_sampled", num_sampled, 8 * (num_sampled * starts.size + threads * size))
-    with sampler._lock if isinstance(sampler, _Sampler) else nullcontext():
+    with opened(sampler, num_sampled, seed) as stream:
         seen = _memory.empty((threads, size), np.uint64)
         wanted = num_sampled if unique else 1
-        row, left = candidates.too_few(sampler._law, starts, ids, sampler._drawable, wanted, seen[0])
+        row, left = candidates.too_few(stream.law, starts, ids, stream.drawable, wanted, seen[0])
         if row >= 0:
             raise ValueError(f"positives must leave at least {wanted} ids that can be drawn, left {left} at row {row}")
-        key, stream, block = sampler._now[1:4] if isinstance(sampler, _Sampler) else (*resolve_seed(seed), 0)
-        out = _negatives(sampler._law, samplers.derive(key, stream, block), starts, ids, num_sampled, unique, seen)
-        if isinstance(sampler, _Sampler):
-            sampler._now[3] = _after(block, num_sampled)
-        return out
+        out = _negatives(stream, starts, ids, num_sampled, unique, seen)
+    return out
 
 
 def _ragged(positives: Any, range_max: int) -> tuple[Ids, Ids]:
@@ -397,16 +403,16 @@ def _ragged(positives: Any, range_max: int) -> tuple[Ids, Ids]:
     return starts, ids
 
 
-def _negatives(
-    law: Law, key: int, starts: Ids, ids: Ids, num_sampled: int, unique: bool, seen: NDArray[np.uint64]
-) -> Ids:
-    range_max, rows = law[1], starts.size - 1
+def _negatives(stream: Stream, starts: Ids, ids: Ids, num_sampled: int, unique: bool, seen: NDArray[np.uint64]) -> Ids:
+    law, _, key = stream
+    range_max, rows = law.range_max, starts.size - 1
     out, filled = _memory.empty((rows, num_sampled), np.int64), np.zeros(rows, np.int64)
-    candidates.negatives(law, key, starts, ids, out, filled, seen, unique, try_limit(range_max, num_sampled))
+    limit = try_limit(range_max, num_sampled)
+    candidates.negatives(law, key, starts, ids, out, filled=filled, seen=seen, unique=unique, limit=limit)
     for row in np.flatnonzero(filled < num_sampled):  # rows that hardly any weight is left to
         bits = _memory.zeros(range_max // 64 + 1, np.uint64, "a mark for each of range_max ids")
         complete = samplers.race if unique else samplers.redraw
         scratch = _memory.empty(num_sampled if unique else range_max)
-        avoid = ids[starts[row] : starts[row + 1]]
-        complete(law, samplers.derive(key, row, 0), row, out[row], filled[row], avoid, bits, scratch)
+        avoid, own = ids[starts[row] : starts[row + 1]], samplers.derive(key, row, 0)
+        complete(law, own, row, out[row], filled[row], excluded=avoid, seen=bits, scratch=scratch)
     return out

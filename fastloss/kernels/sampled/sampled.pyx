@@ -10,6 +10,7 @@ from libc.stdint cimport int64_t, uint64_t
 from libc.string cimport memset
 
 from fastloss._parallel cimport for_blocks, interrupted
+from fastloss.kernels.arrays.id_sets cimport slot_of
 from fastloss.kernels.sampled.nce cimport FACTORS, nce_row, nce_true
 from fastloss.kernels.matmul.product cimport (
     FL_CHUNK, FL_PITCH, FL_TILE, SLAB, lanes_of, least, pack_columns, pack_rows, pack_slab, parts_of, products,
@@ -76,21 +77,13 @@ def subtract_log(double[::1] values, const double[::1] counts):
 
 # ------------------------------------------------------------------ accidental hits
 
-cdef inline uint64_t slot(const int64_t* heads, uint64_t mask, const int64_t* ids, int64_t v) noexcept nogil:
-    """Where the chain of v begins, or would."""
-    cdef uint64_t h = (<uint64_t>v*<uint64_t>0x9E3779B97F4A7C15) >> 20 & mask
-    while heads[h] and ids[heads[h] - 1] != v:
-        h = (h + 1) & mask
-    return h
-
-
 def index(const int64_t[::1] ids, int64_t[::1] heads, int64_t[::1] follows):
     """A table of where each id stands: `heads`, zeroed, of a power of two, and chains through equal ids."""
     cdef Py_ssize_t k
     cdef uint64_t h, mask = heads.shape[0] - 1
     with nogil:
         for k in range(ids.shape[0] - 1, -1, -1):
-            h = slot(&heads[0], mask, &ids[0], ids[k])
+            h = slot_of(&heads[0], mask, &ids[0], ids[k])
             follows[k] = heads[h]
             heads[h] = k + 1
 
@@ -154,7 +147,7 @@ cdef inline void correct(const Job* job, Py_ssize_t i, real* z, const real* shif
     if job.labels != NULL:
         for j in range(job.num_true):
             v = job.labels[i*job.num_true + j]
-            at = job.heads[slot(job.heads, job.mask, job.ids, v)]
+            at = job.heads[slot_of(job.heads, job.mask, job.ids, v)]
             while at:
                 if job.first < at <= job.first + job.k:
                     z[at - 1 - job.first] = -INFINITY

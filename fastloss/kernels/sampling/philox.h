@@ -2,87 +2,87 @@
 
    Block b of a stream is the cipher of the counter (b, stream) under the key; its four 32-bit words are used in order.
    Any block can be had without those before it, so results need not depend on threads or on the instruction set.
-   Blocks are computed FL_LANES at a time in 64-bit lanes whose upper halves are never read. */
-#ifndef FASTLOSS_RNG_H
-#define FASTLOSS_RNG_H
+   Blocks are computed FL_PHILOX_LANES at a time in 64-bit lanes whose upper halves are never read. */
+#ifndef FL_PHILOX_H
+#define FL_PHILOX_H
 
 #include <stddef.h>
 #include <stdint.h>
 #include <string.h>
 
 #if defined(__GNUC__)
-#define FL_UNROLL _Pragma("GCC unroll 4")
+#define FL_PHILOX_UNROLL _Pragma("GCC unroll 4")
 #else
-#define FL_UNROLL
+#define FL_PHILOX_UNROLL
 #endif
 
-#define FL_MUL0 0xD2511F53u
-#define FL_MUL1 0xCD9E8D57u
-#define FL_KEY0 0x9E3779B9u
-#define FL_KEY1 0xBB67AE85u
+#define FL_PHILOX_MUL0 0xD2511F53u
+#define FL_PHILOX_MUL1 0xCD9E8D57u
+#define FL_PHILOX_KEY0 0x9E3779B9u
+#define FL_PHILOX_KEY1 0xBB67AE85u
 
 #if defined(__AVX512F__)
 #include <immintrin.h>
-#define FL_LANES 8
-typedef __m512i fl_lanes;
-static inline fl_lanes fl_all(uint64_t x) { return _mm512_set1_epi64((long long)x); }
-static inline fl_lanes fl_count(uint64_t x) {
-    return _mm512_add_epi64(fl_all(x), _mm512_set_epi64(7, 6, 5, 4, 3, 2, 1, 0));
+#define FL_PHILOX_LANES 8
+typedef __m512i fl_philox_lanes;
+static inline fl_philox_lanes fl_philox_all(uint64_t x) { return _mm512_set1_epi64((long long)x); }
+static inline fl_philox_lanes fl_philox_count(uint64_t x) {
+    return _mm512_add_epi64(fl_philox_all(x), _mm512_set_epi64(7, 6, 5, 4, 3, 2, 1, 0));
 }
-static inline fl_lanes fl_high(fl_lanes a) { return _mm512_srli_epi64(a, 32); }
-static inline fl_lanes fl_times(fl_lanes a, fl_lanes b) { return _mm512_mul_epu32(a, b); }
-static inline fl_lanes fl_xor3(fl_lanes a, fl_lanes b, fl_lanes c) { return _mm512_ternarylogic_epi64(a, b, c, 0x96); }
-static inline void fl_put(uint32_t *out, fl_lanes c0, fl_lanes c1, fl_lanes c2, fl_lanes c3) {
-    const fl_lanes a = _mm512_mask_mov_epi32(c0, 0xAAAA, _mm512_slli_epi64(c1, 32));
-    const fl_lanes b = _mm512_mask_mov_epi32(c2, 0xAAAA, _mm512_slli_epi64(c3, 32));
-    const fl_lanes front = _mm512_set_epi64(11, 3, 10, 2, 9, 1, 8, 0);
-    const fl_lanes back = _mm512_set_epi64(15, 7, 14, 6, 13, 5, 12, 4);
+static inline fl_philox_lanes fl_philox_high(fl_philox_lanes a) { return _mm512_srli_epi64(a, 32); }
+static inline fl_philox_lanes fl_philox_times(fl_philox_lanes a, fl_philox_lanes b) { return _mm512_mul_epu32(a, b); }
+static inline fl_philox_lanes fl_philox_xor3(fl_philox_lanes a, fl_philox_lanes b, fl_philox_lanes c) { return _mm512_ternarylogic_epi64(a, b, c, 0x96); }
+static inline void fl_philox_put(uint32_t *out, fl_philox_lanes c0, fl_philox_lanes c1, fl_philox_lanes c2, fl_philox_lanes c3) {
+    const fl_philox_lanes a = _mm512_mask_mov_epi32(c0, 0xAAAA, _mm512_slli_epi64(c1, 32));
+    const fl_philox_lanes b = _mm512_mask_mov_epi32(c2, 0xAAAA, _mm512_slli_epi64(c3, 32));
+    const fl_philox_lanes front = _mm512_set_epi64(11, 3, 10, 2, 9, 1, 8, 0);
+    const fl_philox_lanes back = _mm512_set_epi64(15, 7, 14, 6, 13, 5, 12, 4);
     _mm512_storeu_si512((void *)out, _mm512_permutex2var_epi64(a, front, b));
     _mm512_storeu_si512((void *)(out + 16), _mm512_permutex2var_epi64(a, back, b));
 }
 #elif defined(__AVX2__)
 #include <immintrin.h>
-#define FL_LANES 4
-typedef __m256i fl_lanes;
-static inline fl_lanes fl_all(uint64_t x) { return _mm256_set1_epi64x((long long)x); }
-static inline fl_lanes fl_count(uint64_t x) { return _mm256_add_epi64(fl_all(x), _mm256_set_epi64x(3, 2, 1, 0)); }
-static inline fl_lanes fl_high(fl_lanes a) { return _mm256_srli_epi64(a, 32); }
-static inline fl_lanes fl_times(fl_lanes a, fl_lanes b) { return _mm256_mul_epu32(a, b); }
-static inline fl_lanes fl_xor3(fl_lanes a, fl_lanes b, fl_lanes c) {
+#define FL_PHILOX_LANES 4
+typedef __m256i fl_philox_lanes;
+static inline fl_philox_lanes fl_philox_all(uint64_t x) { return _mm256_set1_epi64x((long long)x); }
+static inline fl_philox_lanes fl_philox_count(uint64_t x) { return _mm256_add_epi64(fl_philox_all(x), _mm256_set_epi64x(3, 2, 1, 0)); }
+static inline fl_philox_lanes fl_philox_high(fl_philox_lanes a) { return _mm256_srli_epi64(a, 32); }
+static inline fl_philox_lanes fl_philox_times(fl_philox_lanes a, fl_philox_lanes b) { return _mm256_mul_epu32(a, b); }
+static inline fl_philox_lanes fl_philox_xor3(fl_philox_lanes a, fl_philox_lanes b, fl_philox_lanes c) {
     return _mm256_xor_si256(_mm256_xor_si256(a, b), c);
 }
-static inline void fl_put(uint32_t *out, fl_lanes c0, fl_lanes c1, fl_lanes c2, fl_lanes c3) {
-    const fl_lanes a = _mm256_blend_epi32(c0, _mm256_slli_epi64(c1, 32), 0xAA);
-    const fl_lanes b = _mm256_blend_epi32(c2, _mm256_slli_epi64(c3, 32), 0xAA);
-    const fl_lanes even = _mm256_unpacklo_epi64(a, b), odd = _mm256_unpackhi_epi64(a, b);
+static inline void fl_philox_put(uint32_t *out, fl_philox_lanes c0, fl_philox_lanes c1, fl_philox_lanes c2, fl_philox_lanes c3) {
+    const fl_philox_lanes a = _mm256_blend_epi32(c0, _mm256_slli_epi64(c1, 32), 0xAA);
+    const fl_philox_lanes b = _mm256_blend_epi32(c2, _mm256_slli_epi64(c3, 32), 0xAA);
+    const fl_philox_lanes even = _mm256_unpacklo_epi64(a, b), odd = _mm256_unpackhi_epi64(a, b);
     _mm256_storeu_si256((__m256i *)out, _mm256_permute2x128_si256(even, odd, 0x20));
     _mm256_storeu_si256((__m256i *)(out + 8), _mm256_permute2x128_si256(even, odd, 0x31));
 }
 #elif defined(__SSE2__) || defined(_M_X64)
 #include <emmintrin.h>
-#define FL_LANES 2
-typedef __m128i fl_lanes;
-static inline fl_lanes fl_all(uint64_t x) { return _mm_set1_epi64x((long long)x); }
-static inline fl_lanes fl_count(uint64_t x) { return _mm_add_epi64(fl_all(x), _mm_set_epi64x(1, 0)); }
-static inline fl_lanes fl_high(fl_lanes a) { return _mm_srli_epi64(a, 32); }
-static inline fl_lanes fl_times(fl_lanes a, fl_lanes b) { return _mm_mul_epu32(a, b); }
-static inline fl_lanes fl_xor3(fl_lanes a, fl_lanes b, fl_lanes c) { return _mm_xor_si128(_mm_xor_si128(a, b), c); }
-static inline void fl_put(uint32_t *out, fl_lanes c0, fl_lanes c1, fl_lanes c2, fl_lanes c3) {
+#define FL_PHILOX_LANES 2
+typedef __m128i fl_philox_lanes;
+static inline fl_philox_lanes fl_philox_all(uint64_t x) { return _mm_set1_epi64x((long long)x); }
+static inline fl_philox_lanes fl_philox_count(uint64_t x) { return _mm_add_epi64(fl_philox_all(x), _mm_set_epi64x(1, 0)); }
+static inline fl_philox_lanes fl_philox_high(fl_philox_lanes a) { return _mm_srli_epi64(a, 32); }
+static inline fl_philox_lanes fl_philox_times(fl_philox_lanes a, fl_philox_lanes b) { return _mm_mul_epu32(a, b); }
+static inline fl_philox_lanes fl_philox_xor3(fl_philox_lanes a, fl_philox_lanes b, fl_philox_lanes c) { return _mm_xor_si128(_mm_xor_si128(a, b), c); }
+static inline void fl_philox_put(uint32_t *out, fl_philox_lanes c0, fl_philox_lanes c1, fl_philox_lanes c2, fl_philox_lanes c3) {
     const __m128i low = _mm_set_epi32(0, -1, 0, -1);
-    const fl_lanes a = _mm_or_si128(_mm_and_si128(c0, low), _mm_slli_epi64(c1, 32));
-    const fl_lanes b = _mm_or_si128(_mm_and_si128(c2, low), _mm_slli_epi64(c3, 32));
+    const fl_philox_lanes a = _mm_or_si128(_mm_and_si128(c0, low), _mm_slli_epi64(c1, 32));
+    const fl_philox_lanes b = _mm_or_si128(_mm_and_si128(c2, low), _mm_slli_epi64(c3, 32));
     _mm_storeu_si128((__m128i *)out, _mm_unpacklo_epi64(a, b));
     _mm_storeu_si128((__m128i *)(out + 4), _mm_unpackhi_epi64(a, b));
 }
 #else
-#define FL_LANES 1
-typedef uint64_t fl_lanes;
-static inline fl_lanes fl_all(uint64_t x) { return x; }
-static inline fl_lanes fl_count(uint64_t x) { return x; }
-static inline fl_lanes fl_high(fl_lanes a) { return a >> 32; }
-static inline fl_lanes fl_times(fl_lanes a, fl_lanes b) { return (a & 0xFFFFFFFFu) * (b & 0xFFFFFFFFu); }
-static inline fl_lanes fl_xor3(fl_lanes a, fl_lanes b, fl_lanes c) { return a ^ b ^ c; }
-static inline void fl_put(uint32_t *out, fl_lanes c0, fl_lanes c1, fl_lanes c2, fl_lanes c3) {
+#define FL_PHILOX_LANES 1
+typedef uint64_t fl_philox_lanes;
+static inline fl_philox_lanes fl_philox_all(uint64_t x) { return x; }
+static inline fl_philox_lanes fl_philox_count(uint64_t x) { return x; }
+static inline fl_philox_lanes fl_philox_high(fl_philox_lanes a) { return a >> 32; }
+static inline fl_philox_lanes fl_philox_times(fl_philox_lanes a, fl_philox_lanes b) { return (a & 0xFFFFFFFFu) * (b & 0xFFFFFFFFu); }
+static inline fl_philox_lanes fl_philox_xor3(fl_philox_lanes a, fl_philox_lanes b, fl_philox_lanes c) { return a ^ b ^ c; }
+static inline void fl_philox_put(uint32_t *out, fl_philox_lanes c0, fl_philox_lanes c1, fl_philox_lanes c2, fl_philox_lanes c3) {
     out[0] = (uint32_t)c0;
     out[1] = (uint32_t)c1;
     out[2] = (uint32_t)c2;
@@ -90,59 +90,59 @@ static inline void fl_put(uint32_t *out, fl_lanes c0, fl_lanes c1, fl_lanes c2, 
 }
 #endif
 
-/* The next chains*FL_LANES blocks: chains of operations that overlap, as many as registers hold. */
+/* The next chains*FL_PHILOX_LANES blocks: chains of operations that overlap, as many as registers hold. */
 #if defined(__AVX512F__)
-#define FL_CHAINS 4
+#define FL_PHILOX_CHAINS 4
 #else
-#define FL_CHAINS 2
+#define FL_PHILOX_CHAINS 2
 #endif
 static inline void fl_philox_group(uint64_t key, uint64_t stream, uint64_t block, uint32_t *out, const int chains) {
-    const fl_lanes m0 = fl_all(FL_MUL0), m1 = fl_all(FL_MUL1), s0 = fl_all(stream), s1 = fl_high(s0);
-    fl_lanes c[FL_CHAINS][4];
+    const fl_philox_lanes m0 = fl_philox_all(FL_PHILOX_MUL0), m1 = fl_philox_all(FL_PHILOX_MUL1), s0 = fl_philox_all(stream), s1 = fl_philox_high(s0);
+    fl_philox_lanes c[FL_PHILOX_CHAINS][4];
     uint32_t k0 = (uint32_t)key, k1 = (uint32_t)(key >> 32);
     int round, i;
-    FL_UNROLL for (i = 0; i < chains; i++) {
-        c[i][0] = fl_count(block + i * FL_LANES);
-        c[i][1] = fl_high(c[i][0]);
+    FL_PHILOX_UNROLL for (i = 0; i < chains; i++) {
+        c[i][0] = fl_philox_count(block + i * FL_PHILOX_LANES);
+        c[i][1] = fl_philox_high(c[i][0]);
         c[i][2] = s0;
         c[i][3] = s1;
     }
     for (round = 0; round < 10; round++) {
-        const fl_lanes key0 = fl_all(k0), key1 = fl_all(k1);
-        FL_UNROLL for (i = 0; i < chains; i++) {
-            const fl_lanes p02 = fl_times(c[i][0], m0), p13 = fl_times(c[i][2], m1);
-            c[i][0] = fl_xor3(fl_high(p13), c[i][1], key0);
-            c[i][2] = fl_xor3(fl_high(p02), c[i][3], key1);
+        const fl_philox_lanes key0 = fl_philox_all(k0), key1 = fl_philox_all(k1);
+        FL_PHILOX_UNROLL for (i = 0; i < chains; i++) {
+            const fl_philox_lanes p02 = fl_philox_times(c[i][0], m0), p13 = fl_philox_times(c[i][2], m1);
+            c[i][0] = fl_philox_xor3(fl_philox_high(p13), c[i][1], key0);
+            c[i][2] = fl_philox_xor3(fl_philox_high(p02), c[i][3], key1);
             c[i][1] = p13;
             c[i][3] = p02;
         }
-        k0 += FL_KEY0;
-        k1 += FL_KEY1;
+        k0 += FL_PHILOX_KEY0;
+        k1 += FL_PHILOX_KEY1;
     }
-    FL_UNROLL for (i = 0; i < chains; i++) fl_put(out + 4 * FL_LANES * i, c[i][0], c[i][1], c[i][2], c[i][3]);
+    FL_PHILOX_UNROLL for (i = 0; i < chains; i++) fl_philox_put(out + 4 * FL_PHILOX_LANES * i, c[i][0], c[i][1], c[i][2], c[i][3]);
 }
 
 /* The words of `blocks` successive blocks. */
 static inline void fl_philox(uint64_t key, uint64_t stream, uint64_t block, uint32_t *out, ptrdiff_t blocks) {
-    const int group = FL_CHAINS * FL_LANES;
-    uint32_t rest[4 * FL_CHAINS * FL_LANES];
+    const int group = FL_PHILOX_CHAINS * FL_PHILOX_LANES;
+    uint32_t rest[4 * FL_PHILOX_CHAINS * FL_PHILOX_LANES];
     for (; blocks >= group; blocks -= group, block += group, out += 4 * group)
-        fl_philox_group(key, stream, block, out, FL_CHAINS);
+        fl_philox_group(key, stream, block, out, FL_PHILOX_CHAINS);
     if (blocks > 0) {
-        if (blocks <= 2 * FL_LANES)
+        if (blocks <= 2 * FL_PHILOX_LANES)
             fl_philox_group(key, stream, block, rest, 2);
         else
-            fl_philox_group(key, stream, block, rest, FL_CHAINS);
+            fl_philox_group(key, stream, block, rest, FL_PHILOX_CHAINS);
         memcpy(out, rest, (size_t)blocks * 16);
     }
 }
 
 /* A reader of one stream, with words in store. */
-#define FL_STORE 1024
+#define FL_RNG_STORE 1024
 typedef struct {
     uint64_t key, stream, block;
     int next, end;
-    uint32_t word[FL_STORE];
+    uint32_t word[FL_RNG_STORE];
 } fl_rng;
 
 static inline void fl_rng_start(fl_rng *g, uint64_t key, uint64_t stream, uint64_t block) {
@@ -157,7 +157,7 @@ static inline void fl_rng_fill(fl_rng *g, ptrdiff_t want) {
     const int left = g->end - g->next;
     ptrdiff_t blocks = (want - left + 3) / 4;
     if (blocks < 1) blocks = 1;
-    if (blocks > (FL_STORE - left) / 4) blocks = (FL_STORE - left) / 4;
+    if (blocks > (FL_RNG_STORE - left) / 4) blocks = (FL_RNG_STORE - left) / 4;
     memmove(g->word, g->word + g->next, (size_t)left * 4);
     fl_philox(g->key, g->stream, g->block, g->word + left, blocks);
     g->block += (uint64_t)blocks;
@@ -216,7 +216,7 @@ static inline uint32_t fl_mod32(uint32_t x, uint32_t n, uint32_t reciprocal) {
 }
 
 /* The number 1 + m/2^52, less 1: in [0, 1), from the low 52 bits of x. */
-static inline double fl_unit(uint64_t x) {
+static inline double fl_rng_unit(uint64_t x) {
     double f;
     x = (x & 0xFFFFFFFFFFFFFu) | 0x3FF0000000000000u;
     memcpy(&f, &x, 8);
@@ -224,14 +224,6 @@ static inline double fl_unit(uint64_t x) {
 }
 
 /* A number in (0, 1), never an end. */
-static inline double fl_open(uint64_t x) { return ((double)(int64_t)(x >> 12) + 0.5) * (1.0 / 4503599627370496.0); }
-
-/* Into the second level, which has more misses under way than the first: a random access to 16 MB in memory takes 3.5 ns
-   then, 9 the other way, however far ahead it is asked for (Zen 4). */
-#if defined(__GNUC__)
-#define fl_prefetch(p) __builtin_prefetch((const void *)(p), 0, 2)
-#else
-#define fl_prefetch(p) ((void)(p))
-#endif
+static inline double fl_rng_open(uint64_t x) { return ((double)(int64_t)(x >> 12) + 0.5) * (1.0 / 4503599627370496.0); }
 
 #endif
