@@ -58,8 +58,8 @@ FL_INLINE void fl_exp_wide(double d, double *m, double *e) {
         return;
     }
     n = FL_FMA(d, 1.4426950408889634, FL_ROUND) - FL_ROUND;
-    r = FL_FMA(n, -6.93147180369123816490e-01, d);
-    r = FL_FMA(n, -1.90821492927058770002e-10, r);
+    r = FL_FMA(n, -FL_LN2_HIGH, d);
+    r = FL_FMA(n, -FL_LN2_LOW, r);
     *m = fl_exp_fine(r, -1.0, FL_ROUND + 1023.0);
     *e = n;
 }
@@ -76,11 +76,18 @@ FL_NO_INLINE static int64_t fl_gather(const double *FL_APART terms, const int64_
     return tiny;
 }
 
-/* One frame on: to = alpha of this frame, from that of the last one. stay, skip: 0, or FL_NOTHING where the move from a
- * label to itself, or from the label before, is not allowed. Labels lie one place up: L[u] at u + 1. */
-FL_NO_INLINE static void fl_lattice_forward(int64_t W, const double *FL_APART from, const double *FL_APART p,
-                                            const double *FL_APART pe, double blank, double blank_e, double stay,
-                                            const double *FL_APART skip, double *FL_APART to) {
+/* A frame's emissions p 2^pe of the labels, blank 2^blank_e of the blank, and the moves: stay and skip are 0, or FL_NOTHING
+ * where the move from a label to itself, or from the label before, is not allowed. 2^unit is that of masses. */
+typedef struct {
+    const double *p, *pe, *skip;
+    double blank, blank_e, stay, unit;
+} fl_step;
+
+/* One frame on: to = alpha of this frame, from that of the last one. Labels lie one place up: L[u] at u + 1. */
+FL_NO_INLINE static void fl_lattice_forward(int64_t W, const double *FL_APART from, const fl_step *step,
+                                            double *FL_APART to) {
+    const double *p = step->p, *pe = step->pe, *skip = step->skip;
+    const double blank = step->blank, blank_e = step->blank_e, stay = step->stay;
     const int64_t part = FL_PART(W);
     const double *Bm = from, *Be = from + part, *Lm = from + 2 * part, *Le = from + 3 * part;
     double *Bm_to = to, *Be_to = to + part, *Lm_to = to + 2 * part, *Le_to = to + 3 * part;
@@ -99,9 +106,10 @@ FL_NO_INLINE static void fl_lattice_forward(int64_t W, const double *FL_APART fr
 /* One frame back. from: beta times emission of the next frame; to: of this one. mass = alpha beta in units of 2^unit, of
  * blanks and of labels. Here L[u] lies at u. */
 FL_NO_INLINE static void fl_lattice_backward(int64_t W, const double *FL_APART from, const double *FL_APART alpha,
-                                             const double *FL_APART p, const double *FL_APART pe, double blank,
-                                             double blank_e, double stay, const double *FL_APART skip, double unit,
-                                             double *FL_APART to, double *FL_APART mass, double *FL_APART label_mass) {
+                                             const fl_step *step, double *FL_APART to, double *FL_APART mass,
+                                             double *FL_APART label_mass) {
+    const double *p = step->p, *pe = step->pe, *skip = step->skip;
+    const double blank = step->blank, blank_e = step->blank_e, stay = step->stay, unit = step->unit;
     const int64_t part = FL_PART(W);
     const double *Bm = from, *Be = from + part, *Lm = from + 2 * part, *Le = from + 3 * part;
     const double *Am = alpha, *Ae = alpha + part, *Cm = alpha + 2 * part + 1, *Ce = alpha + 3 * part + 1;
@@ -119,15 +127,15 @@ FL_NO_INLINE static void fl_lattice_backward(int64_t W, const double *FL_APART f
 }
 
 /* ---- frames: sums and maxima of n elements, n a multiple of 32, in one fixed order; NaN is left aside by a maximum ---- */
-#define FL_LANES 32
+#define FL_LATTICE_LANES 32
 
 static double fl_largest(const double *x, int64_t n) {
-    double lane[FL_LANES];
+    double lane[FL_LATTICE_LANES];
     int64_t k;
     int j;
-    for (j = 0; j < FL_LANES; j++) lane[j] = x[j];
-    for (k = FL_LANES; k < n; k += FL_LANES)
-        for (j = 0; j < FL_LANES; j++) lane[j] = fl_larger(x[k + j], lane[j]);
+    for (j = 0; j < FL_LATTICE_LANES; j++) lane[j] = x[j];
+    for (k = FL_LATTICE_LANES; k < n; k += FL_LATTICE_LANES)
+        for (j = 0; j < FL_LATTICE_LANES; j++) lane[j] = fl_larger(x[k + j], lane[j]);
     fl_halve_max(lane, 16);
     fl_halve_max(lane, 8);
     fl_halve_max(lane, 4);
@@ -136,14 +144,14 @@ static double fl_largest(const double *x, int64_t n) {
 }
 
 static double fl_sum(const double *x, int64_t n) {
-    double lane[FL_LANES], total = 0;
+    double lane[FL_LATTICE_LANES], total = 0;
     int64_t k, stop;
     int j;
     for (k = 0; k < n;) {                                 /* longer chains would drift */
         stop = n - k < 4096 ? n : k + 4096;
-        for (j = 0; j < FL_LANES; j++) lane[j] = x[k + j];
-        for (k += FL_LANES; k < stop; k += FL_LANES)
-            for (j = 0; j < FL_LANES; j++) lane[j] += x[k + j];
+        for (j = 0; j < FL_LATTICE_LANES; j++) lane[j] = x[k + j];
+        for (k += FL_LATTICE_LANES; k < stop; k += FL_LATTICE_LANES)
+            for (j = 0; j < FL_LATTICE_LANES; j++) lane[j] += x[k + j];
         fl_halve_sum(lane, 16);
         fl_halve_sum(lane, 8);
         fl_halve_sum(lane, 4);
@@ -155,7 +163,7 @@ static double fl_sum(const double *x, int64_t n) {
 
 /* The power of two that brings the largest of n elements, a multiple of 8 and none negative, into [1, 2); 1 where there
  * is none such */
-static double fl_unit(const double *x, int64_t n) {
+static double fl_lattice_unit(const double *x, int64_t n) {
     double lane[8], top, m, e;
     int64_t k;
     int j;
@@ -206,6 +214,11 @@ static void fl_scatter(char *row, int64_t step, const int64_t *classes, const do
  * the lattice, frame by frame, and what does not end where it should. Sums of positive terms, so that the loss and its
  * gradient keep their digits however small they are. Here plain probabilities do. Rows are blanks and labels, each
  * FL_PART(W); q is the emission of the labels, 0 past them; stay and hop, 0 or 1, are what stay and skip are above. */
+typedef struct {
+    const double *q, *hop;
+    double blank, stay;
+} fl_plain_step;
+
 typedef struct {            /* a frame's three likeliest classes, the sum of all others, and the mass lost before it */
     int64_t k[3];
     double p[3], others, lost;
@@ -213,10 +226,10 @@ typedef struct {            /* a frame's three likeliest classes, the sum of all
 
 /* off = probability that the frame's class is no move from the state: without what a state allows, at most the blank and
  * two labels. One of the three likeliest is left, or all it allows is among them: no sum loses its digits. */
-FL_NO_INLINE static void fl_astray(int64_t W, const int64_t *FL_APART label, const double *FL_APART q, const fl_rest *rest,
-                                   int64_t blank, double blank_p, double stay, const double *FL_APART hop,
-                                   double *FL_APART off) {
-    double p[3], others = rest->others - blank_p, *off_labels = off + FL_PART(W);
+FL_NO_INLINE static void fl_astray(int64_t W, const int64_t *FL_APART label, const fl_plain_step *step,
+                                   const fl_rest *rest, int64_t blank, double *FL_APART off) {
+    const double *q = step->q, *hop = step->hop, stay = step->stay;
+    double p[3], others = rest->others - step->blank, *off_labels = off + FL_PART(W);
     int64_t k0 = rest->k[0], k1 = rest->k[1], k2 = rest->k[2], u;
     for (u = 0; u < 3; u++) {
         p[u] = rest->k[u] == blank ? 0.0 : rest->p[u];
@@ -233,9 +246,9 @@ FL_NO_INLINE static void fl_astray(int64_t W, const int64_t *FL_APART label, con
 }
 
 /* arrived = mass that may emit label u; to = alpha of this frame. Labels one place up. */
-FL_NO_INLINE static void fl_plain_forward(int64_t W, const double *FL_APART from, const double *FL_APART q, double blank,
-                                          double stay, const double *FL_APART hop, double *FL_APART arrived,
-                                          double *FL_APART to) {
+FL_NO_INLINE static void fl_plain_forward(int64_t W, const double *FL_APART from, const fl_plain_step *step,
+                                          double *FL_APART arrived, double *FL_APART to) {
+    const double *q = step->q, *hop = step->hop, blank = step->blank, stay = step->stay;
     const double *B = from, *L = from + FL_PART(W);
     double *L_to = to + FL_PART(W);
     int64_t u;
@@ -250,13 +263,12 @@ FL_NO_INLINE static void fl_plain_forward(int64_t W, const double *FL_APART from
 
 /* The same with all masses times `scale`, a power of two; how many of the new ones are not small */
 #define FL_SMALL 1.1830521861667747e-271                  /* 2^-900 */
-FL_NO_INLINE static int64_t fl_scaled_forward(int64_t W, const double *FL_APART from, const double *FL_APART q,
-                                              double blank, double stay, const double *FL_APART hop, double scale,
-                                              double *FL_APART to) {
+FL_NO_INLINE static int64_t fl_scaled_forward(int64_t W, const double *FL_APART from, const fl_plain_step *step,
+                                              double scale, double *FL_APART to) {
+    const double *q = step->q, *hop = step->hop, blank = step->blank * scale, stay = step->stay;
     const double *B = from, *L = from + FL_PART(W);
     double *L_to = to + FL_PART(W);
     int64_t u, hits = 0;
-    blank *= scale;
     L_to[0] = 0.0;
     for (u = 0; u < W; u++) {
         double b = (B[u] + L[u]) * blank, l = ((B[u] + stay * L[u + 1]) + hop[u] * L[u]) * (q[u] * scale);
@@ -268,8 +280,9 @@ FL_NO_INLINE static int64_t fl_scaled_forward(int64_t W, const double *FL_APART 
 }
 
 /* to = what `from` is one frame later, on the average over the moves; labels in place */
-FL_NO_INLINE static void fl_plain_backward(int64_t W, const double *FL_APART from, const double *FL_APART q, double blank,
-                                           double stay, const double *FL_APART hop, double *FL_APART to) {
+FL_NO_INLINE static void fl_plain_backward(int64_t W, const double *FL_APART from, const fl_plain_step *step,
+                                           double *FL_APART to) {
+    const double *q = step->q, *hop = step->hop, blank = step->blank, stay = step->stay;
     const double *B = from, *L = from + FL_PART(W);
     double *L_to = to + FL_PART(W);
     int64_t u;
