@@ -67,7 +67,7 @@ def extensions():
     """Host facts, the parallel loop, and one extension per kernel and instruction set."""
     # each instruction set has a build folder of its own: distinct C and object files, safe in parallel
     jobs = {"compiler_directives": DIRECTIVES, "nthreads": os.cpu_count() if sys.platform == "linux" else 0}
-    headers = [str(p) for ending in ("h", "pxd") for p in sorted(Path("fastloss/kernels").glob(f"*/*.{ending}"))]
+    headers = [str(p) for ending in ("h", "pxd", "pxi") for p in sorted(Path("fastloss/kernels").glob(f"*/*.{ending}"))]
     parallel = Extension(
         "fastloss._parallel",
         ["fastloss/_parallel.pyx"],
