@@ -102,7 +102,7 @@ def extensions():
     kernels = [Extension(f"fastloss._native.{kernel.stem}", [str(kernel)]) for kernel in KERNELS]
     utility, *kernels = cythonize([utility, *kernels], shared_utility_qualified_name=UTILITY, **options)
     yield utility
-    headers = [str(p) for ending in ("h", "pxd") for p in sorted(Path("fastloss/kernels").glob(f"*/*.{ending}"))]
+    headers = [str(p) for ending in ("h", "pxd", "pxi") for p in sorted(Path("fastloss/kernels").glob(f"*/*.{ending}"))]
     for isa in ISAS:
         Path("fastloss/_native", isa).mkdir(exist_ok=True)  # in-place builds need it
         for kernel in kernels:

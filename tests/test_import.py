@@ -14,8 +14,7 @@ import fastloss as fl
 
 def test_subnormals_survive_the_import():
     assert (
-        python("from fastloss import *; print(5e-324 / 2 == 0, 5e-324 * 1.0 != 0, 1e-308 / 2 > 0)")
-        == "True True True"
+        python("from fastloss import *; print(5e-324 / 2 == 0, 5e-324 * 1.0 != 0, 1e-308 / 2 > 0)") == "True True True"
     )
 
 

@@ -129,28 +129,28 @@ def test_log():
     assert reference.ulps(out, np.log(x.astype(np.longdouble))).max() <= 1
 
 
-@pytest.mark.parametrize("brain", [False, True])
-def test_every_half(brain):
+@pytest.mark.parametrize("bfloat16", [False, True])
+def test_every_half(bfloat16):
     bits = np.arange(65536, dtype=np.uint16)
     out = np.empty(65536, np.float32)
-    probe.widen(bits, out, brain)
-    want = bits.view(ml_dtypes.bfloat16 if brain else np.float16).astype(np.float32)
+    probe.widen(bits, out, bfloat16)
+    want = bits.view(ml_dtypes.bfloat16 if bfloat16 else np.float16).astype(np.float32)
     np.testing.assert_array_equal(out, want)
     assert (np.signbit(out) == np.signbit(want)).all()
 
 
-@pytest.mark.parametrize("brain", [False, True])
-def test_rounding_to_half(brain):
+@pytest.mark.parametrize("bfloat16", [False, True])
+def test_rounding_to_half(bfloat16):
     rng = np.random.default_rng(3)
     bits = rng.integers(0, 2**32, 2_000_000, dtype=np.uint32)
-    halves = np.arange(65536, dtype=np.uint16).view(ml_dtypes.bfloat16 if brain else np.float16).astype(np.float32)
+    halves = np.arange(65536, dtype=np.uint16).view(ml_dtypes.bfloat16 if bfloat16 else np.float16).astype(np.float32)
     edges = halves[np.isfinite(halves)]
     ties = (edges[:-1] / 2 + edges[1:] / 2).astype(np.float32)
     near = np.concatenate([ties, np.nextafter(ties, np.float32(np.inf)), np.nextafter(ties, np.float32(-np.inf))])
     x = np.concatenate([bits.view(np.float32), halves, near, np.float32([65504, 65519.996, 65520, 1e30])])
     out = np.empty(x.shape, np.uint16)
-    probe.narrow(x, out, brain)
-    got = out.view(ml_dtypes.bfloat16 if brain else np.float16)
+    probe.narrow(x, out, bfloat16)
+    got = out.view(ml_dtypes.bfloat16 if bfloat16 else np.float16)
     with np.errstate(over="ignore", invalid="ignore"):
         want = x.astype(got.dtype)
     np.testing.assert_array_equal(got.astype(np.float32), want.astype(np.float32))

@@ -154,9 +154,10 @@ def ctc_loss(
         grad = outputs.gradient(_wants, "logits", given, {"labels": y, "out": rows.loss}, in_place=True)
     order = np.argsort(-frames * (n_classes + 4 * n_labels), kind="stable")
     _kernels.ctc(
-        check.raw(x), y, start, n_labels, frames, order, blank, collapse, merge, skip,
-        zero_infinity, rows.loss,
-        None if grad is None else check.raw(_batch_first(grad, logits_time_major)), rows.scale, rows.factor, threads,
+        check.raw(x), y, rows.loss, None if grad is None else check.raw(_batch_first(grad, logits_time_major)),
+        offset=start, label_length=n_labels, logit_length=frames, order=order, blank=blank, collapse=collapse,
+        merge=merge, skip_long=skip, zero_infinity=zero_infinity, scale=rows.scale, factor=rows.factor,
+        n_threads=threads,
     )  # fmt: skip
     return rows.value()
 
@@ -203,8 +204,9 @@ def _decode(
     labels = np.full((size, paths, int(frames.max(initial=0))), -1, np.int64)
     n_labels, score = np.zeros((size, paths), np.int64), np.zeros(size)
     _kernel_decode.decode(
-        check.raw(x), frames, blank, merge, width, labels, n_labels, score, _memory.most(lazy=True), threads
-    )
+        check.raw(x), frames, blank=blank, merge=merge, width=width, labels=labels, n_labels=n_labels, score=score,
+        most=_memory.most(lazy=True), n_threads=threads,
+    )  # fmt: skip
     return labels[:, :, : int(n_labels.max(initial=0))], n_labels, score, x, frames, blank, threads
 
 
@@ -341,8 +343,8 @@ def ctc_beam_search_decode(
     for k in range(paths):
         path = np.ascontiguousarray(labels[:, k])
         _kernels.ctc(
-            check.raw(x), path, start, np.maximum(n[:, k], 0), frames, order, blank, False, merge_repeated, False,
-            False, loss[k], None, None, 0.0, threads,
+            check.raw(x), path, loss[k], offset=start, label_length=np.maximum(n[:, k], 0), logit_length=frames,
+            order=order, blank=blank, merge=merge_repeated, n_threads=threads,
         )  # fmt: skip
     found = np.where(n.T < 0, -np.inf, -loss).T.astype(loss.dtype)
     best = np.argsort(np.where(np.isnan(found), -np.inf, -found), axis=1, kind="stable")
@@ -404,6 +406,7 @@ def edit_distance(
     out = _memory.empty(len(a_length))
     work = int((a_length.astype(float) * b_length).sum())
     _kernel_decode.edit_distances(
-        a, a_start, a_length, b, b_start, b_length, normalize, out, _threads.resolve(n_threads, work)
-    )
+        a, b, out, a_start=a_start, a_length=a_length, b_start=b_start, b_length=b_length, normalize=normalize,
+        n_threads=_threads.resolve(n_threads, work),
+    )  # fmt: skip
     return out

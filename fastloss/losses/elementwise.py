@@ -56,9 +56,10 @@ def _plain(
     q = None if pos_weight is None else check.raw(check.broadcast("pos_weight", pos_weight.copy(), x.shape))
     grad = None if wants is None else outputs.plain_gradient(wants, x)
     factor = 1.0 / x.size if reduction == "mean" and x.size else 1.0
-    total = _kernels.run(
-        what, parameters, x, labels, q, None, None, loss, grad, None, None, None, loss is None, factor, threads
-    )
+    if grad is None and q is None:  # keywords would be a fiftieth of a small call
+        total = _kernels.run(what, parameters, x, labels, loss, factor, threads)
+    else:
+        total = _kernels.run(what, parameters, x, labels, loss, factor, threads, pos_weight=q, grad=grad)
     if loss is not None:
         return loss if loss.ndim or out is not None else loss[()]
     if reduction == "mean":
@@ -110,9 +111,10 @@ def evaluate(
         grads = outputs.full_gradients(wants, given, main, shape, rows.apart)
         hessian = outputs.hessian(wants, a, {**given, **rows.apart})
     total = _kernels.run(
-        what, parameters, full[main], full["labels"], full.get("pos_weight"), rows.weight, rows.cotangent, loss,
-        check.raw(grads.get(main)), check.raw(grads.get("labels")), check.raw(grads.get("pos_weight")),
-        check.raw(hessian), loss is None, rows.factor, threads,
+        what, parameters, full[main], full["labels"], loss, rows.factor, threads,
+        pos_weight=full.get("pos_weight"), weight=rows.weight, cotangent=rows.cotangent,
+        grad=check.raw(grads.get(main)), label_grad=check.raw(grads.get("labels")),
+        pos_weight_grad=check.raw(grads.get("pos_weight")), hessian=check.raw(hessian),
     )  # fmt: skip
     if wants is not None:
         outputs.hand_over(wants, grads)
@@ -125,8 +127,5 @@ def unary(what: int, x: ArrayLike, out: Array | None, n_threads: int | None) -> 
     check.loss_dtype("x", a.dtype)
     threads = _threads.resolve(n_threads, a.size)
     result = outputs.value_like(out, a, {"x": a})
-    _kernels.run(
-        what, (), check.raw(a), None, None, None, None, check.raw(result), None, None, None, None, False, 1.0,
-        threads,
-    )  # fmt: skip
+    _kernels.run(what, (), check.raw(a), None, check.raw(result), 1.0, threads)
     return outputs.returned(result, out)

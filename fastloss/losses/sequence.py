@@ -129,9 +129,10 @@ class _Positions:
         return outputs.returned(result, out)
 
     def weight_slopes(self, out: Array) -> None:
+        sb, st = self._strides
         _kernels.weight_slopes(
-            self.weights, self._losses, self._denominator, self._value, self._cotangent, self._kind, *self._strides,
-            check.raw(out),
+            self.weights, self._losses, check.raw(out), denominator=self._denominator, value=self._value,
+            cotangent=self._cotangent, kind=self._kind, sb=sb, st=st,
         )  # fmt: skip
 
 

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Any
 
 import numpy as np
@@ -12,10 +14,10 @@ from fastloss._core import inputs as check
 from fastloss._core import memory as _memory
 from fastloss._core import threads as _threads
 from fastloss._native import alias, samplers
-from fastloss.samplers.draws import Floats, Ids, Law, Seed, finish, try_limit
+from fastloss.samplers.draws import Floats, Ids, Law, Seed, Source, Stream, finish, try_limit
 
 
-class AliasTable:
+class AliasTable(Source):
     """Draws from ``[0, n)`` in proportion to given weights; build it once, draw from it many times.
 
     Building takes one sweep over the weights; a draw takes one 64-bit random number and one memory access, whatever
@@ -50,9 +52,6 @@ class AliasTable:
     ((1000, 10), [0, 2])
     """
 
-    _law: Law
-    _drawable: int
-
     def __init__(self, weights: ArrayLike) -> None:
         given = check.alias_weights("weights", weights)
         own = _memory.copied(given, np.float64)
@@ -62,16 +61,20 @@ class AliasTable:
         check.weight_sum("weights", total)
         table = _memory.aligned(own.size + (own.size + 1) // 2, np.dtype(np.int64))
         alias.build(own, total, low, table)
-        self._law = (samplers.LAWS["alias"], own.size, table, own, total)
+        self._law = Law(samplers.LAWS["alias"], own.size, table, own, total)
+
+    @contextmanager
+    def _opened(self, num_sampled: int, seed: Seed) -> Iterator[Stream]:
+        yield Stream(self._law, self._drawable, samplers.derive(*check.seed(seed), 0))
 
     def __len__(self) -> int:
-        return self._law[1]
+        return int(self._law.range_max)
 
     def __repr__(self) -> str:
         return f"AliasTable(<{len(self)} weights, {self._drawable} of them positive>)"
 
     def __reduce__(self) -> tuple[Any, ...]:
-        return AliasTable, (self._law[3],)  # building again is quicker than reading a table
+        return AliasTable, (self._law.weights,)  # building again is quicker than reading a table
 
     def sample(self, size: int | tuple[int, ...], seed: Seed = None, *, n_threads: int | None = None) -> Ids:
         """Independent draws.

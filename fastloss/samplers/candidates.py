@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-from contextlib import nullcontext
 from typing import NamedTuple
 
 import numpy as np
@@ -14,8 +13,8 @@ from fastloss._core import memory as _memory
 from fastloss._core import threads as _threads
 from fastloss._native import candidates, samplers
 from fastloss.samplers.alias import AliasTable
-from fastloss.samplers.draws import Ids, Law, Seed, try_limit
-from fastloss.samplers.samplers import Candidates, LogUniformSampler, UniformSampler, _after, _Sampler
+from fastloss.samplers.draws import Ids, Seed, Stream, opened, try_limit
+from fastloss.samplers.samplers import Candidates, LogUniformSampler, UniformSampler, _Sampler
 from fastloss.samplers.unigrams import FixedUnigramSampler, LearnedUnigramSampler, read_counts
 
 
@@ -333,35 +332,32 @@ def sample_negatives(
     check.drawn_from(sampler, seed, _Sampler, AliasTable)
     num_sampled = check.whole("num_sampled", num_sampled, 1)
     unique = check.boolean("unique", unique)
-    starts, ids = check.ragged(positives, sampler._law[1])
+    range_max = len(sampler) if isinstance(sampler, AliasTable) else sampler.range_max
+    starts, ids = check.ragged(positives, range_max)
     longest = int((starts[1:] - starts[:-1]).max(initial=0))
     threads = _threads.resolve(n_threads)
     _memory.room("num_sampled", num_sampled, 8 * num_sampled * starts.size)
-    size = samplers.set_size(sampler._law[1], min(longest + num_sampled, 2**62))
+    size = samplers.set_size(range_max, min(longest + num_sampled, 2**62))
     _memory.room("num_sampled", num_sampled, 8 * (num_sampled * starts.size + threads * size))
-    with sampler._lock if isinstance(sampler, _Sampler) else nullcontext():
+    with opened(sampler, num_sampled, seed) as stream:
         seen = _memory.empty((threads, size), np.uint64)
         wanted = num_sampled if unique else 1
-        row, left = candidates.too_few(sampler._law, starts, ids, sampler._drawable, wanted, seen[0])
+        row, left = candidates.too_few(stream.law, starts, ids, stream.drawable, wanted, seen[0])
         if row >= 0:
             raise check.bad_positives(wanted, left, row)
-        key, stream, block = sampler._now[1:4] if isinstance(sampler, _Sampler) else (*check.seed(seed), 0)
-        out = _negatives(sampler._law, samplers.derive(key, stream, block), starts, ids, num_sampled, unique, seen)
-        if isinstance(sampler, _Sampler):
-            sampler._now[3] = _after(block, num_sampled)
-        return out
+        return _negatives(stream, starts, ids, num_sampled, unique, seen)
 
 
-def _negatives(
-    law: Law, key: int, starts: Ids, ids: Ids, num_sampled: int, unique: bool, seen: NDArray[np.uint64]
-) -> Ids:
-    range_max, rows = law[1], starts.size - 1
+def _negatives(stream: Stream, starts: Ids, ids: Ids, num_sampled: int, unique: bool, seen: NDArray[np.uint64]) -> Ids:
+    law, _, key = stream
+    range_max, rows = law.range_max, starts.size - 1
     out, filled = _memory.empty((rows, num_sampled), np.int64), np.zeros(rows, np.int64)
-    candidates.negatives(law, key, starts, ids, out, filled, seen, unique, try_limit(range_max, num_sampled))
+    limit = try_limit(range_max, num_sampled)
+    candidates.negatives(law, key, starts, ids, out, filled=filled, seen=seen, unique=unique, limit=limit)
     for row in np.flatnonzero(filled < num_sampled):  # rows that hardly any weight is left to
         bits = _memory.zeros(range_max // 64 + 1, np.uint64, "a mark for each of range_max ids")
         complete = samplers.race if unique else samplers.redraw
         scratch = _memory.empty(num_sampled if unique else range_max)
-        avoid = ids[starts[row] : starts[row + 1]]
-        complete(law, samplers.derive(key, row, 0), row, out[row], filled[row], avoid, bits, scratch)
+        avoid, own = ids[starts[row] : starts[row + 1]], samplers.derive(key, row, 0)
+        complete(law, own, row, out[row], filled[row], excluded=avoid, seen=bits, scratch=scratch)
     return out

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Iterator
+from contextlib import contextmanager
 from threading import Lock
 from typing import Any, NamedTuple
 from weakref import ref
@@ -13,7 +15,7 @@ from numpy.typing import ArrayLike
 from fastloss._core import inputs as check
 from fastloss._core import memory as _memory
 from fastloss._native import samplers
-from fastloss.samplers.draws import Floats, Ids, Law, Seed, finish, try_limit
+from fastloss.samplers.draws import Floats, Ids, Law, Seed, Source, Stream, finish, try_limit
 
 LAWS, _MEASURES, _INT64 = samplers.LAWS, samplers.MEASURES, np.dtype(np.int64)
 _ALL = 2**64 - 1
@@ -51,10 +53,9 @@ class Candidates(NamedTuple):
     sampled_expected_count: Floats
 
 
-class _Sampler:
+class _Sampler(Source):
     """A law on [0, range_max) and a place in a stream of random bits."""
 
-    _drawable: int  # ids of positive probability
     _keys: tuple[str, ...] = ("block", "key", "last", "sampler", "stream")  # of its state
 
     def __init__(self, law: Law, drawable: int, seed: Seed, expected_count: str) -> None:
@@ -68,6 +69,13 @@ class _Sampler:
         self._size: tuple[int, bool, int] = _NONE, False, 0  # what the last call asked for: see _checked
         self._unlocked()
 
+    @contextmanager
+    def _opened(self, num_sampled: int, seed: Seed) -> Iterator[Stream]:
+        with self._lock:  # `seed` is None: a sampler has its own stream
+            law, key, stream, block, _ = self._now
+            yield Stream(law, self._drawable, samplers.derive(key, stream, block))
+            self._now[3] = _after(block, num_sampled)
+
     def _unlocked(self) -> None:
         self._lock = Lock()
         _alive.add(ref(self, _alive.discard))
@@ -80,7 +88,7 @@ class _Sampler:
     @property
     def range_max(self) -> int:
         """Ids lie in [0, range_max)."""
-        return int(self._now[0][1])
+        return int(self._law.range_max)
 
     def __repr__(self) -> str:
         return f"{type(self).__name__}(range_max={self.range_max}{self._details()})"
@@ -150,8 +158,8 @@ class _Sampler:
         size, distinct = check.sample_size(num_sampled, unique, self._drawable)
         _memory.room("num_sampled", size, 16 * size)
         if distinct:
-            _memory.room("num_sampled", size, 16 * size + 8 * samplers.set_size(self._law[1], size))
-        return size, distinct, try_limit(self._law[1], size) if distinct else size
+            _memory.room("num_sampled", size, 16 * size + 8 * samplers.set_size(self.range_max, size))
+        return size, distinct, try_limit(self.range_max, size) if distinct else size
 
     def probability(self, ids: ArrayLike) -> Floats:
         """Probability of each id in one draw, float64, in the shape of ids.
@@ -161,8 +169,9 @@ class _Sampler:
         TypeError, ValueError
             If ids are not integers in [0, range_max).
         """
-        law = self._now[0]
-        return self._measure(check.ids("ids", ids, law[1], own=law[2] is not None), _MEASURES["probability"], 0.0)
+        law = self._law
+        own = law.table is not None
+        return self._measure(check.ids("ids", ids, law.range_max, own=own), _MEASURES["probability"], 0.0)
 
     def _measure(self, ids: Ids, what: int, x: float, times: Floats | None = None) -> Floats:
         out = _memory.empty(ids.shape)
@@ -203,7 +212,7 @@ class _Sampler:
         TypeError, ValueError
             If ids are not integers in [0, range_max); if there was no sample, or its description makes no sense.
         """
-        array = check.ids("ids", ids, self.range_max, own=self._law[2] is not None)
+        array = check.ids("ids", ids, self.range_max, own=self._law.table is not None)
         if num_sampled is None:
             return self._expected(array, *check.last_sample(self._now[4]))
         num_sampled, unique = check.sample_size(num_sampled, unique, self._drawable)
@@ -224,7 +233,7 @@ class _Sampler:
             return _MEASURES["inclusion"], 1.0, None
         known = self._times
         if known is None or known[0] != num_sampled:
-            single = _SINGLE if self._law[0] == LAWS["log_uniform"] else self.range_max
+            single = _SINGLE if self._law.kind == LAWS["log_uniform"] else self.range_max
             times = _memory.empty(2**15 + 2)
             x, used = samplers.inclusion_times(self._law, num_sampled, times, single)
             known = self._times = num_sampled, x, times[:used].copy()
@@ -272,7 +281,7 @@ class _Sampler:
                 if filled < size:
                     tries, counts = tries + finish(law, key, stream, block, out, filled), None
                 if true is not None:
-                    true = check.ids("true_classes", true, law[1])  # others may have changed it since
+                    true = check.ids("true_classes", true, law.range_max)  # others may have changed it since
                     if counts is None:
                         of_true = self._expected(true, size, distinct, tries)
                         counts = self._expected(out, size, distinct, tries)
@@ -319,7 +328,7 @@ class UniformSampler(_Sampler):
 
     def __init__(self, range_max: int, *, seed: Seed = None, expected_count: str = "tries") -> None:
         n = check.whole("range_max", range_max, 1)
-        super().__init__((LAWS["uniform"], n, None, None, 0.0), n, seed, expected_count)
+        super().__init__(Law(LAWS["uniform"], n), n, seed, expected_count)
 
     def _included(self, num_sampled: int) -> tuple[int, float, Floats | None]:
         return _MEASURES["count"], num_sampled, None
@@ -355,4 +364,4 @@ class LogUniformSampler(_Sampler):
 
     def __init__(self, range_max: int, *, seed: Seed = None, expected_count: str = "tries") -> None:
         n = check.whole("range_max", range_max, 1)
-        super().__init__((LAWS["log_uniform"], n, None, None, 0.0), n, seed, expected_count)
+        super().__init__(Law(LAWS["log_uniform"], n), n, seed, expected_count)

@@ -59,7 +59,7 @@ class LearnedUnigramSampler(_Sampler):
         inclusion = check.choice("expected_count", expected_count, EXPECTED_COUNTS) == "inclusion"
         n = check.whole("range_max", range_max, 1, 2**31 if inclusion else 2**40)
         tree = _tree_for(n, 0)
-        super().__init__((LAWS["learned_unigram"], n, tree, None, 0.0), n, seed, expected_count)
+        super().__init__(Law(LAWS["learned_unigram"], n, tree), n, seed, expected_count)
 
     def __getstate__(self) -> dict[str, Any]:
         with self._lock:
@@ -97,7 +97,7 @@ class LearnedUnigramSampler(_Sampler):
         TypeError, ValueError
             If ids are not integers in [0, range_max); no count is changed then.
         """
-        array = check.ids("ids", ids, self._now[0][1])
+        array = check.ids("ids", ids, self.range_max)
         with self._lock:
             law, _, _, block, last = now = self._now
             if not samplers.advance(now, law, array, block, last):
@@ -151,13 +151,13 @@ class LearnedUnigramSampler(_Sampler):
 
 
 def _tree(law: Law) -> NDArray[Any]:
-    tree = law[2]
+    tree = law.table
     assert tree is not None
     return tree
 
 
 def _with(law: Law, tree: NDArray[Any]) -> Law:
-    return (*law[:2], tree, *law[3:])
+    return law._replace(table=tree)
 
 
 def _copy(law: Law) -> Law:
@@ -290,4 +290,4 @@ def _fixed_law(counts: Floats, reserved: int, distortion: float) -> tuple[Law, i
     check.distorted(weights, total, bad)
     table = _memory.aligned(2 * n, np.dtype(np.int64))
     alias.build_float(weights, _memory.empty(n), _memory.empty(n, np.int64), table)
-    return (LAWS["fixed_unigram"], n, table, None, total), drawable
+    return Law(LAWS["fixed_unigram"], n, table, None, total), drawable

@@ -7,7 +7,9 @@ from cpython.buffer cimport PyBUF_FORMAT, PyBUF_STRIDES, PyBUF_WRITABLE, PyBuffe
 from libc.stdint cimport INT64_MAX, int8_t, int16_t, int32_t, int64_t, uint8_t, uint16_t, uint32_t, uint64_t, uintptr_t
 from libc.string cimport memcpy
 
-from fastloss.kernels.math.vmath cimport fl_bfloat_of_float, fl_float_of_bfloat, fl_float_of_half, fl_half_of_float, real
+from fastloss.kernels.math.vmath cimport (
+    fl_bfloat_of_float, fl_float_of_bfloat, fl_float_of_half, fl_half_of_float, real,
+)
 
 cdef extern from "arrays/float16.h" nogil:
     void fl_widen_halves(const char*, float*, Py_ssize_t) noexcept
@@ -17,7 +19,7 @@ cdef enum:
     MAX_DIMS = 64       # NumPy's own limit
     MAX_ARRAYS = 12     # arrays of one call
     NO_AXIS = -1        # every element is a row of one
-    SPAN = 256          # elements converted at a time
+    SPAN_ELEMENTS = 256     # converted at a time
 
 cdef enum:              # kinds of element
     F32
@@ -185,10 +187,11 @@ cdef inline void load_plain(real* target, const char* source, Py_ssize_t step, P
             target[k] = <real>v
 
 
-cdef inline void load_half(real* target, const char* source, Py_ssize_t step, Py_ssize_t n, bint brain) noexcept nogil:
+cdef inline void load_half(real* target, const char* source, Py_ssize_t step, Py_ssize_t n,
+                           bint bfloat16) noexcept nogil:
     cdef Py_ssize_t k
     cdef uint16_t bits
-    if step == 2 and brain:
+    if step == 2 and bfloat16:
         for k in range(n):
             memcpy(&bits, source + k*2, 2)
             target[k] = fl_float_of_bfloat(bits)
@@ -197,7 +200,7 @@ cdef inline void load_half(real* target, const char* source, Py_ssize_t step, Py
     else:
         for k in range(n):
             memcpy(&bits, source + k*step, 2)
-            target[k] = fl_float_of_bfloat(bits) if brain else fl_float_of_half(bits)
+            target[k] = fl_float_of_bfloat(bits) if bfloat16 else fl_float_of_half(bits)
 
 
 cdef inline void load(real* target, const char* source, Py_ssize_t step, Py_ssize_t n, int kind) noexcept nogil:
@@ -228,7 +231,7 @@ cdef inline void load(real* target, const char* source, Py_ssize_t step, Py_ssiz
 
 cdef inline void store(char* target, Py_ssize_t step, int kind, const real* source, Py_ssize_t n) noexcept nogil:
     """The span = source, rounded to a float kind."""
-    cdef uint16_t bits[SPAN]
+    cdef uint16_t bits[SPAN_ELEMENTS]
     cdef Py_ssize_t k = 0, m, j
     cdef float f
     cdef double d
@@ -252,7 +255,7 @@ cdef inline void store(char* target, Py_ssize_t step, int kind, const real* sour
         fl_narrow_halves(<const float*>source, target, n)
     else:
         while k < n:
-            m = n - k if n - k < SPAN else SPAN
+            m = n - k if n - k < SPAN_ELEMENTS else SPAN_ELEMENTS
             if kind == BF16:
                 for j in range(m):
                     bits[j] = fl_bfloat_of_float(<float>source[k + j])

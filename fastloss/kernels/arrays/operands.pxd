@@ -44,7 +44,7 @@ cdef struct Operand:
     Py_ssize_t step                 # of an EVEN one
     Py_ssize_t stride[MAX_DIMS]
 
-cdef struct Job:
+cdef struct ElementwiseCall:
     Operand a[ARRAYS]
     int ndim                        # axes merged where that is possible in all operands
     Py_ssize_t shape[MAX_DIMS]
@@ -58,7 +58,7 @@ cdef struct Job:
     const char* asked[ARRAYS]       # what is worth prefetching
 
 
-cdef inline int hold(Held* held, object array, bint writable, Job* job, Operand* a) except -1:
+cdef inline int hold(Held* held, object array, bint writable, ElementwiseCall* call, Operand* a) except -1:
     """Fills the operand from an array; the first one gives the shape."""
     cdef Py_buffer* view
     cdef int d
@@ -69,78 +69,78 @@ cdef inline int hold(Held* held, object array, bint writable, Job* job, Operand*
     PyObject_GetBuffer(array, view, PyBUF_FORMAT | PyBUF_STRIDES | (PyBUF_WRITABLE if writable else 0))
     held.count += 1
     if held.count == 1:
-        job.ndim = view.ndim
-        job.n = 1
+        call.ndim = view.ndim
+        call.n = 1
         for d in range(view.ndim):
-            job.shape[d] = view.shape[d]
-            job.n *= view.shape[d]
+            call.shape[d] = view.shape[d]
+            call.n *= view.shape[d]
     a.kind = kind_of(view)
     a.data = <char*>view.buf
     a.itemsize = view.itemsize
-    for d in range(job.ndim):
+    for d in range(call.ndim):
         a.stride[d] = view.strides[d]
     return 0
 
 
-cdef inline void swap_axes(Job* job, int c, int d) noexcept:
+cdef inline void swap_axes(ElementwiseCall* call, int c, int d) noexcept:
     cdef int k
-    job.shape[c], job.shape[d] = job.shape[d], job.shape[c]
+    call.shape[c], call.shape[d] = call.shape[d], call.shape[c]
     for k in range(ARRAYS):
-        if job.a[k].data != NULL:
-            job.a[k].stride[c], job.a[k].stride[d] = job.a[k].stride[d], job.a[k].stride[c]
+        if call.a[k].data != NULL:
+            call.a[k].stride[c], call.a[k].stride[d] = call.a[k].stride[d], call.a[k].stride[c]
 
 
-cdef inline void arrange(Job* job) noexcept:
+cdef inline void arrange(ElementwiseCall* call) noexcept:
     """Drops axes of length 1 and merges axes that are contiguous in all operands.  First sorts them by the strides of
     x, unless a sum is asked for: its order is that of the indices."""
     cdef int d, k, last = -1
     cdef bint together
     cdef Operand* a
-    if not job.total:
-        for k in range(1, job.ndim):
+    if not call.total:
+        for k in range(1, call.ndim):
             d = k
-            while d > 0 and abs(job.a[X].stride[d - 1]) < abs(job.a[X].stride[d]):
-                swap_axes(job, d - 1, d)
+            while d > 0 and abs(call.a[X].stride[d - 1]) < abs(call.a[X].stride[d]):
+                swap_axes(call, d - 1, d)
                 d -= 1
-    for d in range(job.ndim):
-        if job.shape[d] == 1:
+    for d in range(call.ndim):
+        if call.shape[d] == 1:
             continue
         together = last >= 0
         for k in range(ARRAYS):
-            a = &job.a[k]
+            a = &call.a[k]
             if together and a.data != NULL:
-                together = a.stride[last] == job.shape[d]*a.stride[d]
+                together = a.stride[last] == call.shape[d]*a.stride[d]
         if together:
-            job.shape[last] *= job.shape[d]
+            call.shape[last] *= call.shape[d]
         else:
             last += 1
-            job.shape[last] = job.shape[d]
+            call.shape[last] = call.shape[d]
         for k in range(ARRAYS):
-            if job.a[k].data != NULL:
-                job.a[k].stride[last] = job.a[k].stride[d]
+            if call.a[k].data != NULL:
+                call.a[k].stride[last] = call.a[k].stride[d]
     if last < 0:
         last = 0
-        job.shape[0] = 1
+        call.shape[0] = 1
         for k in range(ARRAYS):
-            job.a[k].stride[0] = 0
-    job.ndim = last + 1
+            call.a[k].stride[0] = 0
+    call.ndim = last + 1
 
 
-cdef inline bint is_even(const Job* job, const Operand* a) noexcept nogil:
+cdef inline bint is_even(const ElementwiseCall* call, const Operand* a) noexcept nogil:
     """Whether one stride serves all axes."""
     cdef int d
-    for d in range(job.ndim - 1):
-        if a.stride[d] != a.stride[d + 1]*job.shape[d + 1]:
+    for d in range(call.ndim - 1):
+        if a.stride[d] != a.stride[d + 1]*call.shape[d + 1]:
             return False
     return True
 
 
-cdef inline void settle(Job* job, Operand* a, int own_kind) noexcept nogil:
+cdef inline void settle(ElementwiseCall* call, Operand* a, int own_kind) noexcept nogil:
     if a.data == NULL:
         a.lies = ABSENT
         return
-    a.step = a.stride[job.ndim - 1]
-    a.lies = EVEN if is_even(job, a) else UNEVEN
+    a.step = a.stride[call.ndim - 1]
+    a.lies = EVEN if is_even(call, a) else UNEVEN
     if a.lies == EVEN:
         if a.step == 0:
             a.lies = CONSTANT
@@ -148,18 +148,18 @@ cdef inline void settle(Job* job, Operand* a, int own_kind) noexcept nogil:
             a.lies = DIRECT
 
 
-cdef inline char* place(const Job* job, const Operand* a, Py_ssize_t i, Py_ssize_t* left) noexcept nogil:
+cdef inline char* place(const ElementwiseCall* call, const Operand* a, Py_ssize_t i, Py_ssize_t* left) noexcept nogil:
     """The address of element i, and how many elements are left on the innermost axis."""
     cdef char* p = a.data
-    cdef int d = job.ndim - 1
-    cdef Py_ssize_t k = i % job.shape[d]
-    left[0] = job.shape[d] - k
+    cdef int d = call.ndim - 1
+    cdef Py_ssize_t k = i % call.shape[d]
+    left[0] = call.shape[d] - k
     p += k*a.stride[d]
-    i = i//job.shape[d]
+    i = i//call.shape[d]
     while i > 0:
         d -= 1
-        p += i % job.shape[d]*a.stride[d]
-        i = i//job.shape[d]
+        p += i % call.shape[d]*a.stride[d]
+        i = i//call.shape[d]
     return p
 
 
@@ -171,13 +171,13 @@ cdef struct Ahead:                  # the part of every array to prefetch while 
     const char* third
 
 
-cdef inline void look_ahead(const Job* job, Ahead* ahead) noexcept nogil:
-    ahead.first = job.asked[0] if job.n_asked > 0 else NULL
-    ahead.second = job.asked[1] if job.n_asked > 1 else ahead.first
-    ahead.third = job.asked[2] if job.n_asked > 2 else ahead.second
+cdef inline void look_ahead(const ElementwiseCall* call, Ahead* ahead) noexcept nogil:
+    ahead.first = call.asked[0] if call.n_asked > 0 else NULL
+    ahead.second = call.asked[1] if call.n_asked > 1 else ahead.first
+    ahead.third = call.asked[2] if call.n_asked > 2 else ahead.second
 
 
-cdef inline void ask(const Job* job, Ahead* ahead, real dummy) noexcept nogil:
+cdef inline void ask(const ElementwiseCall* call, Ahead* ahead, real dummy) noexcept nogil:
     """Prefetches half a strip of every array; more lines at once would fill the queue of misses and stall the loop."""
     cdef Py_ssize_t k, a, at = ahead.next
     if at >= ahead.stop:
@@ -186,7 +186,7 @@ cdef inline void ask(const Job* job, Ahead* ahead, real dummy) noexcept nogil:
         FL_PREFETCH(ahead.first + at + k*64)
         FL_PREFETCH(ahead.second + at + k*64)
         FL_PREFETCH(ahead.third + at + k*64)
-    for a in range(3, job.n_asked):
+    for a in range(3, call.n_asked):
         for k in range(STRIP//2*<Py_ssize_t>sizeof(real)//64):
-            FL_PREFETCH(job.asked[a] + at + k*64)
+            FL_PREFETCH(call.asked[a] + at + k*64)
     ahead.next = at + STRIP//2*<Py_ssize_t>sizeof(real)

@@ -9,8 +9,8 @@ from fastloss.kernels.parallel.scratch cimport no_memory
 
 cdef enum:
     PART = 16384        # elements summed by one thread; the parts' sums are added in order
-    SPAN = 1024
-    LANES = 16
+    SPAN_ELEMENTS = 1024
+    SUM_LANES = 16
 
 
 cdef void read(const Rows* rows, Py_ssize_t i, Py_ssize_t n, double* target) noexcept nogil:
@@ -25,25 +25,25 @@ cdef void read(const Rows* rows, Py_ssize_t i, Py_ssize_t n, double* target) noe
 
 cdef double part_sum(const Rows* x, const Rows* w, Py_ssize_t start, Py_ssize_t stop) noexcept nogil:
     """Sum of x w over the elements whose w is not 0."""
-    cdef double v[SPAN]
-    cdef double u[SPAN]
-    cdef double lane[LANES]
+    cdef double v[SPAN_ELEMENTS]
+    cdef double u[SPAN_ELEMENTS]
+    cdef double lane[SUM_LANES]
     cdef Py_ssize_t i = start, n, g
     cdef int j
-    for j in range(LANES):
+    for j in range(SUM_LANES):
         lane[j] = 0
     while i < stop:
-        n = stop - i if stop - i < SPAN else SPAN
+        n = stop - i if stop - i < SPAN_ELEMENTS else SPAN_ELEMENTS
         read(x, i, n, v)
         if w.data != NULL:
             read(w, i, n, u)
             for g in range(n):
                 v[g] = v[g]*u[g] if u[g] != 0 else 0.0
-        for g in range(n, (n + LANES - 1)//LANES*LANES):
+        for g in range(n, (n + SUM_LANES - 1)//SUM_LANES*SUM_LANES):
             v[g] = 0
-        for g in range((n + LANES - 1)//LANES):
-            for j in range(LANES):
-                lane[j] += v[g*LANES + j]
+        for g in range((n + SUM_LANES - 1)//SUM_LANES):
+            for j in range(SUM_LANES):
+                lane[j] += v[g*SUM_LANES + j]
         i += n
     for j in range(8):
         lane[j] += lane[j + 8]
@@ -130,11 +130,11 @@ def multiply(x, w, out, int n_threads):
 
 cdef void part_product(const Rows* x, const Rows* w, const Rows* out, Py_ssize_t start,
                        Py_ssize_t stop) noexcept nogil:
-    cdef double v[SPAN]
-    cdef double u[SPAN]
+    cdef double v[SPAN_ELEMENTS]
+    cdef double u[SPAN_ELEMENTS]
     cdef Py_ssize_t i = start, n, r
     while i < stop:
-        n = stop - i if stop - i < SPAN else SPAN
+        n = stop - i if stop - i < SPAN_ELEMENTS else SPAN_ELEMENTS
         read(x, i, n, v)
         read(w, i, n, u)
         for r in range(n):

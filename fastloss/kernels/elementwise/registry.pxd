@@ -4,7 +4,7 @@ from fastloss.kernels.elementwise.regression cimport (
     absolute_error, divergence, gamma, hinge, huber, log_cosh, poisson, quantile, squared_error, squared_hinge, tweedie,
 )
 from fastloss.kernels.elementwise.sigmoid cimport (
-    LogSigmoid, OrdinaryCrossEntropy, Sigmoid, SigmoidCrossEntropy, SigmoidFocal, Softplus, Terms,
+    LogSigmoid, OrdinaryCrossEntropy, Sigmoid, SigmoidCrossEntropy, SigmoidFocal, Softplus, ElementTerms,
     WeightedCrossEntropy, ordinary_cross_entropy, sigmoid_cross_entropy, sigmoid_focal, softplus,
     weighted_cross_entropy,
 )
@@ -50,8 +50,8 @@ cdef union Parameters:       # one loss's tag
     Divergence divergence
 
 
-cdef inline Terms terms(const Loss* loss, real x, real y, real q, real u) noexcept nogil:
-    cdef Terms t
+cdef inline ElementTerms terms(const Loss* loss, real x, real y, real q, real u) noexcept nogil:
+    cdef ElementTerms t
     if Loss is Sigmoid:
         t = softplus(x, u)
         t.value = t.slope

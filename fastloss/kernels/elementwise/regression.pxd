@@ -1,7 +1,7 @@
 """Losses of a prediction x and a label y.  Computed in float64, which costs little beside reading the numbers."""
 from libc.math cimport INFINITY, fabs, sqrt
 
-from fastloss.kernels.elementwise.sigmoid cimport Terms, times
+from fastloss.kernels.elementwise.sigmoid cimport ElementTerms, times
 from fastloss.kernels.math.sigmoid_math cimport (
     fl_exp_any, fl_exp_minus, fl_log_any, fl_product_rest, fma,
 )
@@ -49,8 +49,8 @@ cdef inline double zero(double d) noexcept nogil:
     return 0.0 if d == d else d
 
 
-cdef inline Terms squared_error(double x, double y) noexcept nogil:
-    cdef Terms t
+cdef inline ElementTerms squared_error(double x, double y) noexcept nogil:
+    cdef ElementTerms t
     cdef double d = x - y
     t.value = d*d
     t.slope = 2*d
@@ -59,8 +59,8 @@ cdef inline Terms squared_error(double x, double y) noexcept nogil:
     return t
 
 
-cdef inline Terms absolute_error(double x, double y) noexcept nogil:
-    cdef Terms t
+cdef inline ElementTerms absolute_error(double x, double y) noexcept nogil:
+    cdef ElementTerms t
     cdef double d = x - y
     t.value = fabs(d)
     t.slope = 1.0 if d > 0 else (-1.0 if d < 0 else zero(d))
@@ -69,8 +69,8 @@ cdef inline Terms absolute_error(double x, double y) noexcept nogil:
     return t
 
 
-cdef inline Terms huber(const Huber* p, double x, double y) noexcept nogil:
-    cdef Terms t
+cdef inline ElementTerms huber(const Huber* p, double x, double y) noexcept nogil:
+    cdef ElementTerms t
     cdef double d = x - y, a = fabs(d), delta = p.delta, inner = a if a <= delta else delta
     t.value = 0.5*a*a if a <= delta else delta*(a - 0.5*delta)
     t.slope = -inner if d < 0 else inner
@@ -80,9 +80,9 @@ cdef inline Terms huber(const Huber* p, double x, double y) noexcept nogil:
     return t
 
 
-cdef inline Terms log_cosh(double x, double y) noexcept nogil:
+cdef inline ElementTerms log_cosh(double x, double y) noexcept nogil:
     """log(1 + 2 sinh(d/2)^2) near 0, |d| - log 2 + log(1 + exp(-2|d|)) far from it."""
-    cdef Terms t
+    cdef ElementTerms t
     cdef double d = x - y, a = fabs(d), h = 0.5*(a if a < 2 else 2.0), h2 = h*h, e = fl_exp_minus(2*a), p, c
     p = 2.81145725434552076e-15     # 1/(2k + 1)!
     p = fma(p, h2, 7.64716373181981648e-13)
@@ -105,8 +105,8 @@ cdef inline Terms log_cosh(double x, double y) noexcept nogil:
     return t
 
 
-cdef inline Terms quantile(const Quantile* p, double x, double y) noexcept nogil:
-    cdef Terms t
+cdef inline ElementTerms quantile(const Quantile* p, double x, double y) noexcept nogil:
+    cdef ElementTerms t
     cdef double d = x - y, above = 1 - p.quantile, below = -p.quantile
     t.slope = above if d > 0 else (below if d < 0 else zero(d))
     t.value = times(t.slope, d)
@@ -115,8 +115,8 @@ cdef inline Terms quantile(const Quantile* p, double x, double y) noexcept nogil
     return t
 
 
-cdef inline Terms poisson(const Poisson* p, double x, double y) noexcept nogil:
-    cdef Terms t
+cdef inline ElementTerms poisson(const Poisson* p, double x, double y) noexcept nogil:
+    cdef ElementTerms t
     cdef double e = fl_exp_any(x, 0), log_y
     t.value = fma(-y, x if y != 0 else 0.0, e) if e < <double>INFINITY else e
     t.value = t.value if x == x else x
@@ -130,8 +130,8 @@ cdef inline Terms poisson(const Poisson* p, double x, double y) noexcept nogil:
     return t
 
 
-cdef inline Terms gamma(double x, double y) noexcept nogil:
-    cdef Terms t
+cdef inline ElementTerms gamma(double x, double y) noexcept nogil:
+    cdef ElementTerms t
     cdef double e = fl_exp_any(-x, 0)
     t.curvature = times(y, e)
     t.value = x + t.curvature if t.curvature < <double>INFINITY else t.curvature
@@ -146,8 +146,8 @@ cdef inline double exp_product(double a, double a_rest, double x) noexcept nogil
     return fl_exp_any(b, fma(a_rest, x, fl_product_rest(a, x, b)) if fabs(b) < 1e3 else 0.0)
 
 
-cdef inline Terms tweedie(const Tweedie* p, double x, double y) noexcept nogil:
-    cdef Terms t
+cdef inline ElementTerms tweedie(const Tweedie* p, double x, double y) noexcept nogil:
+    cdef ElementTerms t
     cdef double two = exp_product(p.two, p.two_rest, x), one = exp_product(p.one, p.one_rest, x)
     cdef double ye = times(y, one), a = two/p.two, b = -ye/p.one
     cdef bint over = two == <double>INFINITY and ye == <double>INFINITY     # the one with the larger power wins
@@ -163,8 +163,8 @@ cdef inline Terms tweedie(const Tweedie* p, double x, double y) noexcept nogil:
     return t
 
 
-cdef inline Terms hinge(double x, double y) noexcept nogil:
-    cdef Terms t
+cdef inline ElementTerms hinge(double x, double y) noexcept nogil:
+    cdef ElementTerms t
     cdef double z = 2*y - 1, margin = fma(-z, x if z != 0 else 0.0, 1.0)
     t.value = 0.0 if margin < 0 else margin
     t.slope = -z if margin > 0 else zero(t.value)
@@ -173,8 +173,8 @@ cdef inline Terms hinge(double x, double y) noexcept nogil:
     return t
 
 
-cdef inline Terms squared_hinge(double x, double y) noexcept nogil:
-    cdef Terms t
+cdef inline ElementTerms squared_hinge(double x, double y) noexcept nogil:
+    cdef ElementTerms t
     cdef double z = 2*y - 1, margin = fma(-z, x if z != 0 else 0.0, 1.0)
     margin = 0.0 if margin < 0 else margin
     t.value = margin*margin
@@ -184,9 +184,9 @@ cdef inline Terms squared_hinge(double x, double y) noexcept nogil:
     return t
 
 
-cdef inline Terms divergence(double x, double y) noexcept nogil:
+cdef inline ElementTerms divergence(double x, double y) noexcept nogil:
     """y (log y - x), x the logarithm of a probability."""
-    cdef Terms t
+    cdef ElementTerms t
     cdef double log_y = fl_log_any(y)
     t.value = times(y, log_y - x)
     t.slope = -y if x == x or y == 0 else x

@@ -11,7 +11,7 @@ from fastloss.kernels.math.sigmoid_math cimport (
 )
 from fastloss.kernels.math.vmath cimport fl_log1p, magnitude, real
 
-cdef struct Terms:          # of one element; what a loop does not use is not computed
+cdef struct ElementTerms:          # of one element; what a loop does not use is not computed
     double value
     double slope            # d value / d x
     double curvature        # d2 value / d x2
@@ -47,8 +47,8 @@ cdef inline real times(real a, real b) noexcept nogil:
     return a*(b if a != 0 else <real>0)
 
 
-cdef inline Terms softplus(real x, real u) noexcept nogil:
-    cdef Terms t
+cdef inline ElementTerms softplus(real x, real u) noexcept nogil:
+    cdef ElementTerms t
     cdef real one = 1, low, s = log1p_unit(u, &low), v = one + u, near = one if x >= 0 else u, p = near/v
     t.value = s + (low + (x if x > 0 else <real>0))
     t.slope = p - p*((one - v) + u)                           # what 1 + u lost; only where 1/v is near 1 is it much
@@ -62,8 +62,8 @@ cdef inline real far_part(real x, real z) noexcept nogil:
     return k*(magnitude(x) if k != 0 else <real>0)
 
 
-cdef inline Terms sigmoid_cross_entropy(real x, real z, real u) noexcept nogil:
-    cdef Terms t
+cdef inline ElementTerms sigmoid_cross_entropy(real x, real z, real u) noexcept nogil:
+    cdef ElementTerms t
     cdef real low, s = log1p_unit(u, &low), c = 1 - z
     cdef real k = z if x < 0 else c, v = 1 + u, top = fma(c, u, -z) if x < 0 else fma(-z, u, c)
     t.value = fma(k, magnitude(x) if k != 0 else <real>0, low) + s
@@ -73,9 +73,9 @@ cdef inline Terms sigmoid_cross_entropy(real x, real z, real u) noexcept nogil:
     return t
 
 
-cdef inline Terms weighted_cross_entropy(real x, real z, real q, real scaled) noexcept nogil:
+cdef inline ElementTerms weighted_cross_entropy(real x, real z, real q, real scaled) noexcept nogil:
     """scaled is u times a power of two: where u is subnormal, q u need not be, and is rounded once."""
-    cdef Terms t
+    cdef ElementTerms t
     cdef real unit = scaled_unit(x), m = magnitude(x), u = scaled/unit, low, s = log1p_unit(u, &low)
     cdef real one = 1, a = q*z, a_rest = product_rest(q, z, a), c = one - z, c_rest = (one - c) - z
     cdef real sum = a + c, v = sum - a, sum_rest = (a - (sum - v)) + (c - v)
@@ -123,9 +123,9 @@ cdef inline bint is_ordinary(const real* z, const real* u, Py_ssize_t n) noexcep
     return ordinary_bits(odd, low, STRIP)
 
 
-cdef inline Terms ordinary_cross_entropy(real x, real z, real q, real u) noexcept nogil:
+cdef inline ElementTerms ordinary_cross_entropy(real x, real z, real q, real u) noexcept nogil:
     """weighted_cross_entropy's value and slope, to the bit, for labels 0 and 1: softplus(x) and q softplus(-x)."""
-    cdef Terms t
+    cdef ElementTerms t
     cdef real low, s = log1p_unit(u, &low), one = 1, w = choose(z, q, one), y = towards(z, x)
     cdef real far = y if y > 0 else <real>0, near = u if y < 0 else one
     t.value = fma(w, s, fma(w, far, w*low))
@@ -133,9 +133,9 @@ cdef inline Terms ordinary_cross_entropy(real x, real z, real q, real u) noexcep
     return t
 
 
-cdef inline Terms sigmoid_focal(const SigmoidFocal* p, double x, double z) noexcept nogil:
+cdef inline ElementTerms sigmoid_focal(const SigmoidFocal* p, double x, double z) noexcept nogil:
     """F(x) = (1 - p)^gamma softplus(-x) for label 1, F(-x) for label 0: one of them at m, the other at -m."""
-    cdef Terms t
+    cdef ElementTerms t
     cdef double g = p.gamma, m = fabs(x), u = fl_exp_minus(m), s = fl_log1p(u), d = 1/(1 + u), b, lost, far
     cdef double positive = p.positive*z, negative = p.negative*(1 - z)
     cdef double near_weight = negative if x < 0 else positive, far_weight = positive if x < 0 else negative

@@ -2,7 +2,9 @@
 from libc.math cimport INFINITY, fabs, fmax, fmin, ldexp, rint
 
 from fastloss.kernels.linear.call cimport RowSums
-from fastloss.kernels.math.vmath cimport FL_BIAS, FL_LN2, bias_of, fl_exp_label, power_of, real, shift_of
+from fastloss.kernels.math.vmath cimport (
+    FL_BIAS, FL_LN2, FL_LN2_HIGH, FL_LN2_LOW, bias_of, fl_exp_label, power_of, real, shift_of,
+)
 from fastloss.kernels.softmax.lane_sums cimport sum_rest
 from fastloss.kernels.softmax.row_sums cimport Terms, log_ratios
 
@@ -38,7 +40,7 @@ cdef inline void merge_into(Partial* a, const Partial* b) noexcept nogil:
 
 cdef inline double less_powers(double x, double k) noexcept nogil:
     """x - k ln 2, k the nearest power; within 1 also where x is so large that rounding leaves nothing of it."""
-    return fmin(fmax((x - k*6.93147180369123816490e-01) - k*1.90821492927058770002e-10, -1), 1)
+    return fmin(fmax((x - k*FL_LN2_HIGH) - k*FL_LN2_LOW, -1), 1)
 
 
 cdef inline Partial partial_of(const RowSums* sums, Py_ssize_t i, double label_logit, real dummy) noexcept nogil:

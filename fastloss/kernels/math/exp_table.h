@@ -18,6 +18,14 @@
 #include <immintrin.h>
 #define FL_EXP_STEPS 8
 
+/* of the exp of floats: steps of ln 2 / 8 to a unit, a step as the first and what it lacks as the last subtracts it, and
+ * the series (row_sums_avx512.h has them as vectors) */
+#define FL_STEPS_PER_UNITF 11.54156f
+#define FL_STEPF 0.0866433978f
+#define FL_STEP_RESTF 2.38081787e-10f
+#define FL_EXP_CUBEF 0.0416604243f
+#define FL_EXP_SQUAREF 0.166680276f
+
 /* bits of 2^(j/8), minus j shifted likewise: adding n, shifted so that n/8 lies in the exponent, adds j again */
 static const uint32_t fl_rootsf[FL_EXP_STEPS] = {
     0x3f800000, 0x3f7b95c2, 0x3f7837f0, 0x3f75fed7, 0x3f7504f3, 0x3f75672a, 0x3f7744fd, 0x3f7ac0c7,
@@ -41,8 +49,8 @@ FL_INLINE float fl_steps_magicf(float M) { return FL_ROUNDF + FL_EXP_STEPS * ((f
 FL_INLINE double fl_steps_magic(double M) { return FL_ROUND + FL_EXP_STEPS * ((double)FL_BIAS - M); }
 
 FL_INLINE float fl_exp_firstf(float d, float sign, float magic, float *r) {
-    float s = FL_FMAF(d, sign * 11.54156f, magic);
-    *r = FL_FMAF(s - magic, sign * -0.0866433978f, d);    /* exact: a multiple of 2^-28, and small */
+    float s = FL_FMAF(d, sign * FL_STEPS_PER_UNITF, magic);
+    *r = FL_FMAF(s - magic, sign * -FL_STEPF, d);    /* exact: a multiple of 2^-28, and small */
     return s;
 }
 
@@ -54,13 +62,13 @@ FL_INLINE double fl_exp_first(double d, double sign, double magic, double *r) {
 }
 
 FL_INLINE float fl_exp_lastf(float root, float rest, float r, float n, float sign) {
-    float p = FL_FMAF(FL_FMAF(FL_FMAF(r, 0.0416604243f, sign * 0.166680276f), r, 0.5f), r, sign);
-    return FL_FMAF(root, FL_FMAF(p, FL_FMAF(n, sign * 2.38081787e-10f, r), rest), root);
+    float p = FL_FMAF(FL_FMAF(FL_FMAF(r, FL_EXP_CUBEF, sign * FL_EXP_SQUAREF), r, 0.5f), r, sign);
+    return FL_FMAF(root, FL_FMAF(p, FL_FMAF(n, sign * FL_STEP_RESTF, r), rest), root);
 }
 
 FL_INLINE float fl_exp_last_shortf(float root, float r, float n, float sign) {
     float p;
-    r = FL_FMAF(n, sign * 2.38081787e-10f, r);
+    r = FL_FMAF(n, sign * FL_STEP_RESTF, r);
     p = FL_FMAF(FL_FMAF(r, 0.04167063f, sign * 0.16668026f), r, 0.5f);
     return FL_FMAF(root, FL_FMAF(r * r, p, sign * r), root);
 }

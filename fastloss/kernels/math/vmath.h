@@ -19,7 +19,9 @@
 #else
 #define FL_INLINE static inline __attribute__((always_inline))
 #define FL_PREFETCH(p) __builtin_prefetch((const void *)(p))
-#define FL_PREFETCH_FAR(p) __builtin_prefetch((const void *)(p), 0, 2)   /* into the second level */
+/* into the second level, which has more misses under way than the first: a random access to 16 MB in memory takes 3.5 ns
+ * then, 9 the other way, however far ahead it is asked for (Zen 4) */
+#define FL_PREFETCH_FAR(p) __builtin_prefetch((const void *)(p), 0, 2)
 #define FL_FABSF(x) __builtin_fabsf(x)
 #define FL_FABS(x) __builtin_fabs(x)
 #endif
@@ -54,6 +56,8 @@ FL_INLINE uint64_t fl_bits_of_double(double f) { uint64_t bits; memcpy(&bits, &f
 #define FL_ROUNDF 12582912.0f         /* 1.5 * 2^23: adding it rounds to an integer */
 #define FL_ROUND 6755399441055744.0   /* 1.5 * 2^52 */
 #define FL_LN2 0.6931471805599453
+#define FL_LN2_HIGH 6.93147180369123816490e-01   /* ln 2 in 33 bits, and what they lack */
+#define FL_LN2_LOW 1.90821492927058770002e-10
 
 FL_INLINE float fl_shiftf(float m) { return FL_FABSF(m) < 256.0f ? 0.0f : m; }
 FL_INLINE float fl_powerf(float m, float shift) { return FL_FMAF(m - shift, 1.44269504f, FL_ROUNDF) - FL_ROUNDF; }
@@ -109,8 +113,8 @@ FL_INLINE double fl_exp_reduced(double d, double magic, double *n, double *coars
     double t = FL_FMA(d, 1.4426950408889634, magic);
     *n = t - magic;
     *power = fl_double_of(fl_bits_of_double(t) << 52);
-    *coarse = FL_FMA(*n, -6.93147180369123816490e-01, d); /* ln 2 in 33 bits: exact for |n| < 2^20 */
-    return FL_FMA(*n, -1.90821492927058770002e-10, *coarse);
+    *coarse = FL_FMA(*n, -FL_LN2_HIGH, d); /* ln 2 in 33 bits: exact for |n| < 2^20 */
+    return FL_FMA(*n, -FL_LN2_LOW, *coarse);
 }
 
 FL_INLINE double fl_exp_series(double r) {                /* exp(r) = 1 + r + r r series, |r| <= ln 2 / 2 */
@@ -130,7 +134,7 @@ FL_INLINE double fl_exp_series(double r) {                /* exp(r) = 1 + r + r 
 FL_INLINE double fl_exp_in_range_fine(double d, double magic) {
     double n, s, power, high, low, r = fl_exp_reduced(d, magic, &n, &s, &power);
     high = 1.0 + r;
-    low = (r - (high - 1.0)) + FL_FMA(n, -1.90821492927058770002e-10, s - r);
+    low = (r - (high - 1.0)) + FL_FMA(n, -FL_LN2_LOW, s - r);
     return (high + FL_FMA(r * r, fl_exp_series(r), low)) * power;
 }
 
@@ -188,8 +192,8 @@ FL_INLINE double fl_log_series(double k, double f, double rest) {
     p = FL_FMA(p, z, 3.999999999940941908e-01);
     p = FL_FMA(p, z, 6.666666666666735130e-01);
     p = FL_FMA(p, z, h);
-    p = FL_FMA(k, 1.90821492927058770002e-10, FL_FMA(s, p, rest));
-    k = k * 6.93147180369123816490e-01;                   /* exact; the rounding error of k ln 2 + f goes back in */
+    p = FL_FMA(k, FL_LN2_LOW, FL_FMA(s, p, rest));
+    k = k * FL_LN2_HIGH;                   /* exact; the rounding error of k ln 2 + f goes back in */
     z = k + f;
     return z + ((f - (z - k)) - (h - p));
 }

@@ -11,6 +11,8 @@ cdef extern from "math/vmath.h" nogil:
         FL_BIASF
         FL_BIAS
     double FL_LN2
+    double FL_LN2_HIGH
+    double FL_LN2_LOW
     void FL_PREFETCH(const void*) noexcept
     void FL_PREFETCH_FAR(const void*) noexcept
     float fl_shiftf(float) noexcept
@@ -34,6 +36,7 @@ cdef extern from "math/vmath.h" nogil:
     double fl_scaled(double, double, double) noexcept
     uint32_t fl_bits_of_float(float) noexcept
     uint64_t fl_bits_of_double(double) noexcept
+    double fl_double_of(uint64_t) noexcept
     float fl_float_of_half(uint16_t) noexcept
     uint16_t fl_half_of_float(float) noexcept
     float fl_float_of_bfloat(uint16_t) noexcept

@@ -2,6 +2,7 @@
 from libc.math cimport INFINITY
 from libc.stdint cimport int64_t, uint64_t
 
+from fastloss.kernels.arrays.id_sets cimport slot_of
 from fastloss.kernels.math.vmath cimport real
 from fastloss.kernels.softmax.lane_sums cimport L
 
@@ -40,14 +41,6 @@ cdef struct Operands:       # of one type, that of the logits
 
 # ------------------------------------------------------------------ accidental hits
 
-cdef inline uint64_t slot(const int64_t* heads, uint64_t mask, const int64_t* ids, int64_t v) noexcept nogil:
-    """Where the chain of v begins, or would."""
-    cdef uint64_t h = (<uint64_t>v*<uint64_t>0x9E3779B97F4A7C15) >> 20 & mask
-    while heads[h] and ids[heads[h] - 1] != v:
-        h = (h + 1) & mask
-    return h
-
-
 cdef inline void correct(const SampledCall* call, Py_ssize_t i, real* z, const real* shift) noexcept nogil:
     """Logits of row i: corrected, masked, padded; in-batch the label's is taken out of the row."""
     cdef Py_ssize_t j, at
@@ -72,7 +65,7 @@ cdef inline void correct(const SampledCall* call, Py_ssize_t i, real* z, const r
     if call.labels != NULL:
         for j in range(call.num_true):
             v = call.labels[i*call.num_true + j]
-            at = call.heads[slot(call.heads, call.mask, call.ids, v)]
+            at = call.heads[slot_of(call.heads, call.mask, call.ids, v)]
             while at:
                 if call.first < at <= call.first + call.k:
                     z[at - 1 - call.first] = -INFINITY

@@ -9,12 +9,13 @@ from libc.stdint cimport int64_t, uint64_t
 from libc.string cimport memset
 
 from fastloss._parallel cimport for_blocks
+from fastloss.kernels.arrays.id_sets cimport slot_of
 from fastloss.kernels.math.vmath cimport fl_log, real
 from fastloss.kernels.matmul.product cimport (
     FL_CHUNK, SERIAL, SLAB, lanes_of, least, pack_columns, pack_rows, parts_of, slab_size,
 )
 from fastloss.kernels.parallel.scratch cimport Scratches, free_scratch, new_scratch, scratch_of
-from fastloss.kernels.sampled.call cimport Operands, SampledCall, slot
+from fastloss.kernels.sampled.call cimport Operands, SampledCall
 from fastloss.kernels.sampled.nce cimport nce_true
 from fastloss.kernels.sampled.slab cimport room_of, run_slab
 from fastloss.kernels.sampled.table_gradient cimport TableGradient, table_block
@@ -79,7 +80,7 @@ def index(const int64_t[::1] ids, int64_t[::1] heads, int64_t[::1] follows):
     cdef uint64_t h, mask = heads.shape[0] - 1
     with nogil:
         for k in range(ids.shape[0] - 1, -1, -1):
-            h = slot(&heads[0], mask, &ids[0], ids[k])
+            h = slot_of(&heads[0], mask, &ids[0], ids[k])
             follows[k] = heads[h]
             heads[h] = k + 1
 

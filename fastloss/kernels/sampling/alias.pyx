@@ -6,10 +6,10 @@ thresholds follow the n entries, two to a word; they matter once in 2^32 draws, 
 from libc.math cimport ceil, fma, powf
 from libc.stdint cimport int64_t, uint32_t, uint64_t
 
-from fastloss.kernels.sampling.draws cimport BUDGET, CACHED, _signals
+from fastloss.kernels.sampling.law cimport BUDGET, CACHED, check_signals
 
 
-cdef inline int64_t _entry(uint64_t threshold, int64_t other) noexcept nogil:
+cdef inline int64_t entry_of(uint64_t threshold, int64_t other) noexcept nogil:
     return <int64_t>(threshold | <uint64_t>other << 32)
 
 
@@ -18,7 +18,7 @@ cdef struct Pair:           # an unevaluated sum, high the nearest double: twice
     double low
 
 
-cdef inline Pair _pair(double a, double b) noexcept nogil:
+cdef inline Pair two_sum(double a, double b) noexcept nogil:
     """a + b without loss."""
     cdef Pair s
     cdef double part
@@ -28,29 +28,29 @@ cdef inline Pair _pair(double a, double b) noexcept nogil:
     return s
 
 
-cdef inline Pair _plus(Pair a, Pair b) noexcept nogil:
-    cdef Pair s = _pair(a.high, b.high)
-    return _pair(s.high, s.low + (a.low + b.low))
+cdef inline Pair plus(Pair a, Pair b) noexcept nogil:
+    cdef Pair s = two_sum(a.high, b.high)
+    return two_sum(s.high, s.low + (a.low + b.low))
 
 
-cdef inline Pair _over(double w, Pair average) noexcept nogil:
+cdef inline Pair quotient(double w, Pair average) noexcept nogil:
     """w/average."""
     cdef double q = w/average.high
-    return _pair(q, (fma(-q, average.high, w) - q*average.low)/average.high)
+    return two_sum(q, (fma(-q, average.high, w) - q*average.low)/average.high)
 
 
-cdef inline Pair _less_one(Pair a) noexcept nogil:
-    cdef Pair s = _pair(a.high, -1)
-    return _pair(s.high, s.low + a.low)
+cdef inline Pair less_one(Pair a) noexcept nogil:
+    cdef Pair s = two_sum(a.high, -1)
+    return two_sum(s.high, s.low + a.low)
 
 
-cdef inline void _put(int64_t* table, uint32_t* low, int64_t i, Pair share, int64_t other) noexcept nogil:
+cdef inline void put_bucket(int64_t* table, uint32_t* low, int64_t i, Pair share, int64_t other) noexcept nogil:
     """Bucket i: its own for this share, below 1, and the other id's for the rest."""
     cdef uint64_t threshold = 0
     if share.high > 0:
         threshold = <uint64_t>(share.high*18446744073709551616.0)
         threshold += <uint64_t><int64_t>(share.low*18446744073709551616.0)
-    table[i] = _entry(threshold >> 32, other)
+    table[i] = entry_of(threshold >> 32, other)
     low[i] = <uint32_t>threshold
 
 
@@ -65,10 +65,10 @@ def total_and_support(const double[::1] weights):
                 bad = i
                 break
             weight.high = weights[i]
-            total = _plus(total, weight)
+            total = plus(total, weight)
             positive += weights[i] > 0
             if i % BUDGET == BUDGET - 1:
-                _signals()
+                check_signals()
     return total.high, total.low, positive, bad
 
 
@@ -79,52 +79,52 @@ def build(const double[::1] weights, double total, double total_low, int64_t[::1
     are right to about 2^-64.
     """
     cdef int64_t n = weights.shape[0], light = 0, heavy = 0, following, steps = 0
-    cdef Pair average = _pair(total/n, (fma(-(total/n), n, total) + total_low)/n)
+    cdef Pair average = two_sum(total/n, (fma(-(total/n), n, total) + total_low)/n)
     cdef Pair left = Pair(0, 0)         # of the heavy id, in buckets
     cdef int64_t* entry = &table[0]
     cdef uint32_t* lower = <uint32_t*>&table[n]
     with nogil:
-        light = _next(weights, light, average.high, False)
-        heavy = _next(weights, heavy, average.high, True)
+        light = next_of(weights, light, average.high, False)
+        heavy = next_of(weights, heavy, average.high, True)
         if heavy < n:
-            left = _over(weights[heavy], average)
+            left = quotient(weights[heavy], average)
         while heavy < n:
             steps += 1
             if steps % BUDGET == 0:
-                _signals()
+                check_signals()
             if left.high < 1:
-                following = _next(weights, heavy + 1, average.high, True)
+                following = next_of(weights, heavy + 1, average.high, True)
                 if following == n:
                     break
-                _put(entry, lower, heavy, left, following)
-                left = _less_one(_plus(left, _over(weights[following], average)))
+                put_bucket(entry, lower, heavy, left, following)
+                left = less_one(plus(left, quotient(weights[following], average)))
                 heavy = following
             elif light < n:
-                _put(entry, lower, light, _over(weights[light], average), heavy)
-                left = _less_one(_plus(left, _over(weights[light], average)))
-                light = _next(weights, light + 1, average.high, False)
+                put_bucket(entry, lower, light, quotient(weights[light], average), heavy)
+                left = less_one(plus(left, quotient(weights[light], average)))
+                light = next_of(weights, light + 1, average.high, False)
             else:
-                entry[heavy] = _entry(0, heavy)
+                entry[heavy] = entry_of(0, heavy)
                 left = Pair(1, 0)
-                heavy = _next(weights, heavy + 1, average.high, True)
+                heavy = next_of(weights, heavy + 1, average.high, True)
         # rounding may leave some that are one bucket to the last digit
         following = heavy if heavy < n else light
         while heavy < n:
-            entry[heavy] = _entry(0, heavy)
-            heavy = _next(weights, heavy + 1, average.high, True)
+            entry[heavy] = entry_of(0, heavy)
+            heavy = next_of(weights, heavy + 1, average.high, True)
         while light < n:
-            entry[light] = _entry(0, light if weights[light] > 0 else following)
-            light = _next(weights, light + 1, average.high, False)
+            entry[light] = entry_of(0, light if weights[light] > 0 else following)
+            light = next_of(weights, light + 1, average.high, False)
 
 
-cdef inline int64_t _next(const double[::1] weights, int64_t i, double average, bint heavy) except -1 nogil:
+cdef inline int64_t next_of(const double[::1] weights, int64_t i, double average, bint heavy) except -1 nogil:
     """The first id from i on that is heavy, or light."""
     if i % BUDGET == 0:
-        _signals()
+        check_signals()
     while i < weights.shape[0] and (weights[i] >= average) != heavy:
         i += 1
         if i % BUDGET == 0:
-            _signals()
+            check_signals()
     return i
 
 
@@ -135,7 +135,7 @@ def float_weights(const double[::1] counts, float distortion, int64_t reserved, 
         for i in range(weights.shape[0]):
             weights[i] = powf(<float>counts[i - reserved], distortion) if i >= reserved else 0
             if i % BUDGET == BUDGET - 1:
-                _signals()
+                check_signals()
 
 
 def build_float(const double[::1] weights, double[::1] share, int64_t[::1] stack, int64_t[::1] table):
@@ -155,7 +155,7 @@ def build_float(const double[::1] weights, double[::1] share, int64_t[::1] stack
             if weights[i] > 0:
                 drawable = i
             if i % BUDGET == BUDGET - 1:
-                _signals()
+                check_signals()
         for i in range(n):
             share[i] = <double>(<float>weights[i]*<float>n)/total
             if share[i] < 1:
@@ -165,16 +165,16 @@ def build_float(const double[::1] weights, double[::1] share, int64_t[::1] stack
                 heavies -= 1
                 stack[heavies] = i
             if i % BUDGET == BUDGET - 1:
-                _signals()
+                check_signals()
         while lights > 0 and heavies < n:
             steps += 1
             if steps % BUDGET == 0:
-                _signals()
+                check_signals()
             lights -= 1
             light = stack[lights]
             heavy = stack[heavies]
             heavies += 1
-            table[step*light] = _entry(<uint64_t>ceil(<float>share[light]*8388608.0), heavy)
+            table[step*light] = entry_of(<uint64_t>ceil(<float>share[light]*8388608.0), heavy)
             share[heavy] -= 1 - share[light]
             if share[heavy] < 1:
                 stack[lights] = heavy
@@ -186,12 +186,12 @@ def build_float(const double[::1] weights, double[::1] share, int64_t[::1] stack
             if i < lights or i >= heavies:
                 light = stack[i]
                 # TensorFlow would draw an id without weight that rounding left over
-                table[step*light] = _entry(0, light if weights[light] > 0 else drawable)
+                table[step*light] = entry_of(0, light if weights[light] > 0 else drawable)
             if i % BUDGET == BUDGET - 1:
-                _signals()
+                check_signals()
         for i in range(n):
             pair = <float*>&table[step*i + beside]
             pair[0] = <float>weights[i]
             pair[1] = <float>weights[<uint64_t>table[step*i] >> 32]
             if i % BUDGET == BUDGET - 1:
-                _signals()
+                check_signals()

@@ -12,8 +12,9 @@ written as 1 - exp(-p T), pi has a T which hardly depends on p, and is interpola
 from libc.math cimport atan2, ceil, cos, exp, expm1, floor, log, log1p, sin, sqrt
 from libc.stdint cimport int64_t, uint64_t
 
-from fastloss.kernels.sampling.draws cimport _signals
-from fastloss.kernels.sampling.sampler_math cimport fl_bits_of, fl_bits_to_double, fl_gauss_nodes, fl_gauss_weights
+from fastloss.kernels.math.sampler_math cimport fl_gauss_nodes, fl_gauss_weights
+from fastloss.kernels.math.vmath cimport fl_bits_of_double, fl_double_of
+from fastloss.kernels.sampling.law cimport check_signals
 
 cdef enum:
     CLASS_BITS = 47         # of a double, within one class
@@ -21,7 +22,7 @@ cdef enum:
     NODES = 16              # of a Gauss rule of twice as many, on one side of 0
     RARE = 1000000          # where S is within one part in so many of 1 or 0 it counts as that
 
-cdef struct Crowd:
+cdef struct Groups:
     Py_ssize_t size         # classes that are not empty
     double wanted
     double* rate            # of each: the mean p, the number of ids
@@ -31,20 +32,20 @@ cdef struct Crowd:
     double* fewer           # S
 
 
-cdef inline Py_ssize_t _class(double p) noexcept nogil:
-    return <Py_ssize_t>(fl_bits_of(p) >> CLASS_BITS)
+cdef inline Py_ssize_t class_of(double p) noexcept nogil:
+    return <Py_ssize_t>(fl_bits_of_double(p) >> CLASS_BITS)
 
 
-cdef inline double _wait(const double* times, double p) noexcept nogil:
+cdef inline double survival_time(const double* times, double p) noexcept nogil:
     """T of an id; the first entry says to which class the second belongs."""
-    cdef uint64_t bits = fl_bits_of(p)
+    cdef uint64_t bits = fl_bits_of_double(p)
     cdef Py_ssize_t i = <Py_ssize_t>(bits >> CLASS_BITS) - <Py_ssize_t>times[0] + 1
     cdef double part = <double><int64_t>(bits & ((<uint64_t>1 << CLASS_BITS) - 1))*(1.0/140737488355328.0)
     i = i if i > 1 else 1                           # of probability 0, where T does not matter
     return times[i] + part*(times[i + 1] - times[i])
 
 
-cdef inline double _fewer(Crowd* c, double t, bint others) except -1 nogil:
+cdef inline double fewer_arrived(Groups* c, double t, bint others) except -1 nogil:
     """The probability that fewer than the wanted ids have arrived by t: all ids, or for each class the others."""
     cdef Py_ssize_t b, j, points
     cdef double mean = 0, variance = 0, half, first, count, total, step, angle
@@ -69,7 +70,7 @@ cdef inline double _fewer(Crowd* c, double t, bint others) except -1 nogil:
             c.fewer[b] = count
     for j in range(1, points + 1):
         if j % 8 == 1:
-            _signals()
+            check_signals()
         angle = step*j
         x = cos(angle)
         y = sin(angle)
@@ -92,20 +93,20 @@ cdef inline double _fewer(Crowd* c, double t, bint others) except -1 nogil:
     return all_ids/total
 
 
-cdef inline double _falls(Crowd* c, double level, double low, double high) except? -1 nogil:
+cdef inline double time_of_fall(Groups* c, double level, double low, double high) except? -1 nogil:
     """The logarithm of the time when the probability that fewer have arrived falls below a level."""
     cdef double middle
     cdef int _turn
     for _turn in range(30):
         middle = 0.5*(low + high)
-        if _fewer(c, exp(middle), False) > level:
+        if fewer_arrived(c, exp(middle), False) > level:
             low = middle
         else:
             high = middle
     return low
 
 
-cdef inline int _waits(Crowd* c, double* wait) except -1 nogil:
+cdef inline int survival_times(Groups* c, double* wait) except -1 nogil:
     """T of each class; the nodes of a Gauss rule cover the time in which S falls, on a logarithmic scale."""
     cdef Py_ssize_t b, j, k
     cdef double low, high, t, p, sum_of_rates = 0
@@ -113,15 +114,15 @@ cdef inline int _waits(Crowd* c, double* wait) except -1 nogil:
         sum_of_rates += c.number[b]*c.rate[b]
     low = log(1e-8/sum_of_rates)
     high = log(40/c.rate[0])
-    high = _falls(c, 1.0/RARE, low, high if high < 700 else 700)
-    low = _falls(c, 1 - 1.0/RARE, low, high)
+    high = time_of_fall(c, 1.0/RARE, low, high if high < 700 else 700)
+    low = time_of_fall(c, 1 - 1.0/RARE, low, high)
     t = exp(low)
     for b in range(c.size):
         wait[b] = -expm1(-c.rate[b]*t)              # at first pi, of the time when S is 1
     for j in range(2*NODES):                        # from the smallest node to the largest
         k = NODES - 1 - j if j < NODES else j - NODES
         t = exp(low + 0.5*(high - low)*(1 + (-fl_gauss_nodes[k] if j < NODES else fl_gauss_nodes[k])))
-        _fewer(c, t, True)
+        fewer_arrived(c, t, True)
         for b in range(c.size):
             p = c.rate[b]*t
             wait[b] += 0.5*(high - low)*fl_gauss_weights[k]*p*exp(-p)*c.fewer[b]
@@ -133,13 +134,13 @@ cdef inline int _waits(Crowd* c, double* wait) except -1 nogil:
     return 0
 
 
-cdef inline Py_ssize_t _interpolated(const Crowd* c, const double* wait, double* times) noexcept nogil:
-    """T where each class begins, for `_wait`; returns the number of entries."""
-    cdef Py_ssize_t b = 0, i, begin = _class(c.rate[0]), end = _class(c.rate[c.size - 1]) + 2
+cdef inline Py_ssize_t interpolate_times(const Groups* c, const double* wait, double* times) noexcept nogil:
+    """T where each class begins, for `survival_time`; returns the number of entries."""
+    cdef Py_ssize_t b = 0, i, begin = class_of(c.rate[0]), end = class_of(c.rate[c.size - 1]) + 2
     cdef double p
     times[0] = <double>begin
     for i in range(begin, end):
-        p = fl_bits_to_double(<uint64_t>i << CLASS_BITS)
+        p = fl_double_of(<uint64_t>i << CLASS_BITS)
         while b + 2 < c.size and c.rate[b + 1] < p:
             b += 1
         if p <= c.rate[0]:

@@ -31,11 +31,8 @@ static inline fl_philox_lanes fl_philox_count(uint64_t x) {
 }
 static inline fl_philox_lanes fl_philox_high(fl_philox_lanes a) { return _mm512_srli_epi64(a, 32); }
 static inline fl_philox_lanes fl_philox_times(fl_philox_lanes a, fl_philox_lanes b) { return _mm512_mul_epu32(a, b); }
-static inline fl_philox_lanes fl_philox_xor3(fl_philox_lanes a, fl_philox_lanes b, fl_philox_lanes c) {
-    return _mm512_ternarylogic_epi64(a, b, c, 0x96);
-}
-static inline void fl_philox_put(uint32_t *out, fl_philox_lanes c0, fl_philox_lanes c1, fl_philox_lanes c2,
-                                 fl_philox_lanes c3) {
+static inline fl_philox_lanes fl_philox_xor3(fl_philox_lanes a, fl_philox_lanes b, fl_philox_lanes c) { return _mm512_ternarylogic_epi64(a, b, c, 0x96); }
+static inline void fl_philox_put(uint32_t *out, fl_philox_lanes c0, fl_philox_lanes c1, fl_philox_lanes c2, fl_philox_lanes c3) {
     const fl_philox_lanes a = _mm512_mask_mov_epi32(c0, 0xAAAA, _mm512_slli_epi64(c1, 32));
     const fl_philox_lanes b = _mm512_mask_mov_epi32(c2, 0xAAAA, _mm512_slli_epi64(c3, 32));
     const fl_philox_lanes front = _mm512_set_epi64(11, 3, 10, 2, 9, 1, 8, 0);
@@ -48,16 +45,13 @@ static inline void fl_philox_put(uint32_t *out, fl_philox_lanes c0, fl_philox_la
 #define FL_PHILOX_LANES 4
 typedef __m256i fl_philox_lanes;
 static inline fl_philox_lanes fl_philox_all(uint64_t x) { return _mm256_set1_epi64x((long long)x); }
-static inline fl_philox_lanes fl_philox_count(uint64_t x) {
-    return _mm256_add_epi64(fl_philox_all(x), _mm256_set_epi64x(3, 2, 1, 0));
-}
+static inline fl_philox_lanes fl_philox_count(uint64_t x) { return _mm256_add_epi64(fl_philox_all(x), _mm256_set_epi64x(3, 2, 1, 0)); }
 static inline fl_philox_lanes fl_philox_high(fl_philox_lanes a) { return _mm256_srli_epi64(a, 32); }
 static inline fl_philox_lanes fl_philox_times(fl_philox_lanes a, fl_philox_lanes b) { return _mm256_mul_epu32(a, b); }
 static inline fl_philox_lanes fl_philox_xor3(fl_philox_lanes a, fl_philox_lanes b, fl_philox_lanes c) {
     return _mm256_xor_si256(_mm256_xor_si256(a, b), c);
 }
-static inline void fl_philox_put(uint32_t *out, fl_philox_lanes c0, fl_philox_lanes c1, fl_philox_lanes c2,
-                                 fl_philox_lanes c3) {
+static inline void fl_philox_put(uint32_t *out, fl_philox_lanes c0, fl_philox_lanes c1, fl_philox_lanes c2, fl_philox_lanes c3) {
     const fl_philox_lanes a = _mm256_blend_epi32(c0, _mm256_slli_epi64(c1, 32), 0xAA);
     const fl_philox_lanes b = _mm256_blend_epi32(c2, _mm256_slli_epi64(c3, 32), 0xAA);
     const fl_philox_lanes even = _mm256_unpacklo_epi64(a, b), odd = _mm256_unpackhi_epi64(a, b);
@@ -69,16 +63,11 @@ static inline void fl_philox_put(uint32_t *out, fl_philox_lanes c0, fl_philox_la
 #define FL_PHILOX_LANES 2
 typedef __m128i fl_philox_lanes;
 static inline fl_philox_lanes fl_philox_all(uint64_t x) { return _mm_set1_epi64x((long long)x); }
-static inline fl_philox_lanes fl_philox_count(uint64_t x) {
-    return _mm_add_epi64(fl_philox_all(x), _mm_set_epi64x(1, 0));
-}
+static inline fl_philox_lanes fl_philox_count(uint64_t x) { return _mm_add_epi64(fl_philox_all(x), _mm_set_epi64x(1, 0)); }
 static inline fl_philox_lanes fl_philox_high(fl_philox_lanes a) { return _mm_srli_epi64(a, 32); }
 static inline fl_philox_lanes fl_philox_times(fl_philox_lanes a, fl_philox_lanes b) { return _mm_mul_epu32(a, b); }
-static inline fl_philox_lanes fl_philox_xor3(fl_philox_lanes a, fl_philox_lanes b, fl_philox_lanes c) {
-    return _mm_xor_si128(_mm_xor_si128(a, b), c);
-}
-static inline void fl_philox_put(uint32_t *out, fl_philox_lanes c0, fl_philox_lanes c1, fl_philox_lanes c2,
-                                 fl_philox_lanes c3) {
+static inline fl_philox_lanes fl_philox_xor3(fl_philox_lanes a, fl_philox_lanes b, fl_philox_lanes c) { return _mm_xor_si128(_mm_xor_si128(a, b), c); }
+static inline void fl_philox_put(uint32_t *out, fl_philox_lanes c0, fl_philox_lanes c1, fl_philox_lanes c2, fl_philox_lanes c3) {
     const __m128i low = _mm_set_epi32(0, -1, 0, -1);
     const fl_philox_lanes a = _mm_or_si128(_mm_and_si128(c0, low), _mm_slli_epi64(c1, 32));
     const fl_philox_lanes b = _mm_or_si128(_mm_and_si128(c2, low), _mm_slli_epi64(c3, 32));
@@ -91,14 +80,9 @@ typedef uint64_t fl_philox_lanes;
 static inline fl_philox_lanes fl_philox_all(uint64_t x) { return x; }
 static inline fl_philox_lanes fl_philox_count(uint64_t x) { return x; }
 static inline fl_philox_lanes fl_philox_high(fl_philox_lanes a) { return a >> 32; }
-static inline fl_philox_lanes fl_philox_times(fl_philox_lanes a, fl_philox_lanes b) {
-    return (a & 0xFFFFFFFFu) * (b & 0xFFFFFFFFu);
-}
-static inline fl_philox_lanes fl_philox_xor3(fl_philox_lanes a, fl_philox_lanes b, fl_philox_lanes c) {
-    return a ^ b ^ c;
-}
-static inline void fl_philox_put(uint32_t *out, fl_philox_lanes c0, fl_philox_lanes c1, fl_philox_lanes c2,
-                                 fl_philox_lanes c3) {
+static inline fl_philox_lanes fl_philox_times(fl_philox_lanes a, fl_philox_lanes b) { return (a & 0xFFFFFFFFu) * (b & 0xFFFFFFFFu); }
+static inline fl_philox_lanes fl_philox_xor3(fl_philox_lanes a, fl_philox_lanes b, fl_philox_lanes c) { return a ^ b ^ c; }
+static inline void fl_philox_put(uint32_t *out, fl_philox_lanes c0, fl_philox_lanes c1, fl_philox_lanes c2, fl_philox_lanes c3) {
     out[0] = (uint32_t)c0;
     out[1] = (uint32_t)c1;
     out[2] = (uint32_t)c2;
@@ -113,8 +97,7 @@ static inline void fl_philox_put(uint32_t *out, fl_philox_lanes c0, fl_philox_la
 #define FL_PHILOX_CHAINS 2
 #endif
 static inline void fl_philox_group(uint64_t key, uint64_t stream, uint64_t block, uint32_t *out, const int chains) {
-    const fl_philox_lanes m0 = fl_philox_all(FL_PHILOX_MUL0), m1 = fl_philox_all(FL_PHILOX_MUL1);
-    const fl_philox_lanes s0 = fl_philox_all(stream), s1 = fl_philox_high(s0);
+    const fl_philox_lanes m0 = fl_philox_all(FL_PHILOX_MUL0), m1 = fl_philox_all(FL_PHILOX_MUL1), s0 = fl_philox_all(stream), s1 = fl_philox_high(s0);
     fl_philox_lanes c[FL_PHILOX_CHAINS][4];
     uint32_t k0 = (uint32_t)key, k1 = (uint32_t)(key >> 32);
     int round, i;
@@ -136,8 +119,7 @@ static inline void fl_philox_group(uint64_t key, uint64_t stream, uint64_t block
         k0 += FL_PHILOX_KEY0;
         k1 += FL_PHILOX_KEY1;
     }
-    FL_PHILOX_UNROLL for (i = 0; i < chains; i++)
-        fl_philox_put(out + 4 * FL_PHILOX_LANES * i, c[i][0], c[i][1], c[i][2], c[i][3]);
+    FL_PHILOX_UNROLL for (i = 0; i < chains; i++) fl_philox_put(out + 4 * FL_PHILOX_LANES * i, c[i][0], c[i][1], c[i][2], c[i][3]);
 }
 
 /* The words of `blocks` successive blocks. */
@@ -156,11 +138,11 @@ static inline void fl_philox(uint64_t key, uint64_t stream, uint64_t block, uint
 }
 
 /* A reader of one stream, with words in store. */
-#define FL_PHILOX_STORE 1024
+#define FL_RNG_STORE 1024
 typedef struct {
     uint64_t key, stream, block;
     int next, end;
-    uint32_t word[FL_PHILOX_STORE];
+    uint32_t word[FL_RNG_STORE];
 } fl_rng;
 
 static inline void fl_rng_start(fl_rng *g, uint64_t key, uint64_t stream, uint64_t block) {
@@ -175,7 +157,7 @@ static inline void fl_rng_fill(fl_rng *g, ptrdiff_t want) {
     const int left = g->end - g->next;
     ptrdiff_t blocks = (want - left + 3) / 4;
     if (blocks < 1) blocks = 1;
-    if (blocks > (FL_PHILOX_STORE - left) / 4) blocks = (FL_PHILOX_STORE - left) / 4;
+    if (blocks > (FL_RNG_STORE - left) / 4) blocks = (FL_RNG_STORE - left) / 4;
     memmove(g->word, g->word + g->next, (size_t)left * 4);
     fl_philox(g->key, g->stream, g->block, g->word + left, blocks);
     g->block += (uint64_t)blocks;
@@ -234,7 +216,7 @@ static inline uint32_t fl_mod32(uint32_t x, uint32_t n, uint32_t reciprocal) {
 }
 
 /* The number 1 + m/2^52, less 1: in [0, 1), from the low 52 bits of x. */
-static inline double fl_philox_unit(uint64_t x) {
+static inline double fl_rng_unit(uint64_t x) {
     double f;
     x = (x & 0xFFFFFFFFFFFFFu) | 0x3FF0000000000000u;
     memcpy(&f, &x, 8);
@@ -242,16 +224,6 @@ static inline double fl_philox_unit(uint64_t x) {
 }
 
 /* A number in (0, 1), never an end. */
-static inline double fl_philox_open(uint64_t x) {
-    return ((double)(int64_t)(x >> 12) + 0.5) * (1.0 / 4503599627370496.0);
-}
-
-/* Into the second level, which has more misses under way than the first: a random access to 16 MB in memory takes 3.5 ns
-   then, 9 the other way, however far ahead it is asked for (Zen 4). */
-#if defined(__GNUC__)
-#define fl_prefetch(p) __builtin_prefetch((const void *)(p), 0, 2)
-#else
-#define fl_prefetch(p) ((void)(p))
-#endif
+static inline double fl_rng_open(uint64_t x) { return ((double)(int64_t)(x >> 12) + 0.5) * (1.0 / 4503599627370496.0); }
 
 #endif

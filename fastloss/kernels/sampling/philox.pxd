@@ -2,7 +2,7 @@ from libc.stdint cimport uint32_t, uint64_t
 
 cdef extern from "sampling/philox.h" nogil:
     enum:
-        FL_STORE "FL_PHILOX_STORE"
+        FL_RNG_STORE
     ctypedef struct fl_rng:
         uint64_t key
         uint64_t stream
@@ -18,6 +18,5 @@ cdef extern from "sampling/philox.h" nogil:
     uint64_t fl_wide(uint64_t a, uint64_t b, uint64_t* low) noexcept
     uint64_t fl_mod64(uint64_t x, uint64_t n, uint64_t reciprocal) noexcept
     uint32_t fl_mod32(uint32_t x, uint32_t n, uint32_t reciprocal) noexcept
-    double fl_unit "fl_philox_unit"(uint64_t x) noexcept
-    double fl_open "fl_philox_open"(uint64_t x) noexcept
-    void fl_prefetch(const void* p) noexcept
+    double fl_rng_unit(uint64_t x) noexcept
+    double fl_rng_open(uint64_t x) noexcept

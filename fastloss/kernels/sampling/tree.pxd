@@ -6,10 +6,10 @@ the entries of siblings, is a cache line: of int32 (narrow) as long as no sum ca
 """
 from libc.stdint cimport int32_t, int64_t
 
-from fastloss.kernels.sampling.sampler_math cimport (
-    fl_child_narrow, fl_child_wide, fl_children_narrow, fl_children_wide, fl_raise_narrow, fl_raise_wide,
+from fastloss.kernels.math.sampler_math cimport (
+    fl_add_narrow, fl_add_wide, fl_child_narrow, fl_child_wide, fl_children_narrow, fl_children_wide,
 )
-from fastloss.kernels.sampling.philox cimport fl_prefetch
+from fastloss.kernels.math.vmath cimport FL_PREFETCH_FAR
 
 cdef enum:
     LEVELS = 16
@@ -32,7 +32,7 @@ cdef struct Tree:
     Py_ssize_t n_next
 
 
-cdef inline void plant(Tree* t, void* entry, bint wide, int64_t n) noexcept nogil:
+cdef inline void init_tree(Tree* t, void* entry, bint wide, int64_t n) noexcept nogil:
     """A tree of counts over n ids that lies in `entry`."""
     t.entry, t.wide, t.cold, t.bits = entry, wide, n > 1 << 14, 3 if wide else 4
     t.levels, t.size, t.n_next = 0, 0, 0
@@ -43,17 +43,17 @@ cdef inline void plant(Tree* t, void* entry, bint wide, int64_t n) noexcept nogi
         t.size += n << t.bits
 
 
-cdef inline int64_t learned(const Tree* t) noexcept nogil:
+cdef inline int64_t n_added(const Tree* t) noexcept nogil:
     """How many ids were added."""
     return (<int64_t*>t.entry)[t.size - 1] if t.wide else (<int32_t*>t.entry)[t.size - 1]
 
 
 cdef inline bint has_room(const Tree* t, int64_t m) noexcept nogil:
     """Whether m more ids can be added."""
-    return t.wide or learned(t) + m <= NARROW_SUM
+    return t.wide or n_added(t) + m <= NARROW_SUM
 
 
-cdef inline int64_t _count(const Sum* entry, int64_t v) noexcept nogil:
+cdef inline int64_t count_in(const Sum* entry, int64_t v) noexcept nogil:
     cdef int64_t younger
     if Sum is int32_t:
         younger = v & 15 != 0                       # no branch to mispredict
@@ -63,35 +63,36 @@ cdef inline int64_t _count(const Sum* entry, int64_t v) noexcept nogil:
 
 
 cdef inline int64_t count_of(const Tree* t, int64_t v) noexcept nogil:
-    return _count(<const int64_t*>t.entry, v) if t.wide else _count(<const int32_t*>t.entry, v)
+    return count_in(<const int64_t*>t.entry, v) if t.wide else count_in(<const int32_t*>t.entry, v)
 
 
 cdef inline void counts_of(const Tree* t, const int64_t* ids, double* counts, Py_ssize_t m) noexcept nogil:
     cdef Py_ssize_t i
     if t.wide:
         for i in range(m):
-            counts[i] = <double>_count(<const int64_t*>t.entry, ids[i])
+            counts[i] = <double>count_in(<const int64_t*>t.entry, ids[i])
     else:
         for i in range(m):
-            counts[i] = <double>_count(<const int32_t*>t.entry, ids[i])
+            counts[i] = <double>count_in(<const int32_t*>t.entry, ids[i])
 
 
 cdef inline void prefetch_count(const Tree* t, int64_t v) noexcept nogil:
-    fl_prefetch(<char*>t.entry + (v << (3 if t.wide else 2)))
+    FL_PREFETCH_FAR(<char*>t.entry + (v << (3 if t.wide else 2)))
 
 
 cdef inline void prefetch_parent(const Tree* t, int64_t v) noexcept nogil:
-    fl_prefetch(<char*>t.entry + (t.start[1] + (v >> t.bits) << (3 if t.wide else 2)))
+    FL_PREFETCH_FAR(<char*>t.entry + (t.start[1] + (v >> t.bits) << (3 if t.wide else 2)))
 
 
-cdef inline int64_t _child(const Sum* nodes, int bits, int64_t* left, int64_t at) noexcept nogil:
+cdef inline int64_t child_of(const Sum* nodes, int bits, int64_t* left, int64_t at) noexcept nogil:
     if Sum is int32_t:
         return at + fl_child_narrow(nodes + at, bits, left)
     else:
         return at + fl_child_wide(nodes + at, bits, left)
 
 
-cdef inline void _descend(const Tree* t, const Sum* entry, int64_t* left, int64_t* ids, Py_ssize_t m) noexcept nogil:
+cdef inline void find_in_nodes(const Tree* t, const Sum* entry, int64_t* left, int64_t* ids,
+                               Py_ssize_t m) noexcept nogil:
     cdef Py_ssize_t j, n_next
     cdef int64_t at
     cdef int level, bits = 4 if Sum is int32_t else 3
@@ -112,30 +113,30 @@ cdef inline void _descend(const Tree* t, const Sum* entry, int64_t* left, int64_
                     prefetch_count(t, t.next[j])
                 elif j < n_next and level == 3:
                     prefetch_parent(t, t.next[j])
-                at = _child(nodes, bits*level, &left[j], ids[j] << bits)
+                at = child_of(nodes, bits*level, &left[j], ids[j] << bits)
                 ids[j] = at
-                fl_prefetch(children + (at << bits))
+                FL_PREFETCH_FAR(children + (at << bits))
         else:
             for j in range(m):
-                ids[j] = _child(nodes, bits*level, &left[j], ids[j] << bits)
+                ids[j] = child_of(nodes, bits*level, &left[j], ids[j] << bits)
 
 
-cdef inline void descend(const Tree* t, int64_t* left, int64_t* ids, Py_ssize_t m) noexcept nogil:
+cdef inline void find_ids(const Tree* t, int64_t* left, int64_t* ids, Py_ssize_t m) noexcept nogil:
     """The ids that hold the places `left` in the order of all counts, which it overwrites; all abreast."""
     if t.wide:
-        _descend(t, <const int64_t*>t.entry, left, ids, m)
+        find_in_nodes(t, <const int64_t*>t.entry, left, ids, m)
     else:
-        _descend(t, <const int32_t*>t.entry, left, ids, m)
+        find_in_nodes(t, <const int32_t*>t.entry, left, ids, m)
 
 
-cdef inline void _raise(Sum* node, const int64_t* ids, Py_ssize_t m, int shift) noexcept nogil:
+cdef inline void add_to_node(Sum* node, const int64_t* ids, Py_ssize_t m, int shift) noexcept nogil:
     if Sum is int32_t:
-        fl_raise_narrow(node, ids, m, shift)
+        fl_add_narrow(node, ids, m, shift)
     else:
-        fl_raise_wide(node, ids, m, shift)
+        fl_add_wide(node, ids, m, shift)
 
 
-cdef inline void _learn(const Tree* t, Sum* entry, const int64_t* ids, Py_ssize_t m) noexcept nogil:
+cdef inline void add_to_nodes(const Tree* t, Sum* entry, const int64_t* ids, Py_ssize_t m) noexcept nogil:
     cdef Py_ssize_t i, first, last
     cdef int level, bits = 4 if Sum is int32_t else 3
     for first in range(0, m, 64):                   # that many abreast, so that their cache misses overlap
@@ -145,13 +146,13 @@ cdef inline void _learn(const Tree* t, Sum* entry, const int64_t* ids, Py_ssize_
             prefetch_parent(t, ids[i])
         for i in range(first, last):
             for level in range(t.levels - 1):
-                _raise(entry + t.start[level] + (ids[i] >> bits*(level + 1) << bits), ids + i, 1, bits*level)
-    _raise(entry + t.start[t.levels - 1], ids, m, bits*(t.levels - 1))
+                add_to_node(entry + t.start[level] + (ids[i] >> bits*(level + 1) << bits), ids + i, 1, bits*level)
+    add_to_node(entry + t.start[t.levels - 1], ids, m, bits*(t.levels - 1))
 
 
-cdef inline void learn(const Tree* t, const int64_t* ids, Py_ssize_t m) noexcept nogil:
+cdef inline void add_ids(const Tree* t, const int64_t* ids, Py_ssize_t m) noexcept nogil:
     """Adds one to the count of every id; there must be room."""
     if t.wide:
-        _learn(t, <int64_t*>t.entry, ids, m)
+        add_to_nodes(t, <int64_t*>t.entry, ids, m)
     else:
-        _learn(t, <int32_t*>t.entry, ids, m)
+        add_to_nodes(t, <int32_t*>t.entry, ids, m)

@@ -4,8 +4,9 @@ from libc.stdint cimport int64_t, uint64_t
 from libc.string cimport memset
 
 from fastloss.kernels.arrays.arrays cimport Rows, index_at, row_at, store
+from fastloss.kernels.arrays.id_sets cimport slot_of
 from fastloss.kernels.sequence.ctc_frame cimport (
-    LANES, Frames, Softmax, add_terms, exponentials, fl_largest, fl_sum, padded, read_logits, whole,
+    FRAME_LANES, Frames, Softmax, add_terms, exponentials, fl_largest, fl_sum, padded, read_logits, whole,
 )
 from fastloss.kernels.math.vmath cimport FL_BIAS, FL_PREFETCH, fl_exp_fine, fl_lo, fl_magic
 
@@ -26,10 +27,10 @@ cdef extern from "sequence/lattice.h" nogil:
         double lost
 
 cdef enum:
-    GROUP = 4                   # frames read together at most
-    AHEAD = 4                   # frames fetched in advance: they lie too far apart for the machine to guess
+    GROUP_FRAMES = 4                   # frames read together at most
+    AHEAD_FRAMES = 4                   # frames fetched in advance: they lie too far apart for the machine to guess
 
-cdef struct Job:
+cdef struct CtcCall:
     Frames logits
     Frames grad
     Rows labels                 # one row an element
@@ -63,7 +64,7 @@ cdef struct Scratch:            # of one thread
     double* plain               # [W] a row of pe that is
     double* alpha               # rows of four parts: [frames + 1], or 2 where there is no gradient
     double* beta                # 2 rows
-    double* mass                # [2, W] of blanks and labels, to whole LANES
+    double* mass                # [2, W] of blanks and labels, to whole FRAME_LANES
     double* skip                # [W + 8]
     double* hop                 # [W + 8] 1 where skip is 0
     double* share               # [labels] of the frame, by class
@@ -96,77 +97,81 @@ cdef struct Entry:
 
 # ------------------------------------------------------------------ scratch
 
-cdef inline Py_ssize_t group_of(const Job* job) noexcept nogil:
+cdef inline Py_ssize_t group_of(const CtcCall* call) noexcept nogil:
     """Frames read together: what stays in the first-level cache."""
-    return GROUP if job.n_classes <= 256 else 1
+    return GROUP_FRAMES if call.n_classes <= 256 else 1
 
 
-cdef inline char* part(char** free, size_t size) noexcept nogil:
+cdef inline char* part_of(char** free, size_t size) noexcept nogil:
     """The next `size` bytes, on a cache line."""
     cdef char* p = free[0]
     free[0] = p + (size + 63)//64*64
     return p
 
 
-cdef inline size_t lay_out(const Job* job, Scratch* s, char* memory) noexcept nogil:
+cdef inline size_t lay_out(const CtcCall* call, Scratch* s, char* memory) noexcept nogil:
     """Divides the memory up; returns how much it takes."""
     cdef char* free = memory
-    cdef size_t n = job.most_labels, W = padded(n + 1), T = job.most_frames, rows = T + 1 if job.grad.data else 2
-    s.x = <double*>part(&free, group_of(job)*whole(job.n_classes)*8)
-    s.e = <double*>part(&free, group_of(job)*whole(job.n_classes)*8)
-    s.p = <double*>part(&free, T*W*8)
-    s.pe = <double*>part(&free, T*W*8)
-    s.blank = <double*>part(&free, T*16)
-    s.wide = <bint*>part(&free, T*sizeof(bint))
-    s.plain = <double*>part(&free, W*8)
-    s.alpha = <double*>part(&free, rows*4*FL_PART(W)*8)
-    s.beta = <double*>part(&free, 2*4*FL_PART(W)*8)
-    s.mass = <double*>part(&free, 2*(W + LANES)*8)
-    s.skip = <double*>part(&free, (W + 8)*8)
-    s.hop = <double*>part(&free, (W + 8)*8)
-    s.share = <double*>part(&free, n*8)
-    s.more = <double*>part(&free, n*8)
-    s.q = <double*>part(&free, (W + 8)*8)
-    s.off = <double*>part(&free, 2*FL_PART(W)*8)
-    s.arrived = <double*>part(&free, W*8)
-    s.rest = <fl_rest*>part(&free, T*sizeof(fl_rest))
-    s.top = <Top*>part(&free, T*sizeof(Top))
-    s.label = <int64_t*>part(&free, (W + 8)*8)
-    s.slot = <int64_t*>part(&free, n*8)
-    s.classes = <int64_t*>part(&free, n*8)
-    s.first = <int64_t*>part(&free, n*8)
+    cdef size_t n = call.most_labels, W = padded(n + 1), T = call.most_frames, rows = T + 1 if call.grad.data else 2
+    s.x = <double*>part_of(&free, group_of(call)*whole(call.n_classes)*8)
+    s.e = <double*>part_of(&free, group_of(call)*whole(call.n_classes)*8)
+    s.p = <double*>part_of(&free, T*W*8)
+    s.pe = <double*>part_of(&free, T*W*8)
+    s.blank = <double*>part_of(&free, T*16)
+    s.wide = <bint*>part_of(&free, T*sizeof(bint))
+    s.plain = <double*>part_of(&free, W*8)
+    s.alpha = <double*>part_of(&free, rows*4*FL_PART(W)*8)
+    s.beta = <double*>part_of(&free, 2*4*FL_PART(W)*8)
+    s.mass = <double*>part_of(&free, 2*(W + FRAME_LANES)*8)
+    s.skip = <double*>part_of(&free, (W + 8)*8)
+    s.hop = <double*>part_of(&free, (W + 8)*8)
+    s.share = <double*>part_of(&free, n*8)
+    s.more = <double*>part_of(&free, n*8)
+    s.q = <double*>part_of(&free, (W + 8)*8)
+    s.off = <double*>part_of(&free, 2*FL_PART(W)*8)
+    s.arrived = <double*>part_of(&free, W*8)
+    s.rest = <fl_rest*>part_of(&free, T*sizeof(fl_rest))
+    s.top = <Top*>part_of(&free, T*sizeof(Top))
+    s.label = <int64_t*>part_of(&free, (W + 8)*8)
+    s.slot = <int64_t*>part_of(&free, n*8)
+    s.classes = <int64_t*>part_of(&free, n*8)
+    s.first = <int64_t*>part_of(&free, n*8)
     return free - memory
+
+
+cdef inline const double* exponents(const Entry* it, const Scratch* s, Py_ssize_t t) noexcept nogil:
+    return s.pe + t*it.W if s.wide[t] else s.plain
 
 
 # ------------------------------------------------------------------ labels
 
-cdef inline Py_ssize_t read_labels(const Job* job, Py_ssize_t b, Scratch* s) noexcept nogil:
+cdef inline Py_ssize_t read_labels(const CtcCall* call, Py_ssize_t b, Scratch* s) noexcept nogil:
     """The entry's labels into s.label; how many are left."""
     cdef Py_ssize_t k, n = 0
     cdef int64_t y
-    for k in range(job.label_length[b]):
-        y = index_at(row_at(&job.labels, job.offset[b] + k), job.labels.kind)
-        if <uint64_t>y >= <uint64_t>job.n_classes:      # checked before, but the array may have changed since
+    for k in range(call.label_length[b]):
+        y = index_at(row_at(&call.labels, call.offset[b] + k), call.labels.kind)
+        if <uint64_t>y >= <uint64_t>call.n_classes:      # checked before, but the array may have changed since
             y = 0
-        if job.collapse and n > 0 and s.label[n - 1] == y:
+        if call.collapse and n > 0 and s.label[n - 1] == y:
             continue
         s.label[n] = y
         n += 1
     return n
 
 
-cdef inline void set_moves(const Job* job, Entry* it, Scratch* s) noexcept nogil:
+cdef inline void set_moves(const CtcCall* call, Entry* it, Scratch* s) noexcept nogil:
     """Which moves the lattice has."""
     cdef Py_ssize_t u
-    it.stay = 0 if job.merge else FL_NOTHING
-    it.plain_stay = 1 if job.merge else 0
+    it.stay = 0 if call.merge else FL_NOTHING
+    it.plain_stay = 1 if call.merge else 0
     for u in range(it.W + 8):
         s.skip[u] = FL_NOTHING
         s.hop[u] = s.q[u] = 0
     for u in range(it.n, it.W + 8):
         s.label[u] = -1
     for u in range(1, it.n):
-        if not job.merge or s.label[u] != s.label[u - 1]:
+        if not call.merge or s.label[u] != s.label[u - 1]:
             s.skip[u] = 0
             s.hop[u] = 1
     for u in range(it.W):
@@ -175,23 +180,21 @@ cdef inline void set_moves(const Job* job, Entry* it, Scratch* s) noexcept nogil
 
 cdef inline void find_classes(Entry* it, Scratch* s) noexcept nogil:
     """The distinct labels, in order of appearance, by a hash table in s.mass."""
-    cdef Py_ssize_t u, k, size = 2*it.W
+    cdef Py_ssize_t u, size = 8             # a power of two in (W, 2 W], for fewer than W labels
     cdef int64_t* table = <int64_t*>s.mass
     cdef uint64_t h
-    for k in range(size):
-        table[k] = -1
+    while size <= it.W:
+        size *= 2
+    memset(table, 0, size*sizeof(int64_t))
     it.distinct = 0
     for u in range(it.n):
-        h = <uint64_t>s.label[u]*0x9E3779B97F4A7C15ULL
-        k = <Py_ssize_t>((h >> 20) % <uint64_t>size)
-        while table[k] >= 0 and s.classes[table[k]] != s.label[u]:
-            k = k + 1 if k + 1 < size else 0
-        if table[k] < 0:
-            table[k] = it.distinct
+        h = slot_of(table, size - 1, s.classes, s.label[u])
+        if table[h] == 0:
             s.classes[it.distinct] = s.label[u]
             s.first[it.distinct] = u
             it.distinct += 1
-        s.slot[u] = table[k]
+            table[h] = it.distinct
+        s.slot[u] = table[h] - 1
 
 
 # ------------------------------------------------------------------ frames
@@ -241,10 +244,10 @@ cdef inline void set_rest(double* e, Py_ssize_t n, double c, fl_rest* rest) noex
     rest.others = fl_sum(e, n)*c
 
 
-cdef inline void settle_frame(const Job* job, const Entry* it, Py_ssize_t t, const Softmax* f, double* x, double* e,
-                              Scratch* s) noexcept nogil:
+cdef inline void settle_frame(const CtcCall* call, const Entry* it, Py_ssize_t t, const Softmax* f, double* x,
+                              double* e, Scratch* s) noexcept nogil:
     """What the lattice needs of a frame, and its gradient but for the blank and the labels; x and e are used up."""
-    cdef Py_ssize_t c = job.n_classes, n = whole(c), k, u
+    cdef Py_ssize_t c = call.n_classes, n = whole(c), k, u
     cdef double scaled
     cdef double* p = s.p + t*it.W
     cdef double* pe = s.pe + t*it.W
@@ -257,7 +260,7 @@ cdef inline void settle_frame(const Job* job, const Entry* it, Py_ssize_t t, con
             pe[u] = FL_NOTHING
         for u in range(it.n):
             widen(p[u], x[s.label[u]], f, &p[u], &pe[u])
-    widen(e[job.blank]*f.c, x[job.blank], f, &s.blank[2*t], &s.blank[2*t + 1])
+    widen(e[call.blank]*f.c, x[call.blank], f, &s.blank[2*t], &s.blank[2*t + 1])
     if it.grad != NULL:
         s.top[t].k = -1
         # the first condition is weaker and needs no exp
@@ -266,41 +269,41 @@ cdef inline void settle_frame(const Job* job, const Entry* it, Py_ssize_t t, con
         scaled = f.c*it.scale
         for k in range(c):
             x[k] = e[k]*scaled
-        store(it.grad + t*job.grad.frame, job.grad.step, job.grad.kind, x, c)
+        store(it.grad + t*call.grad.frame, call.grad.step, call.grad.kind, x, c)
     if it.confident:
         set_rest(e, n, f.c, &s.rest[t])
 
 
-cdef inline bint read_frames(const Job* job, const Entry* it, Py_ssize_t start, Py_ssize_t stop,
+cdef inline bint read_frames(const CtcCall* call, const Entry* it, Py_ssize_t start, Py_ssize_t stop,
                              Scratch* s) noexcept nogil:
-    """Probabilities of at most GROUP frames; False if one has none.
+    """Probabilities of at most GROUP_FRAMES frames; False if one has none.
 
     Each step is done for all of them, for its last result is waited for before the next one.
     """
-    cdef Py_ssize_t c = job.n_classes, n = whole(c), t, i
+    cdef Py_ssize_t c = call.n_classes, n = whole(c), t, i
     cdef bint good = True
-    cdef Softmax f[GROUP]
+    cdef Softmax f[GROUP_FRAMES]
     for i in range(stop - start):
-        read_logits(&job.logits, it.logits + (start + i)*job.logits.frame, c, s.x + i*n, &f[i])
+        read_logits(&call.logits, it.logits + (start + i)*call.logits.frame, c, s.x + i*n, &f[i])
     for i in range(stop - start):
-        t = start + i + AHEAD
+        t = start + i + AHEAD_FRAMES
         if t < it.frames:
-            fetch_ahead(it.logits + t*job.logits.frame, c*job.logits.step)
+            fetch_ahead(it.logits + t*call.logits.frame, c*call.logits.step)
             if it.grad != NULL:
-                fetch_ahead(it.grad + t*job.grad.frame, c*job.grad.step)
+                fetch_ahead(it.grad + t*call.grad.frame, c*call.grad.step)
         exponentials(c, s.x + i*n, s.e + i*n, &f[i])
     for i in range(stop - start):
         good = add_terms(c, s.e + i*n, &f[i]) and good
     if not good:
         return False
     for i in range(stop - start):
-        settle_frame(job, it, start + i, &f[i], s.x + i*n, s.e + i*n, s)
+        settle_frame(call, it, start + i, &f[i], s.x + i*n, s.e + i*n, s)
     return True
 
 
-cdef inline void fill(const Job* job, char* grad, Py_ssize_t start, Py_ssize_t stop, double v) noexcept nogil:
+cdef inline void fill(const CtcCall* call, char* grad, Py_ssize_t start, Py_ssize_t stop, double v) noexcept nogil:
     """The gradient of these frames = v."""
     cdef Py_ssize_t t, k
     for t in range(start, stop):
-        for k in range(job.n_classes):
-            store(grad + t*job.grad.frame + k*job.grad.step, 0, job.grad.kind, &v, 1)
+        for k in range(call.n_classes):
+            store(grad + t*call.grad.frame + k*call.grad.step, 0, call.grad.kind, &v, 1)

@@ -10,7 +10,7 @@ cdef extern from "sequence/lattice.h" nogil:
     double fl_sum "fl_lattice_sum"(const double*, int64_t) noexcept
 
 cdef enum:
-    LANES = 32              # of maxima and sums; rows of scratch are whole multiples
+    FRAME_LANES = 32              # of maxima and sums; rows of scratch are whole multiples
 
 cdef struct Frames:
     char* data              # NULL: no such array
@@ -43,7 +43,7 @@ cdef inline Py_ssize_t padded(Py_ssize_t n) noexcept nogil:
 
 
 cdef inline Py_ssize_t whole(Py_ssize_t n) noexcept nogil:
-    return (n + LANES - 1)//LANES*LANES
+    return (n + FRAME_LANES - 1)//FRAME_LANES*FRAME_LANES
 
 
 cdef inline void read_logits(const Frames* frames, const char* frame, Py_ssize_t c, double* x,

@@ -12,7 +12,7 @@ from fastloss.kernels.math.vmath cimport fl_log1p
 cdef extern from "arrays/find.h" nogil:
     int64_t fl_find(const double*, int64_t, double) noexcept
 
-cdef struct Job:
+cdef struct DecodeCall:
     Frames logits
     const int64_t* length
     Py_ssize_t n_classes
@@ -30,33 +30,33 @@ cdef struct Job:
 
 # ------------------------------------------------------------------ greedy
 
-cdef void decode_greedily(const Job* job, Py_ssize_t b, char* memory) noexcept nogil:
+cdef void decode_greedily(const DecodeCall* call, Py_ssize_t b, char* memory) noexcept nogil:
     """The likeliest class of every frame; the score is that alignment's log-probability."""
-    cdef Py_ssize_t t, n = 0, c = job.n_classes, done = 0
+    cdef Py_ssize_t t, n = 0, c = call.n_classes, done = 0
     cdef double* x = <double*>memory
     cdef double* e = x + whole(c)
     cdef Softmax f
     cdef int64_t k, last = -1
     cdef double top, score = 0
-    for t in range(job.length[b]):
+    for t in range(call.length[b]):
         if stopped(&done, 2*c):
             return
-        if not read_terms(&job.logits, job.logits.data + b*job.logits.entry + t*job.logits.frame, c, x, e, &f):
+        if not read_terms(&call.logits, call.logits.data + b*call.logits.entry + t*call.logits.frame, c, x, e, &f):
             score = NAN
             while n > 0:
                 n -= 1
-                job.labels[b*job.room + n] = -1
+                call.labels[b*call.room + n] = -1
             break
         k = fl_find(x, c, f.top)
         top = e[k]
         e[k] = 0
         score -= fl_log1p(fl_sum(e, whole(c))/top)
-        if k != job.blank and not (job.merge and k == last):
-            job.labels[b*job.room + n] = k
+        if k != call.blank and not (call.merge and k == last):
+            call.labels[b*call.room + n] = k
             n += 1
         last = k
-    job.n_labels[b] = n
-    job.score[b] = score
+    call.n_labels[b] = n
+    call.score[b] = score
 
 
 # ------------------------------------------------------------------ beams
@@ -117,11 +117,11 @@ cdef void sift_down(Beam* heap, Py_ssize_t k, Py_ssize_t n) noexcept nogil:
         k = j
 
 
-cdef void offer(const Job* job, Search* s, const Beam* beam) noexcept nogil:
+cdef void offer(const DecodeCall* call, Search* s, const Beam* beam) noexcept nogil:
     """Keeps the beam if it is among the best so far."""
     cdef Py_ssize_t k
     cdef Beam moved
-    if s.n_next < job.width:
+    if s.n_next < call.width:
         k = s.n_next
         s.next[k] = beam[0]
         s.n_next += 1
@@ -183,15 +183,15 @@ cdef int64_t child_of(Search* s, int64_t parent, int64_t label) noexcept nogil:
     return k
 
 
-cdef void search_frame(const Job* job, Search* s, double c, Py_ssize_t* done) noexcept nogil:
+cdef void search_frame(const DecodeCall* call, Search* s, double c, Py_ssize_t* done) noexcept nogil:
     """One frame on: its terms are in s.e, times c probabilities."""
     cdef Py_ssize_t i, j, n = 0
     cdef int64_t k, up, order = s.n_beams
-    cdef double blank = s.e[job.blank]*c, total, mass, best = 0
+    cdef double blank = s.e[call.blank]*c, total, mass, best = 0
     cdef Beam beam
     cdef Beam* old
-    for k in range(job.n_classes):
-        if k != job.blank and s.e[k] > 0:
+    for k in range(call.n_classes):
+        if k != call.blank and s.e[k] > 0:
             s.order[n].p = s.e[k]*c
             s.order[n].k = k
             n += 1
@@ -204,15 +204,15 @@ cdef void search_frame(const Job* job, Search* s, double c, Py_ssize_t* done) no
         beam.blank = (old.blank + old.other)*blank
         beam.other = 0
         if old.node > 0:
-            beam.other = old.other*s.e[old.label]*c if job.merge else 0.0
+            beam.other = old.other*s.e[old.label]*c if call.merge else 0.0
             up = s.nodes[s.nodes[old.node].parent].beam
             if up >= 0:
                 mass = s.beams[up].blank
-                if not job.merge or s.beams[up].label != old.label:
+                if not call.merge or s.beams[up].label != old.label:
                     mass += s.beams[up].other
                 beam.other += mass*s.e[old.label]*c
-        offer(job, s, &beam)
-    for k in range(job.n_classes):
+        offer(call, s, &beam)
+    for k in range(call.n_classes):
         s.taken[k] = 0
     for i in range(s.n_beams):
         s.beams[i].child = -1
@@ -229,7 +229,7 @@ cdef void search_frame(const Job* job, Search* s, double c, Py_ssize_t* done) no
             s.taken[s.beams[k].label] = i + 1
             k = s.beams[k].sibling
         for j in range(n):
-            if s.n_next == job.width and total*s.order[j].p < s.next[0].blank + s.next[0].other:
+            if s.n_next == call.width and total*s.order[j].p < s.next[0].blank + s.next[0].other:
                 break
             if stopped(done, 1):
                 break
@@ -241,10 +241,10 @@ cdef void search_frame(const Job* job, Search* s, double c, Py_ssize_t* done) no
             beam.label = k
             beam.order = order
             beam.blank = 0
-            beam.other = (old.blank if job.merge and k == old.label else total)*s.order[j].p
+            beam.other = (old.blank if call.merge and k == old.label else total)*s.order[j].p
             order += 1
             if beam.other > 0:
-                offer(job, s, &beam)
+                offer(call, s, &beam)
     for i in range(s.n_beams):
         s.nodes[s.beams[i].node].beam = -1
     s.beams, s.next = s.next, s.beams
@@ -261,10 +261,10 @@ cdef void search_frame(const Job* job, Search* s, double c, Py_ssize_t* done) no
             s.beams[i].other = s.beams[i].other/best
 
 
-cdef void decode_beams(const Job* job, Py_ssize_t b, char* memory) noexcept nogil:
+cdef void decode_beams(const DecodeCall* call, Py_ssize_t b, char* memory) noexcept nogil:
     cdef Search s
     cdef Softmax f
-    cdef Py_ssize_t t, i, n, c = job.n_classes, done = 0
+    cdef Py_ssize_t t, i, n, c = call.n_classes, done = 0
     cdef int64_t k
     cdef int64_t* out
     cdef Beam moved
@@ -273,8 +273,8 @@ cdef void decode_beams(const Job* job, Py_ssize_t b, char* memory) noexcept nogi
     s.order = <Order*>(s.e + whole(c))
     s.taken = <int64_t*>(s.order + c)
     s.beams = <Beam*>(s.taken + c)
-    s.next = s.beams + job.width
-    s.nodes = <Node*>(s.next + job.width)
+    s.next = s.beams + call.width
+    s.nodes = <Node*>(s.next + call.width)
     s.n_nodes = s.n_beams = 1
     s.nodes[0].parent = s.nodes[0].label = s.nodes[0].child = s.nodes[0].sibling = -1
     s.nodes[0].beam = 0
@@ -283,14 +283,14 @@ cdef void decode_beams(const Job* job, Py_ssize_t b, char* memory) noexcept nogi
     s.beams[0].order = 0
     s.beams[0].blank = 1
     s.beams[0].other = 0
-    for t in range(job.length[b]):
-        if stopped(&done, 16*(c + job.width)):      # sorting and heaps
+    for t in range(call.length[b]):
+        if stopped(&done, 16*(c + call.width)):      # sorting and heaps
             return
-        if not read_terms(&job.logits, job.logits.data + b*job.logits.entry + t*job.logits.frame, c, s.x, s.e, &f):
+        if not read_terms(&call.logits, call.logits.data + b*call.logits.entry + t*call.logits.frame, c, s.x, s.e, &f):
             s.n_beams = 1                   # the first path, of no labels, tells that there is a NaN
             s.beams[0].node = 0
             break
-        search_frame(job, &s, f.c, &done)
+        search_frame(call, &s, f.c, &done)
     n = s.n_beams                           # sort, the best first
     i = n//2 - 1
     while i >= 0:
@@ -302,8 +302,8 @@ cdef void decode_beams(const Job* job, Py_ssize_t b, char* memory) noexcept nogi
         s.beams[0] = s.beams[n]
         s.beams[n] = moved
         sift_down(s.beams, 0, n)
-    for i in range(job.paths):
-        job.n_labels[b*job.paths + i] = -1
+    for i in range(call.paths):
+        call.n_labels[b*call.paths + i] = -1
         if i >= s.n_beams or (i > 0 and not s.beams[i].blank + s.beams[i].other > 0):
             continue
         n = 0
@@ -311,8 +311,8 @@ cdef void decode_beams(const Job* job, Py_ssize_t b, char* memory) noexcept nogi
         while k > 0:
             n += 1
             k = s.nodes[k].parent
-        job.n_labels[b*job.paths + i] = n
-        out = job.labels + (b*job.paths + i)*job.room
+        call.n_labels[b*call.paths + i] = n
+        out = call.labels + (b*call.paths + i)*call.room
         k = s.beams[i].node
         while k > 0:
             n -= 1
@@ -322,22 +322,22 @@ cdef void decode_beams(const Job* job, Py_ssize_t b, char* memory) noexcept nogi
 
 # ------------------------------------------------------------------ entries
 
-cdef void run_block(void* call, Py_ssize_t b, int thread) noexcept nogil:
-    cdef Job* job = <Job*>call
-    cdef char* memory = scratch_of(&job.scratch, thread)
-    if memory != NULL and job.width:
-        decode_beams(job, b, memory)
+cdef void run_block(void* run, Py_ssize_t b, int thread) noexcept nogil:
+    cdef DecodeCall* call = <DecodeCall*>run
+    cdef char* memory = scratch_of(&call.scratch, thread)
+    if memory != NULL and call.width:
+        decode_beams(call, b, memory)
     elif memory != NULL:
-        decode_greedily(job, b, memory)
+        decode_greedily(call, b, memory)
 
 
-def decode(logits, const int64_t[::1] length, int64_t blank, bint merge, Py_ssize_t width, int64_t[:, :, ::1] labels,
-           int64_t[:, ::1] n_labels, double[::1] score, double most, int n_threads):
+def decode(logits, const int64_t[::1] length, *, int64_t blank, bint merge, Py_ssize_t width,
+           int64_t[:, :, ::1] labels, int64_t[:, ::1] n_labels, double[::1] score, double most, int n_threads):
     """The best paths of every entry of logits [entries, frames, classes]; width 0 is greedy, of one path.
 
     MemoryError where a thread's scratch would take more than `most` bytes.
     """
-    cdef Job job
+    cdef DecodeCall call
     cdef Held held
     cdef Py_ssize_t n = length.shape[0], b, work = 0
     cdef double size
@@ -345,35 +345,35 @@ def decode(logits, const int64_t[::1] length, int64_t blank, bint merge, Py_ssiz
     if n == 0:
         return
     try:
-        take_frames(&held, logits, False, &job.logits)
-        job.n_classes = logits.shape[2]
-        job.length = &length[0]
-        job.blank = blank
-        job.merge = merge
-        job.width = width
-        job.paths = labels.shape[1]
-        job.room = labels.shape[2]
-        job.labels = &labels[0, 0, 0] if job.room else NULL
-        job.n_labels = &n_labels[0, 0]
-        job.score = &score[0]
-        job.most_frames = 0
+        take_frames(&held, logits, False, &call.logits)
+        call.n_classes = logits.shape[2]
+        call.length = &length[0]
+        call.blank = blank
+        call.merge = merge
+        call.width = width
+        call.paths = labels.shape[1]
+        call.room = labels.shape[2]
+        call.labels = &labels[0, 0, 0] if call.room else NULL
+        call.n_labels = &n_labels[0, 0]
+        call.score = &score[0]
+        call.most_frames = 0
         for b in range(n):
-            job.most_frames = max(job.most_frames, length[b])
-            work += length[b]*job.n_classes
-        size = 16.0*whole(job.n_classes)
+            call.most_frames = max(call.most_frames, length[b])
+            work += length[b]*call.n_classes
+        size = 16.0*whole(call.n_classes)
         if width:
-            size += (sizeof(Order) + 8.0)*job.n_classes + 2.0*width*sizeof(Beam)
-            size += (<double>job.most_frames*width + 1)*sizeof(Node)
+            size += (sizeof(Order) + 8.0)*call.n_classes + 2.0*width*sizeof(Beam)
+            size += (<double>call.most_frames*width + 1)*sizeof(Node)
         if size > most:
             raise MemoryError(f"beam_width must leave scratch that fits in memory, got {width}: {size:.0f} bytes")
         if blocks(n, work//n*(1 + width), n_threads) == 1:
             n_threads = 1
-        new_scratch(&job.scratch, n_threads, <size_t>size)
+        new_scratch(&call.scratch, n_threads, <size_t>size)
         try:
             with nogil:
-                for_blocks(run_block, &job, n, n_threads)
+                for_blocks(run_block, &call, n, n_threads)
         finally:
-            free_scratch(&job.scratch)
+            free_scratch(&call.scratch)
     finally:
         release(&held)
 
@@ -418,7 +418,7 @@ cdef int64_t distance(const Rows* a, Py_ssize_t a_start, Py_ssize_t n, const Row
     return row[m]
 
 
-cdef struct Pairs:
+cdef struct DistancesCall:
     Rows a
     Rows b
     const int64_t* a_start
@@ -432,29 +432,29 @@ cdef struct Pairs:
     Scratches scratch
 
 
-cdef void some_distances(void* call, Py_ssize_t block, int thread) noexcept nogil:
-    cdef Pairs* job = <Pairs*>call
+cdef void run_distances(void* run, Py_ssize_t block, int thread) noexcept nogil:
+    cdef DistancesCall* call = <DistancesCall*>run
     cdef Py_ssize_t k, n, m
-    cdef char* memory = scratch_of(&job.scratch, thread)
+    cdef char* memory = scratch_of(&call.scratch, thread)
     if memory == NULL:
         return
-    for k in range(block*job.step, min((block + 1)*job.step, job.n)):
-        n, m = job.a_length[k], job.b_length[k]
-        job.out[k] = distance(&job.a, job.a_start[k], n, &job.b, job.b_start[k], m, <int64_t*>memory)
-        if job.normalize:
-            job.out[k] = job.out[k]/m if m else (INFINITY if n else 0)
+    for k in range(block*call.step, min((block + 1)*call.step, call.n)):
+        n, m = call.a_length[k], call.b_length[k]
+        call.out[k] = distance(&call.a, call.a_start[k], n, &call.b, call.b_start[k], m, <int64_t*>memory)
+        if call.normalize:
+            call.out[k] = call.out[k]/m if m else (INFINITY if n else 0)
 
 
-def edit_distances(a, const int64_t[::1] a_start, const int64_t[::1] a_length, b, const int64_t[::1] b_start,
-                   const int64_t[::1] b_length, bint normalize, double[::1] out, int n_threads):
+def edit_distances(a, b, double[::1] out, *, const int64_t[::1] a_start, const int64_t[::1] a_length,
+                   const int64_t[::1] b_start, const int64_t[::1] b_length, bint normalize, int n_threads):
     """out = distances; divided by the length of b if normalize, 0 and inf where that is 0."""
-    cdef Pairs job
+    cdef DistancesCall call
     cdef Held held
     cdef Py_ssize_t n = out.shape[0], k, room = 8, work = 0
     held.count = 0
     try:
-        take(&held, a, NO_AXIS, False, &job.a)
-        take(&held, b, NO_AXIS, False, &job.b)
+        take(&held, a, NO_AXIS, False, &call.a)
+        take(&held, b, NO_AXIS, False, &call.b)
         for k in range(n):
             room = max(room, 8*(2*b_length[k] + 1))
             work += a_length[k]*b_length[k]
@@ -462,17 +462,17 @@ def edit_distances(a, const int64_t[::1] a_start, const int64_t[::1] a_length, b
             return
         if blocks(n, work//n, n_threads) == 1:
             n_threads = 1
-        job.a_start, job.a_length = &a_start[0], &a_length[0]
-        job.b_start, job.b_length = &b_start[0], &b_length[0]
-        job.normalize = normalize
-        job.out = &out[0]
-        job.n = n
-        job.step = 1 + 8192//(work//n + 1)
-        new_scratch(&job.scratch, n_threads, room)
+        call.a_start, call.a_length = &a_start[0], &a_length[0]
+        call.b_start, call.b_length = &b_start[0], &b_length[0]
+        call.normalize = normalize
+        call.out = &out[0]
+        call.n = n
+        call.step = 1 + 8192//(work//n + 1)
+        new_scratch(&call.scratch, n_threads, room)
         try:
             with nogil:
-                for_blocks(some_distances, &job, (n + job.step - 1)//job.step, n_threads)
+                for_blocks(run_distances, &call, (n + call.step - 1)//call.step, n_threads)
         finally:
-            free_scratch(&job.scratch)
+            free_scratch(&call.scratch)
     finally:
         release(&held)

@@ -2,8 +2,8 @@
  * logits lie apart, and a step is additions and multiplications, without exp or log. Nothing is 2^FL_LATTICE_NOTHING.
  *
  * A labelling of n labels has blanks B[0 .. n] and labels L[0 .. n - 1], in rows of W >= n + 1, W a multiple of 8; what
- * lies past them is nothing. Every row has four parts of FL_LATTICE_PART(W) doubles: m and e of the blanks, of the
- * labels. Sums of a row have one fixed order.
+ * lies past them is nothing. Every row has four parts of FL_LATTICE_PART(W) doubles: m and e of the blanks, m and e of the labels.
+ * Sums of a row have one fixed order.
  */
 #ifndef FL_LATTICE_H
 #define FL_LATTICE_H
@@ -11,7 +11,7 @@
 #include "math/vmath.h"
 
 #define FL_LATTICE_NOTHING (-1e308)
-#define FL_LATTICE_TINY 9.332636185032189e-302            /* 2^-1000: what lies below gets an exponent of its own */
+#define FL_LATTICE_TINY 9.332636185032189e-302                    /* 2^-1000: what lies below gets an exponent of its own */
 #define FL_LATTICE_PART(W) ((W) + 8)
 #if defined(__GNUC__)
 #define FL_APART __restrict__
@@ -35,8 +35,7 @@ FL_INLINE double fl_two_to(double d) {
 FL_INLINE void fl_normal(double v, double e, double *m_out, double *e_out) {
     uint64_t bits = fl_bits_of_double(v);
     *m_out = fl_double_of((bits & 0x000fffffffffffffULL) | 0x3ff0000000000000ULL);
-    e += fl_double_of(bits >> 52 | 0x4330000000000000ULL) - (4503599627370496.0 + 1023.0);
-    *e_out = fl_larger(e, FL_LATTICE_NOTHING);
+    *e_out = fl_larger(e + (fl_double_of(bits >> 52 | 0x4330000000000000ULL) - (4503599627370496.0 + 1023.0)), FL_LATTICE_NOTHING);
 }
 
 FL_INLINE double fl_lattice_sum2(double m0, double e0, double m1, double e1, double *top) {
@@ -59,8 +58,8 @@ FL_INLINE void fl_exp_wide(double d, double *m, double *e) {
         return;
     }
     n = FL_FMA(d, 1.4426950408889634, FL_ROUND) - FL_ROUND;
-    r = FL_FMA(n, -6.93147180369123816490e-01, d);
-    r = FL_FMA(n, -1.90821492927058770002e-10, r);
+    r = FL_FMA(n, -FL_LN2_HIGH, d);
+    r = FL_FMA(n, -FL_LN2_LOW, r);
     *m = fl_exp_fine(r, -1.0, FL_ROUND + 1023.0);
     *e = n;
 }
@@ -77,11 +76,18 @@ FL_NO_INLINE static int64_t fl_gather(const double *FL_APART terms, const int64_
     return tiny;
 }
 
-/* One frame on: to = alpha of this frame, from that of the last one. stay, skip: 0, or FL_LATTICE_NOTHING where the move
- * from a label to itself, or from the label before, is not allowed. Labels lie one place up: L[u] at u + 1. */
-FL_NO_INLINE static void fl_lattice_forward(int64_t W, const double *FL_APART from, const double *FL_APART p,
-                                            const double *FL_APART pe, double blank, double blank_e, double stay,
-                                            const double *FL_APART skip, double *FL_APART to) {
+/* A frame's emissions p 2^pe of the labels, blank 2^blank_e of the blank, and the moves: stay and skip are 0, or FL_LATTICE_NOTHING
+ * where the move from a label to itself, or from the label before, is not allowed. 2^unit is that of masses. */
+typedef struct {
+    const double *p, *pe, *skip;
+    double blank, blank_e, stay, unit;
+} fl_step;
+
+/* One frame on: to = alpha of this frame, from that of the last one. Labels lie one place up: L[u] at u + 1. */
+FL_NO_INLINE static void fl_lattice_forward(int64_t W, const double *FL_APART from, const fl_step *step,
+                                            double *FL_APART to) {
+    const double *p = step->p, *pe = step->pe, *skip = step->skip;
+    const double blank = step->blank, blank_e = step->blank_e, stay = step->stay;
     const int64_t part = FL_LATTICE_PART(W);
     const double *Bm = from, *Be = from + part, *Lm = from + 2 * part, *Le = from + 3 * part;
     double *Bm_to = to, *Be_to = to + part, *Lm_to = to + 2 * part, *Le_to = to + 3 * part;
@@ -100,9 +106,10 @@ FL_NO_INLINE static void fl_lattice_forward(int64_t W, const double *FL_APART fr
 /* One frame back. from: beta times emission of the next frame; to: of this one. mass = alpha beta in units of 2^unit, of
  * blanks and of labels. Here L[u] lies at u. */
 FL_NO_INLINE static void fl_lattice_backward(int64_t W, const double *FL_APART from, const double *FL_APART alpha,
-                                             const double *FL_APART p, const double *FL_APART pe, double blank,
-                                             double blank_e, double stay, const double *FL_APART skip, double unit,
-                                             double *FL_APART to, double *FL_APART mass, double *FL_APART label_mass) {
+                                             const fl_step *step, double *FL_APART to, double *FL_APART mass,
+                                             double *FL_APART label_mass) {
+    const double *p = step->p, *pe = step->pe, *skip = step->skip;
+    const double blank = step->blank, blank_e = step->blank_e, stay = step->stay, unit = step->unit;
     const int64_t part = FL_LATTICE_PART(W);
     const double *Bm = from, *Be = from + part, *Lm = from + 2 * part, *Le = from + 3 * part;
     const double *Am = alpha, *Ae = alpha + part, *Cm = alpha + 2 * part + 1, *Ce = alpha + 3 * part + 1;
@@ -206,7 +213,12 @@ static void fl_scatter(char *row, int64_t step, const int64_t *classes, const do
  * Where the labelling has most of the probability, the loss is log(1 + Q/P), Q the mass of everything else: what leaves
  * the lattice, frame by frame, and what does not end where it should. Sums of positive terms, so that the loss and its
  * gradient keep their digits however small they are. Here plain probabilities do. Rows are blanks and labels, each
- * FL_LATTICE_PART(W); q is the emission of the labels, 0 past them; stay and hop, 0 or 1, are stay and skip above. */
+ * FL_LATTICE_PART(W); q is the emission of the labels, 0 past them; stay and hop, 0 or 1, are what stay and skip are above. */
+typedef struct {
+    const double *q, *hop;
+    double blank, stay;
+} fl_plain_step;
+
 typedef struct {            /* a frame's three likeliest classes, the sum of all others, and the mass lost before it */
     int64_t k[3];
     double p[3], others, lost;
@@ -214,10 +226,10 @@ typedef struct {            /* a frame's three likeliest classes, the sum of all
 
 /* off = probability that the frame's class is no move from the state: without what a state allows, at most the blank and
  * two labels. One of the three likeliest is left, or all it allows is among them: no sum loses its digits. */
-FL_NO_INLINE static void fl_astray(int64_t W, const int64_t *FL_APART label, const double *FL_APART q, const fl_rest *rest,
-                                   int64_t blank, double blank_p, double stay, const double *FL_APART hop,
-                                   double *FL_APART off) {
-    double p[3], others = rest->others - blank_p, *off_labels = off + FL_LATTICE_PART(W);
+FL_NO_INLINE static void fl_astray(int64_t W, const int64_t *FL_APART label, const fl_plain_step *step,
+                                   const fl_rest *rest, int64_t blank, double *FL_APART off) {
+    const double *q = step->q, *hop = step->hop, stay = step->stay;
+    double p[3], others = rest->others - step->blank, *off_labels = off + FL_LATTICE_PART(W);
     int64_t k0 = rest->k[0], k1 = rest->k[1], k2 = rest->k[2], u;
     for (u = 0; u < 3; u++) {
         p[u] = rest->k[u] == blank ? 0.0 : rest->p[u];
@@ -234,9 +246,9 @@ FL_NO_INLINE static void fl_astray(int64_t W, const int64_t *FL_APART label, con
 }
 
 /* arrived = mass that may emit label u; to = alpha of this frame. Labels one place up. */
-FL_NO_INLINE static void fl_plain_forward(int64_t W, const double *FL_APART from, const double *FL_APART q, double blank,
-                                          double stay, const double *FL_APART hop, double *FL_APART arrived,
-                                          double *FL_APART to) {
+FL_NO_INLINE static void fl_plain_forward(int64_t W, const double *FL_APART from, const fl_plain_step *step,
+                                          double *FL_APART arrived, double *FL_APART to) {
+    const double *q = step->q, *hop = step->hop, blank = step->blank, stay = step->stay;
     const double *B = from, *L = from + FL_LATTICE_PART(W);
     double *L_to = to + FL_LATTICE_PART(W);
     int64_t u;
@@ -251,13 +263,12 @@ FL_NO_INLINE static void fl_plain_forward(int64_t W, const double *FL_APART from
 
 /* The same with all masses times `scale`, a power of two; how many of the new ones are not small */
 #define FL_LATTICE_SMALL 1.1830521861667747e-271                  /* 2^-900 */
-FL_NO_INLINE static int64_t fl_scaled_forward(int64_t W, const double *FL_APART from, const double *FL_APART q,
-                                              double blank, double stay, const double *FL_APART hop, double scale,
-                                              double *FL_APART to) {
+FL_NO_INLINE static int64_t fl_scaled_forward(int64_t W, const double *FL_APART from, const fl_plain_step *step,
+                                              double scale, double *FL_APART to) {
+    const double *q = step->q, *hop = step->hop, blank = step->blank * scale, stay = step->stay;
     const double *B = from, *L = from + FL_LATTICE_PART(W);
     double *L_to = to + FL_LATTICE_PART(W);
     int64_t u, hits = 0;
-    blank *= scale;
     L_to[0] = 0.0;
     for (u = 0; u < W; u++) {
         double b = (B[u] + L[u]) * blank, l = ((B[u] + stay * L[u + 1]) + hop[u] * L[u]) * (q[u] * scale);
@@ -269,8 +280,9 @@ FL_NO_INLINE static int64_t fl_scaled_forward(int64_t W, const double *FL_APART 
 }
 
 /* to = what `from` is one frame later, on the average over the moves; labels in place */
-FL_NO_INLINE static void fl_plain_backward(int64_t W, const double *FL_APART from, const double *FL_APART q, double blank,
-                                           double stay, const double *FL_APART hop, double *FL_APART to) {
+FL_NO_INLINE static void fl_plain_backward(int64_t W, const double *FL_APART from, const fl_plain_step *step,
+                                           double *FL_APART to) {
+    const double *q = step->q, *hop = step->hop, blank = step->blank, stay = step->stay;
     const double *B = from, *L = from + FL_LATTICE_PART(W);
     double *L_to = to + FL_LATTICE_PART(W);
     int64_t u;

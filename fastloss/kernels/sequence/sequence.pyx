@@ -122,8 +122,8 @@ def combine(const double[:, ::1] weights, const double[:, ::1] losses, const dou
             out[g] = out[g]/denominator[g] if denominator[g] != 0 else 0
 
 
-def weight_slopes(const double[:, ::1] weights, const double[:, ::1] losses, const double[::1] denominator,
-                  const double[::1] value, const double[::1] cotangent, int kind, Py_ssize_t sb, Py_ssize_t st, out):
+def weight_slopes(const double[:, ::1] weights, const double[:, ::1] losses, out, *, const double[::1] denominator,
+                  const double[::1] value, const double[::1] cotangent, int kind, Py_ssize_t sb, Py_ssize_t st):
     """out = the values' derivatives by the weights; 0 where the weight is."""
     cdef Rows rows
     cdef Held held

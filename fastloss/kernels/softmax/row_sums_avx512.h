@@ -39,15 +39,15 @@ typedef struct { __m512 lo, magic; __m512i roots, rests; } fl_exps;
 /* fl_exp_firstf, fl_exp_rootsf and fl_exp_lastf, operation by operation */
 FL_INLINE __m512 fl_exp16(__m512 x, const fl_exps *k) {
     __m512 d = _mm512_max_ps(k->lo, x);                   /* gives the second operand if one is NaN */
-    __m512 s = _mm512_fmadd_ps(d, _mm512_set1_ps(11.54156f), k->magic), n = _mm512_sub_ps(s, k->magic);
+    __m512 s = _mm512_fmadd_ps(d, _mm512_set1_ps(FL_STEPS_PER_UNITF), k->magic), n = _mm512_sub_ps(s, k->magic);
     __m512i i = _mm512_castps_si512(s);
-    __m512 r = _mm512_fmadd_ps(n, _mm512_set1_ps(-0.0866433978f), d);
+    __m512 r = _mm512_fmadd_ps(n, _mm512_set1_ps(-FL_STEPF), d);
     __m512 rest = _mm512_castsi512_ps(_mm512_permutexvar_epi32(i, k->rests));
     __m512i root = _mm512_add_epi32(_mm512_permutexvar_epi32(i, k->roots), _mm512_slli_epi32(i, 20));
-    __m512 p = _mm512_fmadd_ps(r, _mm512_set1_ps(0.0416604243f), _mm512_set1_ps(0.166680276f));
+    __m512 p = _mm512_fmadd_ps(r, _mm512_set1_ps(FL_EXP_CUBEF), _mm512_set1_ps(FL_EXP_SQUAREF));
     p = _mm512_fmadd_ps(p, r, _mm512_set1_ps(0.5f));
     p = _mm512_fmadd_ps(p, r, _mm512_set1_ps(1.0f));
-    p = _mm512_fmadd_ps(p, _mm512_fmadd_ps(n, _mm512_set1_ps(2.38081787e-10f), r), rest);
+    p = _mm512_fmadd_ps(p, _mm512_fmadd_ps(n, _mm512_set1_ps(FL_STEP_RESTF), r), rest);
     return _mm512_fmadd_ps(_mm512_castsi512_ps(root), p, _mm512_castsi512_ps(root));
 }
 

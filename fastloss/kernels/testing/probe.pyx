@@ -71,11 +71,11 @@ def log1p(const double[::1] x, double[::1] out, bint short):
                 out[k] = fl_log1p(x[k])
 
 
-def widen(const uint16_t[::1] x, float[::1] out, bint brain):
+def widen(const uint16_t[::1] x, float[::1] out, bint bfloat16):
     with nogil:
-        load(&out[0], <const char*>&x[0], 2, x.shape[0], BF16 if brain else F16)
+        load(&out[0], <const char*>&x[0], 2, x.shape[0], BF16 if bfloat16 else F16)
 
 
-def narrow(const float[::1] x, uint16_t[::1] out, bint brain):
+def narrow(const float[::1] x, uint16_t[::1] out, bint bfloat16):
     with nogil:
-        store(<char*>&out[0], 2, BF16 if brain else F16, &x[0], x.shape[0])
+        store(<char*>&out[0], 2, BF16 if bfloat16 else F16, &x[0], x.shape[0])

@@ -5,123 +5,99 @@
 
 #include <stddef.h>
 #include <stdint.h>
-#include <string.h>
 #if defined(__AVX512F__)
 #include <immintrin.h>
 #endif
-
-#if defined(_MSC_VER)
-#define FL_LAW static __forceinline
-#else
-#define FL_LAW static inline __attribute__((always_inline))
-#endif
-
-FL_LAW double fl_bits_to_double(uint64_t bits) {
-    double x;
-    memcpy(&x, &bits, 8);
-    return x;
-}
-
-FL_LAW uint64_t fl_bits_of(double x) {
-    uint64_t bits;
-    memcpy(&bits, &x, 8);
-    return bits;
-}
-
-#if defined(__FMA__) || defined(__ARM_FEATURE_FMA)
-#define FL_MULADD(a, b, c) __builtin_fma((a), (b), (c))
-#else
-#define FL_MULADD(a, b, c) ((a) * (b) + (c))
-#endif
+#include "math/vmath.h"
 
 /* x = k ln 2 + r, |r| <= ln 2 / 2; returns 2^k. |x| <= 708 */
-FL_LAW double fl_power_and_rest(double x, double *r) {
-    const double t = FL_MULADD(x, 1.4426950408889634, 6755399441055744.0);    /* 1.5 * 2^52: rounds to an integer */
-    const double k = t - 6755399441055744.0;
-    *r = FL_MULADD(k, -1.90821492927058770002e-10, FL_MULADD(k, -6.93147180369123816490e-01, x));
-    return fl_bits_to_double((fl_bits_of(t) + 1023) << 52);
+FL_INLINE double fl_power_and_rest(double x, double *r) {
+    const double t = FL_FMA(x, 1.4426950408889634, FL_ROUND);    /* 1.5 * 2^52: rounds to an integer */
+    const double k = t - FL_ROUND;
+    *r = FL_FMA(k, -FL_LN2_LOW, FL_FMA(k, -FL_LN2_HIGH, x));
+    return fl_double_of((fl_bits_of_double(t) + 1023) << 52);
 }
 
 /* exp(r) - 1 for |r| <= 0.35, by its Taylor series */
-FL_LAW double fl_expm1_near(double r) {
+FL_INLINE double fl_expm1_near(double r) {
     const double z = r * r;
     double even = 2.08767569878681e-09;
     double odd = 2.505210838544172e-08;
-    even = FL_MULADD(even, z, 2.755731922398589e-07);
-    even = FL_MULADD(even, z, 2.48015873015873e-05);
-    even = FL_MULADD(even, z, 0.001388888888888889);
-    even = FL_MULADD(even, z, 0.041666666666666664);
-    even = FL_MULADD(even, z, 0.5);
-    odd = FL_MULADD(odd, z, 2.7557319223985893e-06);
-    odd = FL_MULADD(odd, z, 0.0001984126984126984);
-    odd = FL_MULADD(odd, z, 0.008333333333333333);
-    odd = FL_MULADD(odd, z, 0.16666666666666666);
-    return FL_MULADD(z, FL_MULADD(odd, r, even), r);
+    even = FL_FMA(even, z, 2.755731922398589e-07);
+    even = FL_FMA(even, z, 2.48015873015873e-05);
+    even = FL_FMA(even, z, 0.001388888888888889);
+    even = FL_FMA(even, z, 0.041666666666666664);
+    even = FL_FMA(even, z, 0.5);
+    odd = FL_FMA(odd, z, 2.7557319223985893e-06);
+    odd = FL_FMA(odd, z, 0.0001984126984126984);
+    odd = FL_FMA(odd, z, 0.008333333333333333);
+    odd = FL_FMA(odd, z, 0.16666666666666666);
+    return FL_FMA(z, FL_FMA(odd, r, even), r);
 }
 
 /* exp(x) for |x| <= 700, within 2 units in the last place */
-FL_LAW double fl_exp_middle(double x) {
+FL_INLINE double fl_exp_middle(double x) {
     double r;
     const double power = fl_power_and_rest(x, &r);
-    return FL_MULADD(power, fl_expm1_near(r), power);
+    return FL_FMA(power, fl_expm1_near(r), power);
 }
 
 /* 1 - exp(-y) for y >= 0 */
-FL_LAW double fl_one_minus_exp(double y) {
+FL_INLINE double fl_one_minus_exp(double y) {
     double r, power;
     y = y < 700.0 ? y : 700.0;
     power = fl_power_and_rest(-y, &r);
-    return FL_MULADD(-power, fl_expm1_near(r), 1.0 - power);
+    return FL_FMA(-power, fl_expm1_near(r), 1.0 - power);
 }
 
 /* log((1 + s)/(1 - s)) for 0 <= s <= 1/3, by its series */
-FL_LAW double fl_two_atanh(double s) {
+FL_INLINE double fl_two_atanh(double s) {
     const double z = s * s, zz = z * z;
     double even = 2.0 / 35;
     double odd = 2.0 / 33;
-    even = FL_MULADD(even, zz, 2.0 / 31);
-    even = FL_MULADD(even, zz, 2.0 / 27);
-    even = FL_MULADD(even, zz, 2.0 / 23);
-    even = FL_MULADD(even, zz, 2.0 / 19);
-    even = FL_MULADD(even, zz, 2.0 / 15);
-    even = FL_MULADD(even, zz, 2.0 / 11);
-    even = FL_MULADD(even, zz, 2.0 / 7);
-    even = FL_MULADD(even, zz, 2.0 / 3);
-    odd = FL_MULADD(odd, zz, 2.0 / 29);
-    odd = FL_MULADD(odd, zz, 2.0 / 25);
-    odd = FL_MULADD(odd, zz, 2.0 / 21);
-    odd = FL_MULADD(odd, zz, 2.0 / 17);
-    odd = FL_MULADD(odd, zz, 2.0 / 13);
-    odd = FL_MULADD(odd, zz, 2.0 / 9);
-    odd = FL_MULADD(odd, zz, 2.0 / 5);
-    return FL_MULADD(s * z, FL_MULADD(odd, z, even), 2.0 * s);
+    even = FL_FMA(even, zz, 2.0 / 31);
+    even = FL_FMA(even, zz, 2.0 / 27);
+    even = FL_FMA(even, zz, 2.0 / 23);
+    even = FL_FMA(even, zz, 2.0 / 19);
+    even = FL_FMA(even, zz, 2.0 / 15);
+    even = FL_FMA(even, zz, 2.0 / 11);
+    even = FL_FMA(even, zz, 2.0 / 7);
+    even = FL_FMA(even, zz, 2.0 / 3);
+    odd = FL_FMA(odd, zz, 2.0 / 29);
+    odd = FL_FMA(odd, zz, 2.0 / 25);
+    odd = FL_FMA(odd, zz, 2.0 / 21);
+    odd = FL_FMA(odd, zz, 2.0 / 17);
+    odd = FL_FMA(odd, zz, 2.0 / 13);
+    odd = FL_FMA(odd, zz, 2.0 / 9);
+    odd = FL_FMA(odd, zz, 2.0 / 5);
+    return FL_FMA(s * z, FL_FMA(odd, z, even), 2.0 * s);
 }
 
 /* The same for 0 <= s <= 1/127, of which most terms are not needed */
-FL_LAW double fl_two_atanh_small(double s) {
+FL_INLINE double fl_two_atanh_small(double s) {
     const double z = s * s;
-    return FL_MULADD(s * z, FL_MULADD(z, FL_MULADD(z, 2.0 / 7, 2.0 / 5), 2.0 / 3), 2.0 * s);
+    return FL_FMA(s * z, FL_FMA(z, FL_FMA(z, 2.0 / 7, 2.0 / 5), 2.0 / 3), 2.0 * s);
 }
 
 /* v >= 0 as a double: AVX2 has no instruction for it. Its halves ride on 2^84 and 2^52; only the last sum rounds */
-FL_LAW double fl_from_id(int64_t v) {
-    const double high = fl_bits_to_double(((uint64_t)v >> 32) | 0x4530000000000000u);
-    const double low = fl_bits_to_double(((uint64_t)v & 0xFFFFFFFFu) | 0x4330000000000000u);
+FL_INLINE double fl_from_id(int64_t v) {
+    const double high = fl_double_of(((uint64_t)v >> 32) | 0x4530000000000000u);
+    const double low = fl_double_of(((uint64_t)v & 0xFFFFFFFFu) | 0x4330000000000000u);
     return (high - 19342813118337666422669312.0) + low;
 }
 
 /* floor(exp(y)) - 1 for 0 <= y <= log(2^50); `near` is set where another exp might give another integer */
-FL_LAW int64_t fl_log_uniform(double y, int64_t *near) {
+FL_INLINE int64_t fl_log_uniform(double y, int64_t *near) {
     const double e = fl_exp_middle(y);
-    const double t = e + 6755399441055744.0, nearest = t - 6755399441055744.0;
+    const double t = e + FL_ROUND, nearest = t - FL_ROUND;
     const double gap = e - nearest;
     *near |= (gap < 0 ? -gap : gap) <= e * 3.6e-15;        /* 16 units in the last place */
-    return (int64_t)(fl_bits_of(t) - 0x4338000000000000u) - 1 - (gap < 0);
+    return (int64_t)(fl_bits_of_double(t) - 0x4338000000000000u) - 1 - (gap < 0);
 }
 
 /* Which of the two ids of a bucket: the bucket itself below the threshold, in the low half of its entry, else the one in
    the high half.  A compiler would branch, which is mispredicted half the time, or gather, which is slower. */
-FL_LAW int64_t fl_pick(int64_t entry, int64_t bucket, uint32_t share) {
+FL_INLINE int64_t fl_pick(int64_t entry, int64_t bucket, uint32_t share) {
     int64_t id = (int64_t)((uint64_t)entry >> 32);
 #if defined(__GNUC__) && defined(__x86_64__)
     __asm__("cmp %2, %1\n\tcmovb %3, %0" : "+r"(id) : "r"(share), "r"((uint32_t)entry), "r"(bucket) : "cc");
@@ -139,29 +115,29 @@ FL_LAW int64_t fl_pick(int64_t entry, int64_t bucket, uint32_t share) {
 #if defined(__GNUC__)
 typedef int32_t fl_narrow_node __attribute__((vector_size(64), aligned(4)));
 typedef int64_t fl_wide_node __attribute__((vector_size(64), aligned(8)));
-#define FL_ADD_ALL(type, node, steps, entries)                                                                           \
+#define FL_ADD_ONES(type, node, steps, entries)                                                                           \
     type sum = *(type *)(node);                                                                                          \
     for (i = 0; i < m; i++) sum += *(const type *)((steps) + (entries) - ((uint64_t)ids[i] >> shift) % (entries));       \
     *(type *)(node) = sum
 #else
-#define FL_ADD_ALL(type, node, steps, entries)                                                                           \
+#define FL_ADD_ONES(type, node, steps, entries)                                                                           \
     for (i = 0; i < m * (entries); i++)                                                                                  \
         (node)[i % (entries)] += ((steps) + (entries) - ((uint64_t)ids[i / (entries)] >> shift) % (entries))[i % (entries)]
 #endif
-FL_LAW void fl_raise_narrow(int32_t *node, const int64_t *ids, ptrdiff_t m, int shift) {
+FL_INLINE void fl_add_narrow(int32_t *node, const int64_t *ids, ptrdiff_t m, int shift) {
     static const int32_t steps[32] = {[16] = 1, 1, 1, 1, 1, 1, 1, 1, 1, 1, 1, 1, 1, 1, 1, 1};
     ptrdiff_t i;
-    FL_ADD_ALL(fl_narrow_node, node, steps, 16);
+    FL_ADD_ONES(fl_narrow_node, node, steps, 16);
 }
-FL_LAW void fl_raise_wide(int64_t *node, const int64_t *ids, ptrdiff_t m, int shift) {
+FL_INLINE void fl_add_wide(int64_t *node, const int64_t *ids, ptrdiff_t m, int shift) {
     static const int64_t steps[16] = {[8] = 1, 1, 1, 1, 1, 1, 1, 1};
     ptrdiff_t i;
-    FL_ADD_ALL(fl_wide_node, node, steps, 8);
+    FL_ADD_ONES(fl_wide_node, node, steps, 8);
 }
 
 /* Which child of a node holds place `left`, and the place within it.  Child j, which has 2^bits ids, ends before
    added[j] + (j + 1) 2^bits.  Without AVX-512, bisection; nowhere a branch to mispredict. */
-FL_LAW int64_t fl_child_narrow(const int32_t *added, int bits, int64_t *left) {
+FL_INLINE int64_t fl_child_narrow(const int32_t *added, int bits, int64_t *left) {
     const int32_t r = (int32_t)*left;
     int64_t first;
 #if defined(__AVX512F__)
@@ -178,7 +154,7 @@ FL_LAW int64_t fl_child_narrow(const int32_t *added, int bits, int64_t *left) {
     *left = r - (below << bits) - (added[below - first] & -first);
     return below;
 }
-FL_LAW int64_t fl_child_wide(const int64_t *added, int bits, int64_t *left) {
+FL_INLINE int64_t fl_child_wide(const int64_t *added, int bits, int64_t *left) {
     const int64_t r = *left;
     int64_t first;
 #if defined(__AVX512F__)
@@ -211,10 +187,10 @@ FL_LAW int64_t fl_child_wide(const int64_t *added, int bits, int64_t *left) {
         left[i] = r - before;                                                                                            \
         ids[i] = below;                                                                                                  \
     }
-FL_LAW void fl_children_narrow(const int32_t *added, int bits, int64_t *left, int64_t *ids, ptrdiff_t m) {
+FL_INLINE void fl_children_narrow(const int32_t *added, int bits, int64_t *left, int64_t *ids, ptrdiff_t m) {
     FL_ALL_CHILDREN(int32_t, 16)
 }
-FL_LAW void fl_children_wide(const int64_t *added, int bits, int64_t *left, int64_t *ids, ptrdiff_t m) {
+FL_INLINE void fl_children_wide(const int64_t *added, int bits, int64_t *left, int64_t *ids, ptrdiff_t m) {
     FL_ALL_CHILDREN(int64_t, 8)
 }
 
