@@ -1,6 +1,6 @@
 /* What this processor and operating system can run; also compiled by setup.py, which builds for what it says. */
-#ifndef FASTLOSS_HOST_H
-#define FASTLOSS_HOST_H
+#ifndef FL_HOST_H
+#define FL_HOST_H
 
 #if defined(_MSC_VER) && defined(_M_X64)
 #include <intrin.h>
