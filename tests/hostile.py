@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import array
+import decimal
+import fractions
 import warnings
 from collections.abc import Callable
 from typing import Any
@@ -90,6 +93,8 @@ NEVER: dict[str, Callable[[], Any]] = {
     "number as text": lambda: "1.5",
     "bytes": lambda: b"x",
     "long text": lambda: "balanced" * 1000,
+    "device": lambda: "/dev/zero",
+    "folder": lambda: ".",
     "dict": lambda: {},
     "dict of weights": lambda: {0: 1.0, 1: 2.0},
     "set": set,
@@ -158,6 +163,15 @@ SOMETIMES: dict[str, Callable[[], Any]] = {
     "no rows": lambda: np.empty((0, 3)),
     "no columns": lambda: np.empty((4, 0), np.float32),
     "many axes": lambda: np.ones((1,) * 32),
+    "the most axes": lambda: np.ones((1,) * (64 if np.lib.NumpyVersion(np.__version__) >= "2.0.0" else 32)),
+    "rows of nothing": lambda: np.empty((2**40, 0), np.float32),
+    "columns of nothing": lambda: np.empty((0, 2**40), np.float32),
+    "endless rows": lambda: np.broadcast_to(np.float32(1), (2**40, 3)),
+    "endless vector": lambda: np.broadcast_to(np.int64(1), 2**40),
+    "decimal": lambda: decimal.Decimal("0.5"),
+    "fraction of integers": lambda: fractions.Fraction(1, 2),
+    "memoryview": lambda: memoryview(np.ones((4, 3), np.float32)),
+    "buffer": lambda: array.array("q", [1, 2, 1, 2]),
     "read-only": _read_only,
     "matrix": _matrix,
     "records": lambda: np.rec.array(np.ones((4, 3))),

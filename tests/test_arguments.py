@@ -133,6 +133,38 @@ def test_cotangents_are_named() -> None:
         assert words in str(raised.value)
 
 
+def test_an_infinite_cotangent_beside_what_cannot_be_copied() -> None:
+    """Such a call runs twice, with copies of what has a state."""
+    grads = fl.value_and_grad(SPARSE)
+    for labels in ((i for i in range(4)), hostile.Raises()):
+        with pytest.raises(TypeError, match="labels must be an array"):
+            grads(labels=labels, logits=X, cotangent=np.inf)
+
+
+def test_labels_in_pairs_are_named() -> None:
+    for best in (hostile.Raises(), (i for i in range(4)), np.ma.ones(3)):
+        with pytest.raises(TypeError, match=r"labels\[0\] must be"):
+            fl.linear_cross_entropy(labels=(best, np.ones(3)), inputs=X, weights=np.zeros((5, 3), np.float32))
+
+
+@pytest.mark.parametrize("loss", [SPARSE, fl.softmax_focal_loss, fl.poly1_cross_entropy])
+def test_rows_without_classes_are_checked_before_anything_is_written(loss: Any) -> None:
+    for make in (loss, fl.value_and_grad(loss), fl.value_grad_hess(loss)):
+        out = np.full(4, 7, np.float32)
+        with pytest.raises(ValueError, match=r"labels must lie in \[0, 0\)"):
+            make(labels=Y, logits=X[:, :0], reduction="none", out=out)
+        assert (out == 7).all()
+    loss(labels=Y, logits=X[:, :0], reduction="none", ignore_index=0, out=out)
+    assert (out == 0).all()
+
+
+def test_seeds_have_a_bounded_length() -> None:
+    fl.UniformSampler(5, seed=np.ones(1 << 16, np.uint8))
+    for seed in (np.ones((1 << 16) + 1, np.uint8), [0] * ((1 << 16) + 1), np.broadcast_to(0, 2**40)):
+        with pytest.raises(ValueError, match=r"seed must be something .* of at most 65536 numbers"):
+            fl.UniformSampler(5, seed=seed)
+
+
 def test_arrays_of_other_libraries() -> None:
     class Column:
         """As those of pandas, polars and pyarrow."""

@@ -269,12 +269,12 @@ S5 = fl.UniformSampler(5, seed=1)
         (lambda: N(S5, [[1]], 1, unique=None), TypeError, "unique must be a bool"),
         (lambda: N(S5, [[1]], 1, n_threads=0), ValueError, "n_threads"),
         (lambda: N(S5, ([0, 1],), 1), ValueError, "positives must be an array or a tuple (indptr, indices)"),
-        (lambda: N(S5, ([0, 2, 1], [1, 2]), 1), ValueError, "indptr must not decrease, got 1 after 2 at row 1"),
-        (lambda: N(S5, ([0, 3], [1, 2]), 1), ValueError, "indptr must lie in [0, 3), got 3 at row 1"),
-        (lambda: N(S5, ([-1, 2], [1, 2]), 1), ValueError, "indptr must lie in [0, 3), got -1 at row 0"),
-        (lambda: N(S5, ([0, 2], [1, 7]), 1), ValueError, "indices must lie in [0, 5), got 7 at row 1"),
-        (lambda: N(S5, ([], [1]), 1), ValueError, "indptr and indices must be vectors"),
-        (lambda: N(S5, ([[0, 1]], [1]), 1), ValueError, "indptr and indices must be vectors"),
+        (lambda: N(S5, ([0, 2, 1], [1, 2]), 1), ValueError, "positives[0] must not decrease, got 1 after 2 at row 1"),
+        (lambda: N(S5, ([0, 3], [1, 2]), 1), ValueError, "positives[0] must lie in [0, 3), got 3 at row 1"),
+        (lambda: N(S5, ([-1, 2], [1, 2]), 1), ValueError, "positives[0] must lie in [0, 3), got -1 at row 0"),
+        (lambda: N(S5, ([0, 2], [1, 7]), 1), ValueError, "positives[1] must lie in [0, 5), got 7 at row 1"),
+        (lambda: N(S5, ([], [1]), 1), ValueError, "positives must be two vectors (indptr, indices)"),
+        (lambda: N(S5, ([[0, 1]], [1]), 1), ValueError, "positives must be two vectors (indptr, indices)"),
     ],
 )
 def test_bad_negatives(call, error, message):

@@ -12,6 +12,7 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 from fastloss._core import inputs as check
+from fastloss._core import memory as _memory
 
 Array = NDArray[Any]
 Loss = TypeVar("Loss", bound=Callable[..., Any])
@@ -126,8 +127,8 @@ def call(loss: Callable[..., Any], args: Any, kwargs: Any, wants: Wants) -> Any:
     if c is None or infinite is None:
         return loss(*args, _wants=wants, **kwargs)
     # both calls must draw the same random numbers
-    some = [copy.deepcopy(a) if _has_state(a) else a for a in args]
-    more = {k: copy.deepcopy(a) if _has_state(a) else a for k, a in kwargs.items() if k != "out"}
+    some = [_copied(a) for a in args]
+    more = {k: _copied(a) for k, a in kwargs.items() if k != "out"}
     apart = Wants(wants.wrt, np.where(infinite, np.sign(c), 0), {}, False, wants.hessian_kind)
     loss(*some, _wants=apart, **more)
     wants.cotangent = np.where(infinite, 0, c)
@@ -143,15 +144,23 @@ def _infinite(cotangent: ArrayLike | None) -> tuple[Array | None, Array | None]:
     c = check.numbers("cotangent", cotangent)
     if c.dtype.kind in "iub":
         return c, None
+    each = c[tuple(slice(None if step else 1) for step in c.strides)]  # of a broadcast array every number once
     with np.errstate(all="ignore"):
-        if np.isfinite(c.sum()):  # quick: a sum is as fast as reading
+        if np.isfinite(each.sum()):  # quick: a sum is as fast as reading
             return c, None
+    _memory.room("cotangent", f"shape {c.shape}", c.nbytes)
     infinite = np.isinf(c)
     return c, infinite if infinite.any() else None
 
 
-def _has_state(a: Any) -> bool:
-    return not isinstance(a, (np.ndarray, list, tuple, str, int, float, type(None)))
+def _copied(a: Any) -> Any:
+    """A copy of what may have a state, as samplers and seeds; the loss refuses what cannot be copied."""
+    if isinstance(a, (np.ndarray, list, tuple, str, int, float, type(None))):
+        return a
+    try:
+        return copy.deepcopy(a)
+    except Exception:  # a generator, an open file: of whatever kind
+        return a
 
 
 def _add_infinities(to: Any, of: Any) -> None:

@@ -130,11 +130,11 @@ def aligned(size: int, dtype: np.dtype[Any], name: str = "a table") -> Array:
     return memory[first : first + space].view(dtype)
 
 
-def copied(given: Array, dtype: Any) -> Array:
+def copied(name: str, given: Array, dtype: Any) -> Array:
     """A copy in C order, made in pieces, so that an interrupt can come between two of them."""
     if given.size <= PIECE:
         return np.array(given, dtype, order="C")
-    out = empty(given.shape, dtype)
+    out = empty(given.shape, dtype, name)
     into = out.reshape(-1)
     source = given.reshape(-1) if given.ndim == 1 or given.flags.c_contiguous else given.flat
     for first in range(0, into.size, PIECE):

@@ -91,9 +91,10 @@ def in_batch_softmax_loss(
     check.matrix("queries", q, "batch", "D")
     check.same_shape("keys", k, q.shape, "that of queries")
     n = len(q)
-    items = None if item_ids is None else check.packed(check.integers("item_ids", item_ids), np.int64)
-    if items is not None:
-        check.same_shape("item_ids", items, (n,), "[batch]")
+    items = None
+    if item_ids is not None:
+        items = check.same_shape("item_ids", check.integers("item_ids", item_ids), (n,), "[batch]")
+        items = check.packed(items, np.int64)
     shift = shifts(n, dtype)
     if log_q is not None:
         with np.errstate(over="ignore"):

@@ -170,9 +170,9 @@ def row_loss(
         bad = _kernels.losses(x, y, axis, index, rows.loss, threads, mean=mean, **options)
         if bad >= 0:
             raise check.bad_label("labels", labels, bad, n_classes, ignore)
+        if n_classes == 0:
+            rows.loss[...] = 0
 
-    if n_classes == 0:
-        rows.loss[...] = 0
     if "labels" in grads and row_weight is not None:
         run({})  # labels move the mean's denominator too: its value comes first
         value = rows.value()

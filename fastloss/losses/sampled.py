@@ -260,8 +260,8 @@ def sampled_softmax_loss(
         Where the row of a class is when there are P shards: row ``id // P`` of shard ``id % P``, or consecutive ids in
         each shard.  The first ``n % P`` shards hold one row more than the others.
     seed : optional
-        Of the default log-uniform sampler: whatever `numpy.random.default_rng` takes; for an integer the sample is
-        TensorFlow's.
+        Of the default log-uniform sampler: whatever `numpy.random.default_rng` takes, of at most 65536 numbers; for
+        an integer the sample is TensorFlow's.
     subtract_log_q : bool, default True
         Whether to subtract the logarithms of the expected counts.
     sampler : a sampler, optional

@@ -54,7 +54,7 @@ class AliasTable(Source):
 
     def __init__(self, weights: ArrayLike) -> None:
         given = check.alias_weights("weights", weights)
-        own = _memory.copied(given, np.float64)
+        own = _memory.copied("weights", given, np.float64)
         total, low, self._drawable, bad = alias.total_and_support(own)
         if bad >= 0:
             raise check.bad_weight("weights", own, bad)
@@ -84,7 +84,7 @@ class AliasTable(Source):
         size : int or tuple of ints
             Shape of the result.
         seed : optional
-            Whatever `numpy.random.default_rng` takes.
+            Whatever `numpy.random.default_rng` takes, of at most 65536 numbers.
         n_threads : int, optional
             The most threads to use; the result does not depend on it.
 
@@ -117,7 +117,7 @@ class AliasTable(Source):
         k : int
             How many, at most the number of classes with positive weight.
         seed : optional
-            Whatever `numpy.random.default_rng` takes.
+            Whatever `numpy.random.default_rng` takes, of at most 65536 numbers.
 
         Returns
         -------

@@ -50,7 +50,8 @@ def uniform_candidate_sampler(
     range_max : int
         Ids lie in [0, range_max).
     seed : optional
-        Whatever `numpy.random.default_rng` takes; for an integer the ids are those of TensorFlow's first call.
+        Whatever `numpy.random.default_rng` takes, of at most 65536 numbers; for an integer the ids are those of
+        TensorFlow's first call.
     name : ignored
 
     Returns
@@ -305,7 +306,7 @@ def sample_negatives(
     unique : bool
         Whether the ids of one row are to be different.
     seed : optional
-        For an `AliasTable`: whatever `numpy.random.default_rng` takes.
+        For an `AliasTable`: whatever `numpy.random.default_rng` takes, of at most 65536 numbers.
     n_threads : int, optional
         The most threads to use; the result does not depend on it.
 

@@ -301,7 +301,8 @@ class UniformSampler(_Sampler):
     range_max : int
         At least 1.
     seed : optional
-        Whatever `numpy.random.default_rng` takes; for an integer the ids are TensorFlow's, call after call.
+        Whatever `numpy.random.default_rng` takes, of at most 65536 numbers; for an integer the ids are TensorFlow's,
+        call after call.
     expected_count : {"tries", "inclusion"}
         Which expected counts of unique samples to give; see `expected_count`.
 

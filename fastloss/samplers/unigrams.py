@@ -63,10 +63,8 @@ class LearnedUnigramSampler(_Sampler):
 
     def __getstate__(self) -> dict[str, Any]:
         with self._lock:
-            state = {
-                **self.__dict__,
-                "_now": [_with(self._law, _memory.copied(self._tree, self._tree.dtype)), *self._now[1:]],
-            }
+            tree = _memory.copied("state", self._tree, self._tree.dtype)
+            state = {**self.__dict__, "_now": [_with(self._law, tree), *self._now[1:]]}
         del state["_lock"]
         return state
 
@@ -272,7 +270,7 @@ def read_counts(unigrams: ArrayLike, vocab_file: str | os.PathLike[str], most: i
     if path:
         return check.file_counts(path, most)
     fits = given.dtype == np.float64 and given.flags.c_contiguous and given.flags.aligned
-    counts = given if fits else _memory.copied(given, np.float64)
+    counts = given if fits else _memory.copied("unigrams", given, np.float64)
     bad = alias.total_and_support(counts)[3]
     if bad >= 0:
         raise check.bad_weight("unigrams", counts, bad)

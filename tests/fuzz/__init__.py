@@ -12,6 +12,7 @@ checks     what must hold of every call
 shrinking  a smaller call that fails alike, as Python
 workers    the process that runs the cases, with its heap poisoned
 runner     starts workers, notes crashes, reports
+misuse     instead of all that: random wrong calls, which must be refused
 """
 
 import sys

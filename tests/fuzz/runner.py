@@ -26,7 +26,7 @@ ROOT = Path(__file__).resolve().parents[2]
 SETTINGS = ("MALLOC_PERTURB_", "FASTLOSS_POISON", "LD_PRELOAD", "MALLOC_CHECK_", "FASTLOSS_ISA")
 HANGS = 60.0  # seconds without a new case
 GROUPS = ("function", "option", "dtype", "labels", "ignore_index", "values", "layout", "split", "buffer", "wrt",
-          "hessian", "cotangent", "threads", "axes", "sampler")  # fmt: skip
+          "hessian", "cotangent", "threads", "axes", "sampler", "ended", "memory,")  # fmt: skip
 
 
 def environment(isa: str | None, poison: int) -> dict[str, str]:

@@ -7,6 +7,7 @@ from typing import Any, overload
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
+from fastloss._core import memory as _memory
 from fastloss._core.inputs.values import index, instead, is_bfloat16, shown
 
 Array = NDArray[Any]
@@ -156,6 +157,8 @@ def broadcast(name: str, a: Array, shape: tuple[int, ...]) -> Array:
         return np.broadcast_to(a, shape)
     except ValueError:
         raise ValueError(f"{name} must broadcast to shape {shape}, got {a.shape}") from None
+    except RuntimeError:
+        raise _too_many_axes(name, a.ndim, len(shape)) from None
 
 
 def one_of(name: str, value: ArrayLike | None, alias: str, other: ArrayLike | None) -> ArrayLike:
@@ -175,6 +178,13 @@ def joint_shape(name: str, a: Array, other: str, b: Array) -> tuple[int, ...]:
         return np.broadcast_shapes(a.shape, b.shape)
     except ValueError:
         raise ValueError(f"{name} and {other} must broadcast together, got {a.shape} and {b.shape}") from None
+    except RuntimeError:
+        raise _too_many_axes(f"{name} and {other}", a.ndim, b.ndim) from None
+
+
+def _too_many_axes(name: str, *axes: int) -> ValueError:
+    """NumPy 2 has arrays of 64 axes, and broadcasts those of 32."""
+    return ValueError(f"{name} must broadcast to at most 32 axes, got {max(axes)}")
 
 
 def differentiable(name: str, a: Array) -> None:
@@ -228,6 +238,7 @@ def cotangent(value: ArrayLike) -> float:
 def sequence(name: str, value: Any, of: str) -> list[Any]:
     """A list or tuple, or the rows of an array."""
     if isinstance(value, list | tuple) or (type(value) is np.ndarray and value.ndim):
+        _memory.room(name, f"{len(value)} {of}", 128 * len(value))
         return list(value)
     raise TypeError(f"{name} must be a list of {of}, got {shown(value)}")
 

@@ -73,8 +73,10 @@ def class_labels(
 ) -> ClassLabels:
     """Class indices of this shape, or a pair (ids, probs) of shape (*shape, k)."""
     choice("tail", tail, TAILS)
-    if isinstance(value, tuple) and len(value) == 2 and np.ndim(value[0]) == len(shape) + 1:
-        return _best_labels(name, value, shape, n_classes, ignore, tail)
+    if isinstance(value, tuple) and len(value) == 2:
+        best = array(f"{name}[0]", value[0]), value[1]
+        if best[0].ndim == len(shape) + 1:
+            return _best_labels(name, best, shape, n_classes, ignore, tail)
     if tail != "drop":
         raise ValueError(f"tail must be 'drop' unless {name} are a pair (ids, probs), got {tail!r}")
     given = same_shape(name, integers(name, value), shape, "that of inputs without its last axis")

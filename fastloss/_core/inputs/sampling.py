@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import os
 from collections.abc import Iterable
 from typing import Any
@@ -21,6 +22,7 @@ Floats = NDArray[np.float64]
 
 _INT64 = np.dtype(np.int64)
 _WORD = 2**64 - 1
+_WORDS = 1 << 16  # numbers of a seed
 
 
 # ------------------------------------------------------------------ ids
@@ -32,13 +34,13 @@ def int64(name: str, value: ArrayLike, *, own: bool = False) -> Ids:
     Unsigned ones that wrap become negative, hence lie outside any range.
     """
     if type(value) is np.ndarray and value.dtype is _INT64 and value.flags.carray:  # a tenth of what the rest takes
-        return _memory.copied(value, np.int64) if own else value
+        return _memory.copied(name, value, np.int64) if own else value
     given = array(name, value)
     if given.dtype.kind not in "iu" and not (given.size == 0 and isinstance(value, list | tuple)):
         raise TypeError(f"{name} must be integers, got dtype {given.dtype}")
     if not own and given.dtype == _INT64 and given.flags.c_contiguous and given.flags.aligned:
         return given.view(_INT64)
-    return _memory.copied(given, np.int64)
+    return _memory.copied(name, given, np.int64)
 
 
 def ids(name: str, value: ArrayLike, n: int, *, own: bool = True) -> Ids:
@@ -94,14 +96,16 @@ def ragged(positives: Any, range_max: int) -> tuple[Ids, Ids]:
         return np.arange(len(found) + 1, dtype=np.int64) * found.shape[1], found.reshape(-1)
     if len(positives) != 2:
         raise ValueError(f"positives must be an array or a tuple (indptr, indices), got {len(positives)} items")
-    found = ids("indices", positives[1], range_max)
-    starts = ids("indptr", positives[0], found.size + 1)
+    found = ids("positives[1]", positives[1], range_max)
+    starts = ids("positives[0]", positives[0], found.size + 1)
     if found.ndim != 1 or starts.ndim != 1 or starts.size == 0:
-        raise ValueError(f"indptr and indices must be vectors, got shapes {starts.shape} and {found.shape}")
+        raise ValueError(
+            f"positives must be two vectors (indptr, indices), got shapes {starts.shape} and {found.shape}"
+        )
     falls = np.flatnonzero(starts[1:] < starts[:-1])
     if falls.size:
         row = falls[0]
-        raise ValueError(f"indptr must not decrease, got {starts[row + 1]} after {starts[row]} at row {row}")
+        raise ValueError(f"positives[0] must not decrease, got {starts[row + 1]} after {starts[row]} at row {row}")
     return starts, found
 
 
@@ -122,7 +126,9 @@ def seed(value: Any) -> tuple[int, int]:
         if value < 0:
             raise ValueError(f"seed must not be negative, got {shown(value)}")
         return 87654321, int(value) % 2147483647
-    rule = f"seed must be something that numpy.random.default_rng takes, got {shown(value)}"
+    rule = (
+        f"seed must be something that numpy.random.default_rng takes, of at most {_WORDS} numbers, got {shown(value)}"
+    )
     try:
         words = np.random.default_rng(_plain_seed(value)).integers(2**64, size=2, dtype=np.uint64)
     except ValueError as error:
@@ -136,6 +142,9 @@ def _plain_seed(value: Any, depth: int = 0) -> Any:
     """A seed that NumPy can take apart: np.matrix, whose rows are matrices, and lists in themselves crash it."""
     if isinstance(value, np.ma.MaskedArray) or depth > 8:
         raise TypeError
+    shape = value.shape if isinstance(value, np.ndarray) else (len(value),) if isinstance(value, (list, tuple)) else ()
+    if shape and max(*shape, math.prod(shape)) > _WORDS:  # NumPy goes through them one by one, a microsecond each
+        raise ValueError
     if isinstance(value, np.ndarray):
         return np.asarray(value) if value.dtype != object else _plain_seed(value.tolist(), depth + 1)
     return [_plain_seed(item, depth + 1) for item in value] if isinstance(value, (list, tuple)) else value

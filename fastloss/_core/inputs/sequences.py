@@ -7,6 +7,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
+from fastloss._core import memory as _memory
 from fastloss._core.inputs.arrays import array, integers, loss_dtype, numbers, packed, same_shape, sequence, with_axes
 from fastloss._core.inputs.values import flag, shown
 
@@ -15,9 +16,11 @@ Array = NDArray[Any]
 
 def lengths(name: str, value: ArrayLike, size: int, most: int, unit: str) -> Array:
     """One length in [0, most] for each of `size` rows, as contiguous int64: a copy; a single one serves all."""
-    a = integers(name, value).copy()
-    if a.shape not in ((), (size,)):
-        raise ValueError(f"{name} must have shape ({size},), one length a row, got {a.shape}")
+    given = integers(name, value)
+    if given.shape not in ((), (size,)):
+        raise ValueError(f"{name} must have shape ({size},), one length a row, got {given.shape}")
+    _memory.room(name, f"shape {given.shape}", given.nbytes)
+    a = given.copy()
     if a.size and not (a.min() >= 0 and a.max() <= most):
         row = int(np.argmax((a < 0) | (a > most)))
         raise ValueError(f"{name} must lie in [0, {most}], the number of {unit}, got {a.reshape(-1)[row]} at row {row}")
@@ -26,9 +29,11 @@ def lengths(name: str, value: ArrayLike, size: int, most: int, unit: str) -> Arr
 
 def offsets(name: str, value: ArrayLike, most: int) -> Array:
     """Where each of some sequences starts in `most` tokens, and where the last one ends, as int64: a copy."""
-    a = integers(name, value).copy()
-    if a.ndim != 1 or a.size == 0:
-        raise ValueError(f"{name} must have shape [number of sequences + 1], got {a.shape}")
+    given = integers(name, value)
+    if given.ndim != 1 or given.size == 0:
+        raise ValueError(f"{name} must have shape [number of sequences + 1], got {given.shape}")
+    _memory.room(name, f"shape {given.shape}", given.nbytes)
+    a = given.copy()
     bad = (a < 0) | (a > most)
     if bad.any():
         row = int(np.argmax(bad))
