@@ -256,7 +256,7 @@ def test_bits_do_not_depend_on_threads(loss):
 def test_blocks_of_rows_add_up(loss, monkeypatch):
     kwargs = problem(300, 50, 2, 1000, 16) | {"remove_accidental_hits": True}
     want = run(loss, **kwargs)
-    monkeypatch.setattr("fastloss.losses.sampled_logits.KEPT", 64 * 64)
+    monkeypatch.setattr("fastloss.losses.drivers.sampled_logits.KEPT", 64 * 64)
     value, inputs, weights, biases = run(loss, **kwargs)
     assert value.tobytes() == want[0].tobytes()
     assert inputs.tobytes() == want[1].tobytes()
@@ -538,7 +538,7 @@ def full(queries, keys, item_ids, log_q, temperature):
 @pytest.mark.parametrize("n", [1, 2, 31, 64, 200])
 @pytest.mark.parametrize("block", [64, 1 << 22])
 def test_in_batch_softmax(n, block, monkeypatch):
-    monkeypatch.setattr("fastloss.losses.sampled_logits.KEPT", block)
+    monkeypatch.setattr("fastloss.losses.drivers.sampled_logits.KEPT", block)
     kwargs = pairs(n)
     if n == 1:
         kwargs["item_ids"] = np.zeros(1, int)

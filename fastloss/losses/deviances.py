@@ -9,7 +9,7 @@ from numpy.typing import ArrayLike, NDArray
 from fastloss._core import inputs as check
 from fastloss._core.gradients import Wants
 from fastloss._native import elementwise as _kernels
-from fastloss.losses.elementwise import elementwise_loss, evaluate
+from fastloss.losses.drivers.elementwise import elementwise_loss, evaluate
 
 Array = NDArray[Any]
 _INF = float("inf")

@@ -13,7 +13,7 @@ from fastloss._core import outputs
 from fastloss._core import threads as _threads
 from fastloss._core.gradients import Wants, differentiable
 from fastloss._core.reductions import Reduction
-from fastloss.losses.sampled_logits import Hits, Logits, Slopes, clear_zeros, contiguous, losses, shifts
+from fastloss.losses.drivers.sampled_logits import Hits, Logits, Slopes, clear_zeros, contiguous, losses, shifts
 
 Array = NDArray[Any]
 

@@ -17,7 +17,7 @@ from fastloss._core.reductions import Reduction
 from fastloss._core.tables import Table
 from fastloss._native import sampled as _kernels
 from fastloss._native import tables as _table_kernels
-from fastloss.losses.sampled_logits import (
+from fastloss.losses.drivers.sampled_logits import (
     Hits,
     Logits,
     Slopes,

@@ -13,7 +13,7 @@ from fastloss._core import outputs
 from fastloss._core import threads as _threads
 from fastloss._core.gradients import Wants, differentiable
 from fastloss._native import softmax as _kernels
-from fastloss.losses.row_losses import CROSS_ENTROPY, HESSIANS, quick_if_plain, row_loss
+from fastloss.losses.drivers.row_losses import CROSS_ENTROPY, HESSIANS, quick_if_plain, row_loss
 
 Array = NDArray[Any]
 

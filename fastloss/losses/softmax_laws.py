@@ -10,7 +10,7 @@ from numpy.typing import ArrayLike, NDArray
 from fastloss._core import inputs as check
 from fastloss._core.gradients import Wants, differentiable
 from fastloss._native import softmax as _kernels
-from fastloss.losses.row_losses import Law, row_loss
+from fastloss.losses.drivers.row_losses import Law, row_loss
 
 Array = NDArray[Any]
 HESSIANS = ("diagonal",)

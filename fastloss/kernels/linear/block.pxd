@@ -17,7 +17,7 @@ from fastloss.kernels.math.vmath cimport (
 from fastloss.kernels.matmul.product cimport (
     FL_CHUNK, FL_PITCH, FL_TILE, LANES, Target, lanes_of, least, parts_of, tile_columns, tile_lanes, tile_rows,
 )
-from fastloss.kernels.softmax.lane_sums cimport sum_rest
+from fastloss.kernels.row_sums.lane_sums cimport sum_rest
 
 # ------------------------------------------------------------------ logits and their sums
 

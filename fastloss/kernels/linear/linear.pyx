@@ -14,7 +14,7 @@ from fastloss.kernels.linear.partials cimport Partial, loss_of, merge_into, part
 from fastloss.kernels.linear.tasks cimport PACK_INPUTS, UNPACK_INPUTS, run_backward, run_forward, run_tasks
 from fastloss.kernels.math.vmath cimport FL_LN2, bias_of, fl_exp_label, fl_log, fl_log1p, power_of, real, shift_of
 from fastloss.kernels.matmul.product cimport FL_CHUNK, FL_PITCH, FL_TILE, SERIAL, lanes_of, parts_of
-from fastloss.kernels.softmax.row_sums cimport Terms, log_ratios
+from fastloss.kernels.row_sums.row_sums cimport Terms, log_ratios
 
 cdef enum:
     CLASSES_OF_PACKING = 256    # whose multiply-adds take as long as to pack a row of inputs

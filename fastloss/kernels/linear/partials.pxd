@@ -5,8 +5,8 @@ from fastloss.kernels.linear.call cimport RowSums
 from fastloss.kernels.math.vmath cimport (
     FL_BIAS, FL_LN2, FL_LN2_HIGH, FL_LN2_LOW, bias_of, fl_exp_label, power_of, real, shift_of,
 )
-from fastloss.kernels.softmax.lane_sums cimport sum_rest
-from fastloss.kernels.softmax.row_sums cimport Terms, log_ratios
+from fastloss.kernels.row_sums.lane_sums cimport sum_rest
+from fastloss.kernels.row_sums.row_sums cimport Terms, log_ratios
 
 cdef struct Partial:        # of a row, over some classes: a sum of exp over all but the label, in the unit 2^power
     double power

@@ -4,7 +4,7 @@ from libc.stdint cimport int64_t, uint64_t
 
 from fastloss.kernels.arrays.id_sets cimport slot_of
 from fastloss.kernels.math.vmath cimport real
-from fastloss.kernels.softmax.lane_sums cimport L
+from fastloss.kernels.row_sums.lane_sums cimport L
 
 cdef struct SampledCall:
     bint nce

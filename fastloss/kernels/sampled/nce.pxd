@@ -8,8 +8,8 @@ from libc.math cimport fabs
 from fastloss.kernels.math.exp_table cimport exps, steps_magic_of
 from fastloss.kernels.math.reduce_lanes cimport fl_halve_product, fl_halve_sum
 from fastloss.kernels.math.sigmoid_math cimport joined
-from fastloss.kernels.softmax.lane_sums cimport L
-from fastloss.kernels.softmax.row_sums cimport ROWS
+from fastloss.kernels.row_sums.lane_sums cimport L
+from fastloss.kernels.row_sums.row_sums cimport ROWS
 from fastloss.kernels.math.vmath cimport (
     FL_BIAS, bias_of, fl_exp_fine, fl_lo, fl_log1p, fl_magic, magnitude, real,
 )

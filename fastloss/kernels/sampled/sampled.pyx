@@ -19,8 +19,8 @@ from fastloss.kernels.sampled.call cimport Operands, SampledCall
 from fastloss.kernels.sampled.nce cimport nce_true
 from fastloss.kernels.sampled.slab cimport room_of, run_slab
 from fastloss.kernels.sampled.table_gradient cimport TableGradient, table_block
-from fastloss.kernels.softmax.lane_sums cimport L
-from fastloss.kernels.softmax.row_sums cimport ROWS
+from fastloss.kernels.row_sums.lane_sums cimport L
+from fastloss.kernels.row_sums.row_sums cimport ROWS
 
 cdef enum:
     NONE = -1

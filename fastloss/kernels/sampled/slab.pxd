@@ -11,9 +11,9 @@ from fastloss.kernels.matmul.product cimport (
 )
 from fastloss.kernels.sampled.call cimport Operands, SampledCall, correct
 from fastloss.kernels.sampled.nce cimport FACTORS, nce_row
-from fastloss.kernels.softmax.lane_sums cimport L, add_block, row_max, settled
-from fastloss.kernels.softmax.groups cimport Source, next_block, whole_groups
-from fastloss.kernels.softmax.row_sums cimport (
+from fastloss.kernels.row_sums.lane_sums cimport L, add_block, row_max, settled
+from fastloss.kernels.row_sums.groups cimport Source, next_block, whole_groups
+from fastloss.kernels.row_sums.row_sums cimport (
     HEADROOM, HEADROOMF, ROWS, Reference, Terms, block_sum, label_of_terms, log_ratios, reference_at, terms_at,
 )
 

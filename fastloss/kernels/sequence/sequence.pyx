@@ -8,7 +8,7 @@ from libc.stdint cimport INT64_MIN, int64_t
 
 from fastloss.kernels.arrays.arrays cimport NO_AXIS, Held, Rows, index_at, load, release, row_at, store, take
 from fastloss.kernels.math.vmath cimport real
-from fastloss.kernels.softmax.lane_sums cimport add_block, settled
+from fastloss.kernels.row_sums.lane_sums cimport add_block, settled
 
 cpdef enum:
     NONE                # one value a position: no denominator

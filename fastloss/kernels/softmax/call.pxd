@@ -6,7 +6,7 @@ from libc.string cimport memcpy, memset
 from fastloss.kernels.arrays.arrays cimport (
     I64, Rows, even_run, index_at, is_direct, load, row_at, run_stride, store,
 )
-from fastloss.kernels.softmax.row_sums cimport ROWS
+from fastloss.kernels.row_sums.row_sums cimport ROWS
 from fastloss.kernels.math.vmath cimport fl_quotient_rest, real
 
 cdef extern from "arrays/nontemporal.h" nogil:

@@ -13,9 +13,9 @@ from fastloss.kernels.softmax.call cimport (
 )
 from fastloss.kernels.softmax.laws cimport Label, Law, Worth, quotient, worth
 from fastloss.kernels.math.sigmoid_math cimport fl_exp_minus, tanh_of
-from fastloss.kernels.softmax.lane_sums cimport L, find, row_max, sum_groups
-from fastloss.kernels.softmax.groups cimport BLOCK, Row
-from fastloss.kernels.softmax.row_sums cimport Terms, label_of_terms, log_ratios, row_terms
+from fastloss.kernels.row_sums.lane_sums cimport L, find, row_max, sum_groups
+from fastloss.kernels.row_sums.groups cimport BLOCK, Row
+from fastloss.kernels.row_sums.row_sums cimport Terms, label_of_terms, log_ratios, row_terms
 
 cdef enum:
     WIDE_ARRAYS = 8     # of WideRow

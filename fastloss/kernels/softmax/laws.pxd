@@ -7,8 +7,8 @@ e_k/T mass + p_k push, that of the label -mass + p push. Losses with a target fo
 from libc.math cimport ldexp, log, pow
 
 from fastloss.kernels.math.sigmoid_math cimport fl_product_rest
-from fastloss.kernels.softmax.lane_sums cimport sum_rest
-from fastloss.kernels.softmax.row_sums cimport Terms, label_of_terms, log_ratios
+from fastloss.kernels.row_sums.lane_sums cimport sum_rest
+from fastloss.kernels.row_sums.row_sums cimport Terms, label_of_terms, log_ratios
 from fastloss.kernels.math.vmath cimport FL_LN2, bias_of, real
 
 cdef struct Label:      # what is known of a row's label, or of any class

@@ -11,10 +11,10 @@ from fastloss.kernels.arrays.arrays cimport Rows, is_direct
 from fastloss.kernels.math.vmath cimport real
 from fastloss.kernels.parallel.parallel cimport GRAIN, blocks, cut, fl_set
 from fastloss.kernels.softmax.call cimport SoftmaxCall, Slope, fetch, piece_of_rows
-from fastloss.kernels.softmax.deferred cimport Deferred, flush, nothing_deferred
-from fastloss.kernels.softmax.lane_sums cimport L, find, row_max
-from fastloss.kernels.softmax.groups cimport BLOCK, Part, Row
-from fastloss.kernels.softmax.row_sums cimport (
+from fastloss.kernels.row_sums.deferred cimport Deferred, flush, nothing_deferred
+from fastloss.kernels.row_sums.lane_sums cimport L, find, row_max
+from fastloss.kernels.row_sums.groups cimport BLOCK, Part, Row
+from fastloss.kernels.row_sums.row_sums cimport (
     Reference, Terms, exp_part, reference_at, row_terms, sum_of_blocks, terms_at,
 )
 from fastloss.kernels.softmax.write_rows cimport put_log_softmax, put_scaled, put_scaled_row

@@ -7,14 +7,14 @@ from fastloss.kernels.math.vmath cimport real
 from fastloss.kernels.softmax.call cimport (
     LOG_SOFTMAX, SOFTMAX, SoftmaxCall, Slope, labels_of, put_one, put_run, put_zeros, scale_of, slope_of,
 )
-from fastloss.kernels.softmax.deferred cimport flush, nothing_deferred, put_tail
-from fastloss.kernels.softmax.lane_sums cimport L
+from fastloss.kernels.row_sums.deferred cimport flush, nothing_deferred, put_tail
+from fastloss.kernels.row_sums.lane_sums cimport L
 from fastloss.kernels.softmax.laws cimport CrossEntropy, Law, Worth, entry_of_law, slope_of_law, worth_of_row
 from fastloss.kernels.softmax.pieces cimport (
     Alone, Workers, fetch_rows, find_max, max_of, put_logs, put_terms, put_terms_now, sum_row,
 )
-from fastloss.kernels.softmax.groups cimport Row
-from fastloss.kernels.softmax.row_sums cimport (
+from fastloss.kernels.row_sums.groups cimport Row
+from fastloss.kernels.row_sums.row_sums cimport (
     FL_HAS_BLOCK, ROWS, Terms, exp_row_of_halves, label_of_terms, log_ratios, reference_of, reference_of_halves,
     total_of,
 )

@@ -22,8 +22,8 @@ from fastloss.kernels.softmax.rows cimport index_rows, normal_rows
 from fastloss.kernels.softmax.targets cimport target_rows
 from fastloss.kernels.softmax.tiles cimport DENSE_TILE, index_tiles, normal_tiles, target_tiles
 from fastloss.kernels.softmax.float64_rows cimport WIDE_ARRAYS, wide_room, wide_rows
-from fastloss.kernels.softmax.lane_sums cimport L
-from fastloss.kernels.softmax.row_sums cimport ROWS
+from fastloss.kernels.row_sums.lane_sums cimport L
+from fastloss.kernels.row_sums.row_sums cimport ROWS
 from fastloss.kernels.softmax.tile cimport TILE
 from fastloss.kernels.math.vmath cimport real
 

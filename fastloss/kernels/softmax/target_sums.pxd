@@ -4,15 +4,15 @@ from libc.math cimport INFINITY
 from fastloss.kernels.math.vmath cimport FL_PREFETCH, FL_PREFETCH_FAR, real
 from fastloss.kernels.parallel.parallel cimport stopped
 from fastloss.kernels.softmax.call cimport target
-from fastloss.kernels.softmax.deferred cimport Deferred, put_next, what_is
-from fastloss.kernels.softmax.groups cimport BLOCK, Part, Row, Source, next_block, open_source, skip_groups
-from fastloss.kernels.softmax.lane_sums cimport PAIRS, L, add_block, add_part, lanes_sum, settled
-from fastloss.kernels.softmax.row_sums cimport (
+from fastloss.kernels.row_sums.deferred cimport Deferred, put_next, what_is
+from fastloss.kernels.row_sums.groups cimport BLOCK, Part, Row, Source, next_block, open_source, skip_groups
+from fastloss.kernels.row_sums.lane_sums cimport PAIRS, L, add_block, add_part, lanes_sum, settled
+from fastloss.kernels.row_sums.row_sums cimport (
     FL_HAS_BLOCK, Reference, Terms, exp_lanes, fl_pending, fl_unit, note_done, pending_of, reference_at, terms_at,
     unit_of,
 )
 
-cdef extern from "softmax/row_sums_avx512.h" nogil:
+cdef extern from "row_sums/row_sums_avx512.h" nogil:
     void fl_target_blockf(const Source*, const Source*, const fl_unit*, float*, double*, fl_pending*) noexcept
 
 cdef enum:

@@ -10,12 +10,12 @@ from fastloss.kernels.softmax.call cimport (
     slope_of, target,
     targets, targets_by,
 )
-from fastloss.kernels.softmax.deferred cimport Deferred, defer, flush, nothing_deferred
+from fastloss.kernels.row_sums.deferred cimport Deferred, defer, flush, nothing_deferred
 from fastloss.kernels.softmax.pieces cimport (
     Alone, Team, Workers, blocks_of, each_piece, find_max, fl_stream_end, max_of, part_of, piece_of_call, start_of,
 )
-from fastloss.kernels.softmax.groups cimport BLOCK, Part, Row
-from fastloss.kernels.softmax.row_sums cimport ROWS, Terms, label_of_terms, log_ratios, reference_at, terms_at, total_of
+from fastloss.kernels.row_sums.groups cimport BLOCK, Part, Row
+from fastloss.kernels.row_sums.row_sums cimport ROWS, Terms, label_of_terms, log_ratios, reference_at, terms_at, total_of
 from fastloss.kernels.softmax.rows cimport fetch_from
 from fastloss.kernels.softmax.target_sums cimport (
     Sums, Totals, add_sums, no_sums, settle_sums, target_blocks, target_sums,

@@ -6,7 +6,7 @@ across lanes, so a row's bits do not depend on its neighbours.
 """
 from fastloss.kernels.arrays.arrays cimport Rows, even_run, is_direct, load, row_at, run_stride, store
 from fastloss.kernels.math.exp_table cimport exps_by, steps_magic_of
-from fastloss.kernels.softmax.lane_sums cimport settled, sum_rest
+from fastloss.kernels.row_sums.lane_sums cimport settled, sum_rest
 from fastloss.kernels.math.vmath cimport (
     FL_LN2, FL_PREFETCH, bias_of, exp_of, fl_exp_label_short, fl_log1p, fl_log1p_short, fl_quotient_rest, lo_of,
     magic_of, power_of, real, shift_of,

@@ -3,8 +3,8 @@ from fastloss.kernels.arrays.arrays cimport Rows, is_direct, row_at
 from fastloss.kernels.math.vmath cimport FL_PREFETCH, real, scaled
 from fastloss.kernels.parallel.parallel cimport stopped
 from fastloss.kernels.softmax.call cimport Slope, put
-from fastloss.kernels.softmax.deferred cimport Deferred, defer, flush
-from fastloss.kernels.softmax.groups cimport BLOCK
+from fastloss.kernels.row_sums.deferred cimport Deferred, defer, flush
+from fastloss.kernels.row_sums.groups cimport BLOCK
 
 
 cdef inline void put_scaled(const Rows* out, Py_ssize_t i, const real* e, Slope s) noexcept nogil:

@@ -10,13 +10,13 @@ from libc.stdint cimport uint16_t
 from libc.string cimport memcpy
 
 from fastloss.kernels.arrays.arrays cimport load_half
-from fastloss.kernels.softmax.deferred cimport Deferred, put_next, what_is
+from fastloss.kernels.row_sums.deferred cimport Deferred, put_next, what_is
 from fastloss.kernels.math.exp_table cimport exps, steps_magic_of
 from fastloss.kernels.parallel.parallel cimport stopped
-from fastloss.kernels.softmax.groups cimport (
+from fastloss.kernels.row_sums.groups cimport (
     AHEAD, BLOCK, Part, Row, Source, fl_apart, next_block, open_source, skip_groups,
 )
-from fastloss.kernels.softmax.lane_sums cimport (
+from fastloss.kernels.row_sums.lane_sums cimport (
     PAIRS, L, add_block, add_part, lanes_max, lanes_sum, row_max, settled, sum_groups,
 )
 from fastloss.kernels.math.vmath cimport (
@@ -35,7 +35,7 @@ cdef extern from *:
     enum:
         FL_MANY_REGISTERS
 
-cdef extern from "softmax/row_sums_avx512.h" nogil:
+cdef extern from "row_sums/row_sums_avx512.h" nogil:
     enum:
         FL_HAS_BLOCK
     ctypedef struct fl_unit "fl_row_unit":

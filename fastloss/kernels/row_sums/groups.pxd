@@ -1,6 +1,6 @@
 """A row in groups of L elements, of which two are read from padded copies: see Source."""
 from fastloss.kernels.math.vmath cimport real
-from fastloss.kernels.softmax.lane_sums cimport L
+from fastloss.kernels.row_sums.lane_sums cimport L
 
 cdef extern from *:
     """
@@ -14,7 +14,7 @@ cdef extern from *:
     """
     ctypedef void fl_apart
 
-cdef extern from "softmax/row_sums_avx512.h" nogil:
+cdef extern from "row_sums/row_sums_avx512.h" nogil:
     ctypedef struct Source "fl_source":
         const char* elements
         const char* out_group

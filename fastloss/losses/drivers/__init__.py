@@ -1,0 +1,1 @@
+"""What the losses of a family share, from their arguments to the one kernel call."""
