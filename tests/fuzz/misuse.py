@@ -15,12 +15,13 @@ import pickle
 import random
 import re
 import resource
+import signal
 import struct
 import sys
 import time
 import warnings
 from collections import Counter
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -36,6 +37,7 @@ from . import runner
 
 SECONDS = 1.0  # of processor time, that a call may take
 TAKEN = 64 << 20  # bytes that a call may take
+LARGE = 1 << 31  # elements of an argument that may take longer
 LOOK = 100  # calls between two looks at memory
 GROWTH = 8 << 20  # bytes that all calls together may leave, after the first of them
 WARM = 20_000  # calls
@@ -248,13 +250,40 @@ def _processor_time(case: Case) -> float:
     return time.process_time() - start
 
 
+class _Late(BaseException):
+    pass
+
+
+def _late(*_: Any) -> None:
+    raise _Late
+
+
+@contextlib.contextmanager
+def _interrupted(given: dict[str, Any]) -> Iterator[None]:
+    """A call with an array without end may be right, and then take hours: it must hear a signal."""
+    if all(a.size < LARGE for value in given.values() for a in (value if isinstance(value, list | tuple) else [value])
+           if isinstance(a, np.ndarray)):  # fmt: skip
+        yield
+        return
+    before = signal.signal(signal.SIGALRM, _late)
+    signal.setitimer(signal.ITIMER_REAL, 2 * SECONDS)
+    try:
+        yield
+    finally:
+        signal.setitimer(signal.ITIMER_REAL, 0)
+        signal.signal(signal.SIGALRM, before)
+
+
 def judge(case: Case) -> tuple[str, str, str]:
     """How the call ended; and what is wrong about that, with details, or nothing."""
     function, given = _call(case)
     held = Held(function, given)
     start, error = time.perf_counter(), None
     try:
-        function(**given)
+        with _interrupted(given):
+            function(**given)
+    except _Late:
+        return "interrupted", "", ""
     except Exception as raised:
         error = raised
     end, detail = ("a result", "") if error is None else (type(error).__name__, repr(error)[:600])
