@@ -29,9 +29,9 @@ from typing import Any
 import hostile
 import ml_dtypes
 import numpy as np
-from fastloss._samplers import _Sampler
 
 import fastloss as fl
+from fastloss.samplers.samplers import _Sampler
 
 from . import runner
 
