@@ -11,7 +11,7 @@ import fastloss as fl
 from fastloss import _parallel
 from fastloss._core import threads as _threads
 
-CLEAN = {k: v for k, v in os.environ.items() if not k.startswith("OMP_")}
+CLEAN = {k: v for k, v in os.environ.items() if k == "OMP_TOOL_LIBRARIES" or not k.startswith("OMP_")}
 PRINT = "from fastloss._core import threads as _threads; print(_threads.resolve({}))"
 
 
