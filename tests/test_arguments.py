@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import ast
 import inspect
 import re
 from contextlib import suppress
+from pathlib import Path
 from typing import Any
 
 import hostile
@@ -227,3 +229,44 @@ def test_a_bfloat16_number_as_pos_weight() -> None:
     given = {"labels": np.ones((2, 3)), "logits": np.ones((2, 3))}
     weighted = fl.weighted_cross_entropy_with_logits
     assert (weighted(**given, pos_weight=ml_dtypes.bfloat16(2)) == weighted(**given, pos_weight=2)).all()
+
+
+PACKAGE = Path(fl.__file__).parent
+RAISES = {  # of no argument's fault: an attribute, and an instruction set, that there is not
+    "__init__.py": ["AttributeError"],
+    "_native/__init__.py": ["ImportError"],
+}
+
+
+def raises(source: str) -> list[str]:
+    """What a module raises, but for the errors that the checks make, where only a kernel can find the fault."""
+    found = []
+    for node in ast.walk(ast.parse(source)):
+        if isinstance(node, ast.Raise):
+            what = "again" if node.exc is None else ast.unparse(getattr(node.exc, "func", node.exc))
+            if not what.startswith("check.bad_"):
+                found.append(what)
+    return found
+
+
+def test_only_the_checks_raise() -> None:
+    """An argument is checked, and its error worded, in _core; the command line has errors of its own."""
+    assert raises("raise check.bad_label(1)\nraise ValueError(2)\nraise E from e\nraise") == [
+        "ValueError",
+        "E",
+        "again",
+    ]
+    files = [p for p in PACKAGE.rglob("*.py") if p.relative_to(PACKAGE).parts[0] not in ("_core", "_cli")]
+    assert len(files) > 10
+    found = {p.relative_to(PACKAGE).as_posix(): raises(p.read_text()) for p in files}
+    assert {name: what for name, what in found.items() if what} == RAISES
+
+
+def test_buffers_are_decided_in_one_place() -> None:
+    """Who else looks at what was handed over for a gradient, or at `out`, has rules of its own."""
+    words = re.compile(r"\.buffers\b|shares_memory|flags\.writeable")
+    for folder in ("losses", "samplers"):
+        for path in (PACKAGE / folder).rglob("*.py"):
+            allowed = {"no_buffers(wants.buffers", "NO_IDS.flags.writeable"}
+            lines = [line for line in path.read_text().splitlines() if not any(a in line for a in allowed)]
+            assert not [line for line in lines if words.search(line)], path

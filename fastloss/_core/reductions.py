@@ -107,7 +107,7 @@ class Reduction:
                 out = self.loss if self._out is None else self._out
                 reductions.multiply(self.loss, self._weight, out, self._threads)
                 self.loss = out
-            return outputs.returned(self.loss, self._out)
+            return self.loss if self.loss.ndim or self._out is not None else self.loss[()]
         total = reductions.weighted_sum(self.loss, self._weight, self._threads)
         if self._kind == "mean":
             total = total / self.total if self.total != 0 else 0.0

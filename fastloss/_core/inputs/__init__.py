@@ -108,6 +108,7 @@ from fastloss._core.inputs.tables import (
     table_shards,
 )
 from fastloss._core.inputs.values import (
+    KINDS,
     boolean,
     choice,
     figure,
@@ -124,6 +125,7 @@ from fastloss._core.inputs.values import (
 )
 
 __all__ = [
+    "KINDS",
     "ClassLabels",
     "across",
     "alias_weights",

@@ -124,7 +124,7 @@ def class_axis(name: str, a: Array, axis: int) -> int:
     """The axis of an array of logits that holds the classes, counted from the front."""
     if a.ndim == 0:
         raise ValueError(f"{name} must have an axis of classes, got a single number")
-    return axis_index(axis, a.ndim)
+    return a.ndim - 1 if type(axis) is int and axis == -1 else axis_index(axis, a.ndim)  # most calls: at once
 
 
 def axes(axis: Any, ndim: int) -> tuple[int, ...]:

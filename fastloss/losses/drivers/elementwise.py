@@ -83,7 +83,8 @@ def evaluate(
 ) -> Any:
     """The loss `what` of the main input (of that name) and its labels; gradients go where `wants` says."""
     q = None if pos_weight is None else check.numbers("pos_weight", pos_weight)
-    reduction = check.kind(reduction)
+    if type(reduction) is not str or reduction not in check.KINDS:
+        check.kind(reduction)
     plain = sample_weight is None and _is_plain(x, labels) and (q is None or q.ndim == 0)
     if plain and out is not None:
         simple = wants is None and reduction == "none" and out is not x

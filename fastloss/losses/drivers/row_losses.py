@@ -128,7 +128,8 @@ def row_loss(
         options["softcap"] = cap
     if heat != 1:
         options["temperature"] = heat
-    reduction = check.kind(reduction)
+    if type(reduction) is not str or reduction not in check.KINDS:
+        reduction = check.kind(reduction)
     ignore = check.ignored(ignore_index)
     full = labels if index else check.broadcast("labels", labels, logits.shape)
     x, y = check.raw(logits), check.raw(full)
@@ -164,10 +165,11 @@ def row_loss(
         options["ignore"] = ignore
 
     def run(grads: dict[str, Array], mean: float = 0.0) -> None:
-        for name, option in (("logits", "grad"), ("labels", "labels_grad")):
-            if name in grads:
-                options[option] = check.raw(grads[name])
-        bad = _kernels.losses(x, y, axis, index, rows.loss, threads, mean=mean, **options)
+        if "logits" in grads:
+            options["grad"] = check.raw(grads["logits"])
+        if "labels" in grads:
+            options.update(labels_grad=check.raw(grads["labels"]), mean=mean)
+        bad = _kernels.losses(x, y, axis, index, rows.loss, threads, **options)
         if bad >= 0:
             raise check.bad_label("labels", labels, bad, n_classes, ignore)
         if n_classes == 0:
