@@ -18,6 +18,6 @@ misuse     instead of all that: random wrong calls, which must be refused
 import sys
 from pathlib import Path
 
-_TESTS = str(Path(__file__).resolve().parents[1])
-if _TESTS not in sys.path:  # as a pytest run has it: the oracles lie there
-    sys.path.insert(0, _TESTS)
+_HELPERS = str(Path(__file__).resolve().parents[1] / "helpers")
+if _HELPERS not in sys.path:  # as a pytest run has it: the oracles lie there
+    sys.path.insert(0, _HELPERS)

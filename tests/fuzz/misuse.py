@@ -1,7 +1,7 @@
 """Random hostile calls, several arguments wrong at once: a result, or an error that names one of them.
 
-``python -m tests.fuzz --hostile --calls 100000``.  The calls and the values are those of tests/hostile.py; beside them
-values of other calls, arrays of any shape and dtype, the same array twice, and lists of all these.
+``python -m tests.fuzz --hostile --calls 100000``.  The calls and the values are those of tests/helpers/hostile.py;
+beside them values of other calls, arrays of any shape and dtype, the same array twice, and lists of all these.
 """
 
 from __future__ import annotations

@@ -2,7 +2,7 @@
  *
  * Every instruction set with fma evaluates the same expressions in the same order (the build pins contraction off), so
  * AVX2 and AVX-512 give the same bits. Without fma a product and a sum take its place: the last bit may differ.
- * Float functions end in f. Bounds below are measured maxima, in units in the last place (tests/test_vmath.py).
+ * Float functions end in f. Bounds below are measured maxima, in units in the last place (tests/kernels/test_vmath.py).
  */
 #ifndef FL_VMATH_H
 #define FL_VMATH_H

@@ -11,7 +11,7 @@ import pytest
 import fastloss as fl
 from fastloss._core import memory as _memory
 
-TESTS = Path(__file__).parent
+TESTS = Path(__file__).parents[1] / "helpers"
 linux = pytest.mark.skipif(not sys.platform.startswith("linux"), reason="reads /proc")
 
 
@@ -216,7 +216,7 @@ EVERYTHING = """
 import sys
 sys.path.insert(0, "TESTS")
 import numpy as np, fastloss as fl
-from losses import LOSSES
+from table import LOSSES
 
 rng = np.random.default_rng(0)
 small, large = [], []

@@ -1,4 +1,4 @@
-"""Properties that every loss must have, run over the table in losses.py."""
+"""Properties that every loss must have, run over the table in helpers/table.py."""
 
 from __future__ import annotations
 
@@ -8,8 +8,8 @@ import itertools
 import numpy as np
 import pytest
 import reference
-from losses import BFLOAT16, DTYPES, LOSSES
 from shared import same_bits
+from table import BFLOAT16, DTYPES, LOSSES
 
 import fastloss as fl
 

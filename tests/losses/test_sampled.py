@@ -5,7 +5,7 @@ from __future__ import annotations
 import golden
 import numpy as np
 import pytest
-from losses import BFLOAT16, DTYPES
+from table import BFLOAT16, DTYPES
 
 import fastloss as fl
 

@@ -19,7 +19,7 @@ import pytest
 
 import fastloss
 
-ROOT = Path(__file__).parents[1]
+ROOT = Path(__file__).parents[2]
 DOCUMENT = ROOT / "docs" / "adding-a-loss.md"
 BLOCK = re.compile(r"^```(?:cython|python)\n# (?P<file>\S+): (?P<where>.+)\n(?P<lines>(?:.*\n)*?)```$", re.MULTILINE)
 WHERE = re.compile(r'(?:at the end|(?P<how>after|before|instead of) "(?P<anchor>.+)")')
@@ -114,7 +114,7 @@ def run(tree: Path, *arguments: str) -> str:
 
 @pytest.mark.parametrize("name", EXAMPLES)
 def test_an_example_has_the_properties_of_all_losses(tree, name):
-    out = run(tree, "-m", "pytest", "-q", "tests/test_all_losses.py", "-k", name)
+    out = run(tree, "-m", "pytest", "-q", "tests/losses/test_all_losses.py", "-k", name)
     assert int(re.findall(r"(\d+) passed", out)[0]) >= 40, out
 
 
@@ -166,5 +166,5 @@ def test_values_gradients_and_errors_of_the_examples(tree):
 def test_the_examples_have_names_and_docstrings_as_others(tree):
     tests = ["test_public_names", "test_type_checkers_see_the_same_names", "test_losses_have_clean_signatures"]
     tests += [f"test_examples_in_docstrings[{name}]" for name in ("cauchy_loss", "generalised_cross_entropy")]
-    out = run(tree, "-m", "pytest", "-q", *(f"tests/test_import.py::{test}" for test in tests))
+    out = run(tree, "-m", "pytest", "-q", *(f"tests/house/test_import.py::{test}" for test in tests))
     assert "5 passed" in out

@@ -6,7 +6,7 @@ import mpmath
 import numpy as np
 import pytest
 import reference
-from losses import LOSSES
+from table import LOSSES
 from test_boosting import differences
 
 import fastloss as fl

@@ -16,7 +16,7 @@ from shared import same_bits
 
 import fastloss as fl
 
-ROOT = Path(__file__).resolve().parents[1]
+ROOT = Path(__file__).resolve().parents[2]
 SPARSE = "sparse_softmax_cross_entropy_with_logits"
 
 

@@ -8,7 +8,7 @@ import mpmath
 import numpy as np
 import pytest
 import reference
-from losses import LOSSES
+from table import LOSSES
 
 import fastloss as fl
 

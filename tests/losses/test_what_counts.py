@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
-from losses import DTYPES, LOSSES
 from mpmath import mp
+from table import DTYPES, LOSSES
 
 import fastloss as fl
 

@@ -16,7 +16,7 @@ from fuzz import misuse
 
 import fastloss as fl
 
-ROOT = Path(__file__).resolve().parents[1]
+ROOT = Path(__file__).resolve().parents[2]
 
 
 def test_a_campaign_finds_nothing() -> None:

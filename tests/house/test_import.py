@@ -71,7 +71,7 @@ def test_losses_have_clean_signatures():
 
 
 def test_examples_in_the_readme():
-    readme = pathlib.Path(__file__).parents[1] / "README.md"
+    readme = pathlib.Path(__file__).parents[2] / "README.md"
     failed, tried = doctest.testfile(str(readme), module_relative=False, optionflags=doctest.NORMALIZE_WHITESPACE)
     assert tried > 5
     assert failed == 0

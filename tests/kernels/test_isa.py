@@ -1,6 +1,6 @@
 """Every built instruction set in a process of its own: AVX2 and AVX-512 bit for bit, the baseline within rounding.
 
-As a program, `python tests/test_isa.py [FILE]`, it prints a digest of every result.
+As a program, `python tests/kernels/test_isa.py [FILE]`, it prints a digest of every result.
 What the results begin with is kept in FILE.
 """
 
@@ -12,8 +12,8 @@ import sys
 
 import numpy as np
 import pytest
-from losses import BFLOAT16, DTYPES, LOSSES
 from shared import python
+from table import BFLOAT16, DTYPES, LOSSES
 
 import fastloss as fl
 from fastloss import _native

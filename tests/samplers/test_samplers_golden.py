@@ -9,7 +9,7 @@ import pytest
 
 import fastloss as fl
 
-GOLDEN = Path(__file__).parent / "golden" / "candidate_samplers.json.gz"
+GOLDEN = Path(__file__).parents[1] / "golden" / "candidate_samplers.json.gz"
 CASES = json.loads(gzip.decompress(GOLDEN.read_bytes()))["cases"]
 SAMPLERS = {
     "uniform": fl.UniformSampler,
