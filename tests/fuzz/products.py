@@ -144,6 +144,9 @@ class _Layer:
         self.x, self.w = wide(a["inputs"]).reshape(math.prod(shape[:-1]), shape[-1]), wide(a["weights"])
         self.dtype = max(loss_dtype(a["inputs"].dtype), loss_dtype(a["weights"].dtype), key=lambda t: t.itemsize)
         b = wide(a.get("biases", np.zeros(len(self.w))))
+        # rows of which a logit, or a sum on the way to it, may not fit in the dtype
+        size = np.abs(self.x) @ np.abs(self.w).T + np.where(np.isfinite(b), np.abs(b), 0)
+        self.large = (size >= 0.999 * np.finfo(self.dtype).max).any(-1)
         e = eps(self.dtype)
         raw, error = product(self.x, self.w, 0, 0, self.dtype)
         if is_exact(self.x, self.w):
@@ -237,7 +240,7 @@ def expect_linear(call: Call, got: dict[str, Any]) -> dict[str, Expect]:
     known = counts
     counts = counts & ((t != 0).any(-1) | (left != 0) | (zeta * row_weight != 0))  # else it is 0, whatever it holds
     loss = np.where(counts, np.where(ill, np.nan, loss), 0)
-    free = (f.lse[:, 0] == np.inf) | alone
+    free = (f.lse[:, 0] == np.inf) | alone | f.large
     tail = Tail(call, shape, row_weight.reshape(shape) if weighted or "ignore_index" in a else 1.0)
     found = {"value": tail.value(loss.reshape(shape), error.reshape(shape), dtype, free.reshape(shape))}
     if a.get("return_stats"):
@@ -277,7 +280,7 @@ def expect_linear(call: Call, got: dict[str, Any]) -> dict[str, Expect]:
 
 def _stats(call: Call, f: _Layer, counts: Any, got: dict[str, Any]) -> dict[str, Expect]:
     shape, e = call.arguments["inputs"].shape[:-1], eps(f.dtype)
-    free = (np.isnan(f.less).any(-1) | (f.less == np.inf).all(-1)).reshape(shape)
+    free = (np.isnan(f.less).any(-1) | (f.less == np.inf).all(-1) | f.large).reshape(shape)
     lse = f.lse[:, 0]
     some = np.where(f.p > 0, f.less, 0)
     entropy = (f.p * some).sum(-1)
@@ -360,6 +363,8 @@ def expect_partials(call: Call, got: dict[str, Any]) -> dict[str, Expect]:
     bound = error + 4 * unit(loss, f.dtype)
     return {
         "value": Expect(
-            np.where(ill, np.nan, loss).reshape(shape), bound.reshape(shape), (f.z == -np.inf).all(-1).reshape(shape)
+            np.where(ill, np.nan, loss).reshape(shape),
+            bound.reshape(shape),
+            ((f.z == -np.inf).all(-1) | f.large).reshape(shape),
         )
     }
