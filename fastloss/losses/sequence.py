@@ -418,12 +418,16 @@ def packed_sequence_loss(
         if how == _kernels.PERPLEXITY:  # its gradient has its value as a factor, which comes first
             _cross_entropies(x, marked, losses, None, None, n_threads)
         _kernels.packed(w, losses, ends, how, value, denominator)
-        large = value > LARGE
+        large = (value > LARGE) & (how == _kernels.PERPLEXITY)
         _kernels.packed_scales(w, denominator, np.where(large, 1, value), cotangent, ends, how, scale)
-    _cross_entropies(x, marked, losses, grad, scale, n_threads)
+    # half types are rounded once, after the factor
+    into = _memory.empty(grad.shape, dtype) if grad is not None and grad.dtype != dtype and large.any() else grad
+    _cross_entropies(x, marked, losses, into, scale, n_threads)
     _kernels.packed(w, losses, ends, how, value, denominator)
-    for b in np.flatnonzero(large & (how == _kernels.PERPLEXITY)) if grad is not None else ():
-        assert grad is not None
-        _multiply(grad[ends[b] : ends[b + 1]], value[b])
+    if grad is not None and into is not None:
+        for b in np.flatnonzero(large):
+            _multiply(into[ends[b] : ends[b + 1]], value[b])
+        if into is not grad:
+            outputs.narrow(grad, into)
     outputs.narrow(result, value)
     return result

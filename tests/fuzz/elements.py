@@ -276,7 +276,10 @@ def expect(call: Call, got: dict[str, Any]) -> dict[str, Expect]:
         found[f"grad {name}"] = sum_back(e, own.shape, own.dtype)
     if call.hessian is not None:
         bend, error, free = total(terms.xx, 8)
-        found["hess"] = tail.grad(bend, error * terms.bend, x.dtype, dtype, tail.scale, free | terms.kink)
+        error = error * terms.bend
+        if "gamma" in law.options:  # probabilities rounded to denormal numbers are multiplied by logarithms
+            error = error + 4 * (1 + np.where(np.isfinite(wide(x)), np.abs(wide(x)), 0)) * unit(0, dtype)
+        found["hess"] = tail.grad(bend, error, x.dtype, dtype, tail.scale, free | terms.kink)
     return found
 
 

@@ -225,6 +225,7 @@ class _Rows:
         self.curvature_size = times(p * p, _but_own(second_size)) + times(q * q, second_size)
         self.curvature_size = self.curvature_size + p * q * first_size.sum(-1, keepdims=True)
         self.nothing, self.most = (t == 0).all(-1), size.max(-1, initial=0)
+        self.factor = np.zeros(1)  # what may multiply a probability after it was rounded
         self.to_labels, self.to_labels_size = (1 - smoothing) * w * self.value, (1 - smoothing) * w * self.value_size
         self.denominator_slope = w + 0 * z
 
@@ -237,7 +238,8 @@ class _Rows:
         self.nothing = self.nothing & (weight == 0)
         lse, size, weight = lse[..., None], size[..., None], weight[..., None]
         p, q = self.p, self.others
-        self.grad, self.grad_size = self.grad + 2 * weight * lse * p, self.grad_size + 2 * np.abs(weight) * size * p
+        self.factor = 2 * np.abs(weight) * size
+        self.grad, self.grad_size = self.grad + 2 * weight * lse * p, self.grad_size + self.factor * p
         self.curvature = self.curvature + 2 * weight * (p * p + lse * p * q)
         self.curvature_size = self.curvature_size + 2 * np.abs(weight) * (p * p + size * p * q)
         if weighted:
@@ -270,7 +272,9 @@ def expect(call: Call, got: dict[str, Any]) -> dict[str, Expect]:
     back = lambda e: Expect(*(np.moveaxis(np.broadcast_to(v, rows.grad.shape), -1, rows.axis)  # noqa: E731
                               for v in (e.want, e.bound, e.free)))  # fmt: skip
     ulp = (6 if call.function in (FOCAL, POLY1) else 4) * (rows.growth[..., None] + 4 * rows.steep)
-    found["grad logits"] = back(tail.grad(rows.grad, ulp * unit(rows.grad_size, dtype), logits, dtype, scale, free))
+    step = wide(np.finfo(np.float64 if dtype == np.float64 else np.float32).smallest_subnormal)
+    error = ulp * unit(rows.grad_size, dtype) + rows.factor * step
+    found["grad logits"] = back(tail.grad(rows.grad, error, logits, dtype, scale, free))
     if call.hessian is not None:
         want, size = np.where(rows.on[..., None], rows.curvature, 0), rows.curvature_size
         if call.hessian == "residual":
@@ -279,7 +283,7 @@ def expect(call: Call, got: dict[str, Any]) -> dict[str, Expect]:
             want, size = 2 * want, 2 * size
         # probabilities rounded to denormal numbers, which the focal loss multiplies by logarithms and gamma
         times = 64 + rows.growth * np.where(np.isfinite(rows.less), rows.less, 0).max(-1, initial=0) * rows.most
-        least = times[..., None] * wide(np.finfo(np.float64 if dtype == np.float64 else np.float32).smallest_subnormal)
+        least = (times[..., None] + 2 * rows.factor) * step
         hess = tail.grad(want, 2 * ulp * unit(size, dtype) + least, logits, dtype, scale, free)  # of factors
         hess.want = np.abs(hess.want) if call.hessian == "residual" else hess.want
         found["hess"] = back(hess)

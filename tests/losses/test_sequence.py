@@ -429,3 +429,16 @@ def test_sums_of_many_equal_terms_do_not_drift(over):
     options = {"average_across_timesteps": over == "time", "average_across_batch": over == "batch"}
     x, y, w = logits.reshape(*shape, c), targets.reshape(shape), weights.reshape(shape)
     np.testing.assert_allclose(fl.sequence_loss(x, y, w, **options), np.log(c), rtol=5e-16)
+
+
+@pytest.mark.parametrize("half", [np.float16, ml_dtypes.bfloat16])
+def test_the_gradient_of_a_large_perplexity_is_rounded_once(half):
+    x = np.random.default_rng(0).normal(0, 60, (10, 8)).astype(half)
+    f = fl.value_and_grad(fl.packed_sequence_loss)
+    given = {"targets": np.arange(10) % 8, "offsets": [0, 6, 10], "reduction": "perplexity"}
+    value, grad = f(logits=x, **given)
+    value32, grad32 = f(logits=x.astype(np.float32), **given)
+    assert value.max() > 1e20
+    np.testing.assert_array_equal(value, value32)
+    with np.errstate(over="ignore"):
+        assert same_bits(grad, grad32.astype(half))
