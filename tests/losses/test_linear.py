@@ -682,3 +682,13 @@ def test_entropy_of_logits_far_from_0():
         less, p, _ = reference.logsumexp_less(x)
         want = np.where(p > 0, p * less, 0).sum(-1)
         np.testing.assert_allclose(stats.entropy, want.astype(float), rtol=1e-15)
+
+
+def test_smoothing_over_many_classes_does_not_drift():
+    rng = np.random.default_rng(3)
+    w = rng.integers(-2, 3, (20_001, 1)).astype(float)
+    x = np.ones((3, 1))
+    value = fl.linear_cross_entropy(inputs=x, weights=w, labels=[0, 56, 20_000], label_smoothing=1.0)
+    z = reference.wide(w[:, 0])
+    want = np.log(np.exp(z).sum()) - z.sum() / len(z)
+    np.testing.assert_allclose(reference.wide(value), want, rtol=4 * 2.0**-53)

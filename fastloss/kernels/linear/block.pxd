@@ -17,7 +17,7 @@ from fastloss.kernels.math.vmath cimport (
 from fastloss.kernels.matmul.product cimport (
     FL_CHUNK, FL_PITCH, FL_TILE, LANES, Target, lanes_of, least, parts_of, tile_columns, tile_lanes, tile_rows,
 )
-from fastloss.kernels.row_sums.lane_sums cimport sum_rest
+from fastloss.kernels.row_sums.lane_sums cimport add_block, sum_rest
 
 # ------------------------------------------------------------------ logits and their sums
 
@@ -129,7 +129,7 @@ cdef inline void references(const LinearCall* call, Py_ssize_t g, const real* to
                 of.rest[j] *= f
                 of.entropy_sum[j] = of.entropy_sum[j]*f + of.sum[j]*(<double>top[j] - old)
             if call.smooth != NULL and old > <double>(-INFINITY):
-                of.smooth_dot[j] += of.smoothed[j]*(0.5*<double>top[j] - 0.5*old)
+                add_block(&of.smooth_dot[j], &of.smooth_rest[j], of.smoothed[j]*(0.5*<double>top[j] - 0.5*old))
             m[j] = top[j]
             of.top[j] = m[j]
             of.argmax[j] = call.first + call.class_start + <Py_ssize_t>arg[j]
@@ -151,23 +151,28 @@ cdef inline void take_labels(const LinearCall* call, Py_ssize_t g, real* z) noex
 cdef inline void smooth_dots(const LinearCall* call, Py_ssize_t g, const real* z, const real* m) noexcept nogil:
     """Adds to smooth_dot and smoothed, where smoothing is not 0: large logits that differ little keep their digits."""
     cdef double sum[LANES]
+    cdef double rest[LANES]
     cdef double top[LANES]
     cdef Py_ssize_t lanes = lanes_of(z[0]), j
     cdef Py_ssize_t c
-    cdef double u, share = 0
+    cdef double u, v, t, share = 0, share_rest = 0
     cdef RowSums of = sums_of(call, g, z[0])
     for j in range(lanes):
-        sum[j] = 0
+        sum[j] = rest[j] = 0
         top[j] = 0.5*<double>m[j] if m[j] > <real>(-INFINITY) else 0.0
     for c in range(call.n_classes):
         u = call.smooth[call.first + call.class_start + c]
-        share += u
+        add_block(&share, &share_rest, u)
         if u != 0:
             for j in range(lanes):
-                sum[j] += u*(top[j] - 0.5*<double>z[c*lanes + j])
+                v = u*(top[j] - 0.5*<double>z[c*lanes + j])
+                t = sum[j] + v
+                rest[j] += sum_rest(sum[j], v, t)
+                sum[j] = t
     for j in range(lanes):
-        of.smooth_dot[j] += sum[j]
-        of.smoothed[j] += share
+        add_block(&of.smooth_dot[j], &of.smooth_rest[j], sum[j])
+        of.smooth_rest[j] += rest[j]
+        of.smoothed[j] += share + share_rest
 
 
 cdef inline void sums(const LinearCall* call, Py_ssize_t g, real dummy) noexcept nogil:

@@ -14,7 +14,7 @@ cdef enum:
     SHARE = 96              # classes of a task of the table's gradient
     PANELS = 8              # and panels of columns
     ROWS = 128              # rows of the batch whose products are one chain: block sizes are multiples of it
-    ROW_SUMS = 9            # pointers of RowSums
+    ROW_SUMS = 10           # pointers of RowSums
 
 cdef struct RowSums:        # each of them [groups*LANES], a number for every row of the block
     double* top             # largest logit so far, of the other classes where `exact_others`: the reference of all sums
@@ -22,6 +22,7 @@ cdef struct RowSums:        # each of them [groups*LANES], a number for every ro
     double* rest
     double* entropy_sum     # sum of exp times (top - logit)
     double* smooth_dot      # sum of smoothing times half of (top - logit): the whole could overflow
+    double* smooth_rest     # what that has rounded off
     double* smoothed        # sum of smoothing so far
     double* argmax
     double* slope           # what multiplies exp in the gradient
@@ -76,6 +77,7 @@ cdef inline RowSums sums_of(const LinearCall* call, Py_ssize_t g, real dummy) no
     s.rest += start
     s.entropy_sum += start
     s.smooth_dot += start
+    s.smooth_rest += start
     s.smoothed += start
     s.argmax += start
     s.slope += start

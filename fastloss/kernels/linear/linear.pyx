@@ -14,6 +14,7 @@ from fastloss.kernels.linear.partials cimport Partial, loss_of, merge_into, part
 from fastloss.kernels.linear.tasks cimport PACK_INPUTS, UNPACK_INPUTS, run_backward, run_forward, run_tasks
 from fastloss.kernels.math.vmath cimport FL_LN2, bias_of, fl_exp_label, fl_log, fl_log1p, power_of, real, shift_of
 from fastloss.kernels.matmul.product cimport FL_CHUNK, FL_PITCH, FL_TILE, SERIAL, lanes_of, parts_of
+from fastloss.kernels.row_sums.lane_sums cimport settled
 from fastloss.kernels.row_sums.row_sums cimport Terms, log_ratios
 
 cdef enum:
@@ -139,7 +140,7 @@ cdef void finish_row(const Ends* at, Py_ssize_t i, real dummy) noexcept nogil:
             loss += t[q]*(z[best] - z[q])
     if at.smooth_sum != 0:
         v = fl_log1p((rest + each + e)/top) if top != 0 else ratio          # log-sum-exp less the largest logit
-        loss += at.smooth_sum*v + 2*sums.smooth_dot[i]
+        loss += at.smooth_sum*v + 2*settled(sums.smooth_dot[i], sums.smooth_rest[i])
     if other != 0:
         if others > 1e-280:                         # else its digits are lost below the largest logit
             loss += other*fl_log1p((each + e)/others)
@@ -207,10 +208,11 @@ cdef inline RowSums no_sums(double[:, ::1] numbers):
     s.rest = &numbers[2, 0]
     s.entropy_sum = &numbers[3, 0]
     s.smooth_dot = &numbers[4, 0]
-    s.smoothed = &numbers[5, 0]
-    s.argmax = &numbers[6, 0]
-    s.slope = &numbers[7, 0]
-    s.scale = &numbers[8, 0]
+    s.smooth_rest = &numbers[5, 0]
+    s.smoothed = &numbers[6, 0]
+    s.argmax = &numbers[7, 0]
+    s.slope = &numbers[8, 0]
+    s.scale = &numbers[9, 0]
     return s
 
 
