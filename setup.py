@@ -74,8 +74,9 @@ DIRECTIVES = {
 UTILITY = "fastloss._cython_utility"  # what Cython needs for typed memoryviews: once, not in every kernel
 
 
-# One wheel for every CPython from 3.11 on, but for those without a global lock, whose objects differ.
-ABI3 = sys.implementation.name == "cpython" and not sysconfig.get_config_var("Py_GIL_DISABLED")
+# With FASTLOSS_BUILD_ABI3=1 one wheel serves every CPython from 3.11 on, but for those without a global lock, whose
+# objects differ. It is slower to take tuples and lists apart: small samples take 2.3 us instead of 1.8.
+ABI3 = os.environ.get("FASTLOSS_BUILD_ABI3") == "1" and not sysconfig.get_config_var("Py_GIL_DISABLED")
 LIMITED = {"define_macros": [("Py_LIMITED_API", "0x030B0000")], "py_limited_api": True} if ABI3 else {}
 
 
