@@ -19,7 +19,7 @@ import fastloss as fl
 from fastloss import _native
 
 FLOATS = [np.dtype(t) for t in (np.float16, np.float32, np.float64)]
-RTOL = {np.dtype(np.float16): 2e-3, BFLOAT16: 1.6e-2, np.dtype(np.float32): 4e-6, np.dtype(np.float64): 4e-15}
+RTOL = {np.dtype(np.float16): 2e-3, BFLOAT16: 1.6e-2, np.dtype(np.float32): 2e-6, np.dtype(np.float64): 4e-15}
 
 
 def the_table():
@@ -153,6 +153,8 @@ def test_an_instruction_set_agrees_with_the_baseline(isa, run):
     for name in want:
         group, call, *_, dtype = name.split("|")
         rtol = RTOL.get(BFLOAT16 if dtype == "bfloat16" else np.dtype(dtype), 0)
+        if group == "products" and dtype == "float32":
+            rtol *= 2  # long chains of products, which the baseline does not fuse
         coarsest[group, call] = max(rtol, coarsest.get((group, call), 0))
     for name, b in want.items():
         if b.dtype.kind in "iub":

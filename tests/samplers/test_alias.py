@@ -18,7 +18,7 @@ from fastloss._native import samplers as kernels
 
 def buckets(table):
     """Threshold, a 64-bit integer, and other id of each bucket."""
-    n, words = len(table), table._law[2]
+    n, words = len(table), table._law.table
     entries = words[:n].view(np.uint64)
     low = words[n:].view(np.uint32)[:n]
     thresholds = [int(e & np.uint64(0xFFFFFFFF)) << 32 | int(x) for e, x in zip(entries, low, strict=True)]
